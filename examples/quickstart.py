@@ -1,0 +1,26 @@
+"""Counts a week of real earthquakes by region: karafka-lite run examples/quickstart.py (after: python examples/feed.py).
+
+Data: earthquakes.jsonl, 1,707 events of February 2018. Credit: U.S. Geological Survey.
+"""
+
+from collections import Counter
+
+from karafka_lite import App
+
+app = App("earthquake-counter")
+
+
+@app.topic("earthquakes", manual_offsets=True)
+def count(batch, ctx):
+    regions = ctx.state.setdefault("regions", Counter())
+    for message in batch:
+        regions[message.payload["region"]] += 1
+        if not ctx.mark_as_consumed(message):  # the partition is no longer ours: its new owner goes on
+            return
+    print(f"{regions.total()} earthquakes so far, most of them in {regions.most_common(1)[0][0]}", flush=True)
+
+
+@app.on_shutdown(count)
+def report(ctx):
+    for region, earthquakes in ctx.state["regions"].most_common(10):
+        print(f"{earthquakes:6} {region}")

@@ -1,0 +1,160 @@
+"""App: what a user's module begins with."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from typing_extensions import Unpack
+
+from karafka_lite.errors import ConfigurationError
+from karafka_lite.member import Exit
+from karafka_lite.routing import Config, Router, Settings, resolve_bootstrap_servers
+from karafka_lite.runner import Runner
+
+log = logging.getLogger("karafka_lite")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class App(Router):
+    """The consumers of one process, as decorated functions. The decorators are Router's.
+
+    Args:
+        group_id: consumer group of the app's topics, unless a topic names another.
+        bootstrap_servers: ``"host:port,…"`` or a list. ``--broker`` of the command line wins over the environment's
+            ``KARAFKA_LITE_BOOTSTRAP_SERVERS``, which wins over this.
+        concurrency: worker threads, shared by all groups. Partitions run side by side, none beside itself.
+        auto_commit_interval_ms: how often what is stored is committed.
+        drain_timeout_ms: how long running handlers may take when the app stops or a partition is taken away; must be
+            below ``max_poll_interval_ms``.
+        settings: any KafkaConsumer setting of kafka-python under its own name. Other defaults than kafka-python's:
+            ``auto_offset_reset="earliest"``, ``allow_auto_create_topics=False``.
+
+    Raises:
+        ConfigurationError: something in here cannot work. The network is not touched before ``run`` or ``start``.
+
+    Example::
+
+        app = App("event-store", bootstrap_servers="localhost:9092")
+
+        @app.topic("user_events", manual_offsets=True)
+        def store(batch, ctx):
+            for message in batch:
+                save(message.payload)
+                if not ctx.mark_as_consumed(message):
+                    return
+    """
+
+    def __init__(
+        self,
+        group_id: str,
+        *,
+        bootstrap_servers: str | Sequence[str] = "localhost:9092",
+        concurrency: int = 5,
+        auto_commit_interval_ms: int = 5000,
+        drain_timeout_ms: int = 60_000,
+        **settings: Unpack[Settings],
+    ) -> None:
+        super().__init__(group_id)
+        self.config = Config.validated(
+            group_id,
+            bootstrap_servers=bootstrap_servers,
+            concurrency=concurrency,
+            auto_commit_interval_ms=auto_commit_interval_ms,
+            drain_timeout_ms=drain_timeout_ms,
+            settings=dict(settings),
+        )
+        self._broker_option: str | None = None
+        self._runner: Runner | None = None
+
+    # -- running
+
+    def run(self) -> int:
+        """Run until SIGINT, SIGTERM or ``stop``; what ``karafka-lite run module:app`` does. For the main thread.
+
+        Returns:
+            0 clean; 1 a critical exception in a handler, or a setting that the client refused; 2 a handler did not
+            return, or an offset could not be committed, within ``drain_timeout_ms``; 3 no broker could be reached
+            within ``bootstrap_timeout_ms``. A second signal ends the process at once with 2.
+
+        Raises:
+            ConfigurationError: no topic is registered, it runs already, or this is not the main thread.
+        """
+        if not logging.getLogger().handlers:
+            logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        runner = self._new_runner()
+        with _signals(runner):
+            self._runner = runner
+            runner.start()
+            return runner.serve().value
+
+    def start(self) -> None:
+        """Run in threads of their own and return as soon as every group has reached a broker. No signal handlers.
+
+        Raises:
+            BrokerUnavailableError: none could be reached within ``bootstrap_timeout_ms``.
+            ConfigurationError: no topic is registered, it runs already, or the client refused a setting.
+        """
+        self._runner = self._new_runner()
+        self._runner.start_aside()
+
+    def stop(self) -> bool:
+        """Stop as SIGTERM does, and wait for it: handlers end, ``on_shutdown`` hooks run, offsets are committed.
+
+        Returns:
+            True: everything ended inside ``drain_timeout_ms``, or nothing ran. False: stuck handlers were left behind
+            (named in the log). Called from a handler or a hook it only asks for the stop and returns True at once.
+        """
+        return self._runner is None or self._runner.stop() is not Exit.FORCED
+
+    # -- what the command line asks
+
+    def brokers(self) -> list[str]:
+        """The bootstrap servers that count now; raises ConfigurationError where they are not ``host[:port]``."""
+        return resolve_bootstrap_servers(self._broker_option, os.environ, self.config.bootstrap_servers)
+
+    def override(self, *, bootstrap_servers: str | None = None, concurrency: int | None = None) -> None:
+        """What the command line says wins; None leaves it. Raises ConfigurationError."""
+        if bootstrap_servers is not None:
+            self._broker_option = bootstrap_servers
+            self.brokers()
+        if concurrency is not None:
+            self.config = Config.validated(**{**vars(self.config), "concurrency": concurrency})
+
+    def _new_runner(self) -> Runner:
+        if not self.groups:
+            raise ConfigurationError('no topic is registered: decorate a function with @app.topic("name")')
+        if self._runner is not None and not self._runner.ended:
+            raise ConfigurationError("this app runs already; stop() it first")
+        leftovers = self._runner.leftovers() if self._runner else {}
+        return Runner(self.config, self.brokers(), self.groups, leftovers)
+
+
+@contextmanager
+def _signals(runner: Runner) -> Iterator[None]:
+    """The first signal asks for the stop, the second one ends the process; the old handlers come back behind it."""
+    seen = 0
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 1:
+            runner.ask_to_stop()
+            return
+        os.write(2, b"karafka-lite: stopped by a second signal; what was not committed will come again\n")
+        os._exit(Exit.FORCED.value)
+
+    try:
+        before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    except ValueError:
+        raise ConfigurationError("app.run() is for the main thread; in another one use app.start()") from None
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

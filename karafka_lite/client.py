@@ -1,0 +1,381 @@
+"""One consumer-group member: the only file that touches kafka-python's consumer.
+
+Threads: ``commit`` belongs to the committer; ``lost``, ``join_anew`` and ``wake_rebalance`` may be called from anywhere
+and never block; all else is the poller's. The rebalance listener runs on kafka-python's own IO thread, inside ``poll``
+or ``close``.
+
+Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in tests/kafka/test_cures.py:
+
+    consumer._subscription.assign_from_subscribed([])   eager assignors keep the positions of what was revoked
+    consumer._fetcher._next_partition_records           a pause amid a fetched chunk blocks the partition for good
+    consumer._fetcher.PartitionRecords                  after a corrupt batch ``poll`` never returns
+    consumer._cluster.config                            allow_auto_create_topics is not passed on: always True
+    consumer._cluster.add_topic                         asks for a topic by name (and so creates it, where allowed)
+    consumer._coordinator._generation                   a lost membership shows here before ``poll`` notices
+    consumer._coordinator.heartbeat                     when the last heartbeat was answered
+    consumer._coordinator.request_rejoin                after a loss that we found out the member must join again
+    consumer._coordinator.fetch_committed_offsets       all partitions in one request (the public call takes one)
+    consumer._net                                       a notifier that the listener can await
+    consumer._client                                    a constructor that raises leaves its IO thread behind
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import kafka.errors
+from kafka import KafkaConsumer, OffsetAndMetadata
+from kafka import TopicPartition as Place
+from kafka.consumer.fetcher import Fetcher
+from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
+from kafka.net.wakeup_notifier import WakeupNotifier
+from kafka.structs import MemberState
+
+from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, FetchError, KarafkaLiteError
+from karafka_lite.group import PollPlan
+from karafka_lite.messages import Record, TopicPartition, at
+
+log = logging.getLogger("karafka_lite")
+kafka_log = logging.getLogger("karafka_lite.kafka")
+
+JOINING_POLL_MS = 1000  # a join that ends between two polls is thrown away by the client: hardly ever be between two
+PAUSED_POLL_MS = 20  # there is no wakeup(): how late a partition may be resumed
+IDLE_POLL_MS = 200
+REQUEST_MS = 5000  # bound of one blocking request; what failed is asked again
+CLOSE_MS = 5000
+SAY_AGAIN_S = 30.0
+NO_GENERATION = -1
+
+FORCED: dict[str, Any] = {"enable_auto_commit": False, "metrics_enabled": False}
+DEFAULTS: dict[str, Any] = {
+    "client_id": "karafka-lite",
+    "auto_offset_reset": "earliest",
+    "allow_auto_create_topics": False,
+}
+
+
+class Fetched(NamedTuple):
+    """Records of one partition from one poll; ``end_offset`` is where the partition ended then."""
+
+    place: TopicPartition
+    records: Sequence[Record]
+    end_offset: int | None
+
+
+class Start(NamedTuple):
+    """Where a new ownership begins, and why: ``committed``, ``earliest`` or ``latest``."""
+
+    offset: int
+    reason: str
+
+
+class Rebalance(Protocol):
+    """What the client tells its owner; called on the IO thread: must neither block nor raise."""
+
+    def on_assigned(self, places: Collection[TopicPartition]) -> None: ...
+    def on_revoke(self, places: Collection[TopicPartition]) -> Callable[[], float | None]:
+        """Returns a question: seconds to wait before it is asked again, or None when ``places`` may be given away."""
+
+    def on_lost(self) -> None: ...
+
+
+class PollError(KarafkaLiteError):
+    """A poll failed in a way that the next one may not."""
+
+
+class Client:
+    """A KafkaConsumer with its traps taken care of.
+
+    Raises this package's errors only. Anything else means that kafka-python itself is broken (its IO thread has died,
+    say): ``close`` and ``connect`` make a new one.
+    """
+
+    def __init__(
+        self, group_id: str, bootstrap_servers: Sequence[str], settings: Mapping[str, Any], rebalance: Rebalance
+    ) -> None:
+        self.group_id = group_id
+        self.bootstrap_servers = list(bootstrap_servers)
+        self.settings = {**DEFAULTS, **settings, **FORCED}
+        self._rebalance = rebalance
+        self._consumer: Any = None
+        self._notifier: Any = None
+        self._joined_at = float("-inf")
+
+    @property
+    def reset(self) -> str:
+        """Where a partition without a commit begins."""
+        return str(self.settings["auto_offset_reset"])
+
+    # -- the poller's
+
+    def connect(self) -> None:
+        """Reach a broker. Blocks for up to ``bootstrap_timeout_ms``.
+
+        Raises:
+            BrokerUnavailableError: none answered.
+            ConfigurationError: a setting that kafka-python refuses.
+        """
+        last_words = _quiet_kafka_loggers()
+        try:
+            consumer = _new_consumer(
+                bootstrap_servers=self.bootstrap_servers, group_id=self.group_id, **self.settings
+            )
+        except kafka.errors.KafkaConnectionError as error:
+            raise BrokerUnavailableError(self._unreachable(str(error))) from error
+        except kafka.errors.KafkaTimeoutError as error:
+            raise BrokerUnavailableError(self._unreachable(last_words.text or str(error))) from error
+        except (kafka.errors.KafkaError, AssertionError, OSError, TypeError, ValueError) as error:
+            raise ConfigurationError(f"kafka-python refuses the settings of group {self.group_id}: {error}") from error
+        consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]
+        consumer._fetcher.PartitionRecords = _ReadableRecords
+        self._notifier = WakeupNotifier(consumer._net)
+        self._consumer = consumer
+
+    def missing_topics(self, topics: Collection[str]) -> set[str]:
+        """Those of ``topics`` that do not exist, or that we may not see. Raises PollError."""
+        try:
+            if self.settings["allow_auto_create_topics"]:
+                for topic in topics:
+                    self._consumer._cluster.add_topic(topic)
+            return set(topics) - set(self._consumer.topics())
+        except kafka.errors.KafkaError as error:
+            raise PollError(str(error)) from error
+
+    def subscribe(self, topics: Collection[str]) -> None:
+        """Join the group with the next poll. ``topics`` exist: one that does not may leave the member idle for good."""
+        self._consumer.subscribe(sorted(topics), listener=_Listener(self, self._consumer, self._rebalance))
+        self.missing_topics(topics)  # else the first metadata that know of the subscription come after the join: twice
+
+    def starts(self, places: Collection[TopicPartition]) -> dict[TopicPartition, Start]:
+        """Where ``places`` begin; without those of which the cluster cannot say it now. Raises as ``poll`` does."""
+        wanted = [Place(*place) for place in places]
+        starts: dict[TopicPartition, Start] = {}
+        try:
+            committed = self._consumer._coordinator.fetch_committed_offsets(wanted, timeout_ms=REQUEST_MS)
+            starts.update({tuple(place): Start(offset.offset, "committed") for place, offset in committed.items()})
+            if missing := [place for place in wanted if place not in committed]:
+                if self.reset == "none":
+                    raise ConfigurationError(self._no_start(", ".join(at(*place) for place in missing)))
+                ask = self._consumer.end_offsets if self.reset == "latest" else self._consumer.beginning_offsets
+                offsets = ask(missing, timeout_ms=REQUEST_MS)
+                starts.update({tuple(place): Start(offset, self.reset) for place, offset in offsets.items()})
+        except kafka.errors.KafkaError as error:
+            log.debug("group %s: not all starting offsets are known yet: %s", self.group_id, error)
+        return starts
+
+    def apply(self, plan: PollPlan) -> None:
+        """Carry out what the group wants before the next poll; a partition that has just gone is left alone."""
+        if plan.join_anew:
+            self.join_anew()
+        actions: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
+            *((self._consumer.seek, (Place(*place), offset)) for place, offset in plan.seeks.items()),
+            *((self._consumer.pause, (Place(*place),)) for place in plan.pause),
+            *((self._consumer.resume, (Place(*place),)) for place in plan.resume),
+        ]
+        for action, arguments in actions:
+            try:
+                action(*arguments)
+            except (KeyError, AssertionError, kafka.errors.IllegalStateError):
+                log.debug("group %s: %s%s came too late", self.group_id, action.__name__, arguments)
+
+    def poll(self, *, paused: bool) -> Iterator[Fetched]:
+        """Wait for records. Rebalances happen in here.
+
+        Raises:
+            FetchError: what one partition holds next cannot be read.
+            ConfigurationError: a partition has no committed offset, or none that still exists, and
+                ``auto_offset_reset="none"`` forbids to choose another one.
+            PollError: whatever else kafka-python has to say; the next poll may work.
+        """
+        fetcher = self._consumer._fetcher
+        if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
+            fetcher._next_partition_records = None
+        try:
+            polled = self._consumer.poll(self._poll_timeout_ms(paused))
+        except (kafka.errors.NoOffsetForPartitionError, kafka.errors.OffsetOutOfRangeError) as error:
+            raise ConfigurationError(self._no_start(str(error))) from error
+        except kafka.errors.KafkaError as error:
+            raise PollError(str(error)) from error
+        for place, records in polled.items():
+            yield Fetched(tuple(place), records, self._end_offset(place))
+
+    def close(self) -> None:
+        """Leave the group at once; calls the listener for what is still assigned."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is None:
+            return
+        try:
+            # LeaveGroup would wait behind a pending JoinGroup: 5 to 12 s, and a zombie member for the others.
+            deadline = time.monotonic() + CLOSE_MS / 1000
+            while consumer.group_metadata().state == MemberState.REBALANCING and time.monotonic() < deadline:
+                consumer.poll(JOINING_POLL_MS)
+        except Exception as error:
+            log.debug("group %s: while leaving: %r", self.group_id, error)
+        try:
+            consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
+        except Exception as error:
+            log.warning("group %s: left without a goodbye (%r); noticed after session_timeout_ms", self.group_id, error)
+
+    # -- the committer's
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> Exception | None:
+        """Commit; None when the broker has acknowledged, else what went wrong (ask ``lost`` what it means)."""
+        try:
+            self._consumer.commit(
+                {Place(*place): OffsetAndMetadata(offset, "", -1) for place, offset in offsets.items()},
+                timeout_ms=REQUEST_MS,
+            )
+        except Exception as error:  # also what a dying IO thread throws: nothing is committed then
+            return error
+        return None
+
+    # -- anybody's
+
+    def lost(self, now: float) -> bool:
+        """Whether our membership is known to be gone: evicted, or no heartbeat answered for ``session_timeout_ms``.
+
+        Asked of the client's memory, without the network: 0.2 µs. It can turn back to False (the client joins again, or
+        the coordinator still knows us), so whoever acts on it has to remember.
+        """
+        coordinator = self._consumer._coordinator
+        if coordinator._generation.generation_id == NO_GENERATION:
+            return True
+        heartbeat = coordinator.heartbeat
+        answered = max(heartbeat.last_receive, self._joined_at)
+        return bool((now - answered) * 1000 > heartbeat.config["session_timeout_ms"])
+
+    def join_anew(self) -> None:
+        """Make the member join again at its next poll, with the id that it has."""
+        self._consumer._coordinator.request_rejoin()
+
+    def wake_rebalance(self) -> None:
+        """Have the listener ask again whether the partitions may be given away."""
+        self._notifier.notify()
+
+    def _poll_timeout_ms(self, paused: bool) -> int:
+        if self._consumer.group_metadata().state != MemberState.STABLE:
+            return JOINING_POLL_MS
+        return PAUSED_POLL_MS if paused else IDLE_POLL_MS
+
+    def _end_offset(self, place: Any) -> int | None:
+        try:
+            end: int | None = self._consumer.highwater(place)
+        except (KeyError, AssertionError, kafka.errors.IllegalStateError):
+            return None
+        return end
+
+    def _no_start(self, where: str) -> str:
+        return (
+            f"group {self.group_id} has no usable committed offset ({where}), and auto_offset_reset='none' forbids to "
+            f"choose one; commit one with kafka-consumer-groups.sh --reset-offsets, or set 'earliest' or 'latest'"
+        )
+
+    def _unreachable(self, cause: str) -> str:
+        servers = ",".join(self.bootstrap_servers)
+        waited = self.settings.get("bootstrap_timeout_ms", KafkaConsumer.DEFAULT_CONFIG["bootstrap_timeout_ms"])
+        return (
+            f"no broker could be reached at {servers} within {waited} ms ({cause}); is Kafka running there? "
+            f"Another address: --broker HOST:PORT, or KARAFKA_LITE_BOOTSTRAP_SERVERS=HOST:PORT"
+        )
+
+
+def _new_consumer(**settings: Any) -> Any:
+    """A KafkaConsumer; when its constructor raises, its IO thread is ended, which nobody else could do."""
+    consumer = KafkaConsumer.__new__(KafkaConsumer)
+    try:
+        consumer.__init__(**settings)
+    except BaseException:
+        if hasattr(consumer, "_client"):
+            consumer._client.close()
+        raise
+    return consumer
+
+
+class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
+    """Awaits the hand-over without blocking: heartbeats go on. A listener that raises is called for ever."""
+
+    def __init__(self, client: Client, consumer: Any, rebalance: Rebalance) -> None:
+        self._client = client
+        self._consumer = consumer
+        self._rebalance = rebalance
+
+    async def on_partitions_assigned(self, assigned: set[Any]) -> None:
+        try:
+            self._client._joined_at = time.monotonic()
+            self._rebalance.on_assigned(sorted(tuple(place) for place in assigned))
+        except Exception:
+            log.exception("group %s: assignment failed; please report this", self._client.group_id)
+
+    async def on_partitions_revoked(self, revoked: set[Any]) -> None:
+        try:
+            wait = self._rebalance.on_revoke(sorted(tuple(place) for place in revoked))
+            while (seconds := wait()) is not None:
+                await self._client._notifier(seconds)
+        except Exception:
+            log.exception("group %s: hand-over failed; please report this", self._client.group_id)
+        # As Java does. Else a partition that comes back keeps its position and its paused flag, and what we have just
+        # dropped from its queue is skipped.
+        self._consumer._subscription.assign_from_subscribed([])
+
+    async def on_partitions_lost(self, lost: set[Any]) -> None:
+        try:
+            self._rebalance.on_lost()
+        except Exception:
+            log.exception("group %s: loss not handled; please report this", self._client.group_id)
+
+
+class _ReadableRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
+    """The stock reader, but an error ends it: the stock one returns nothing for ever, and ``poll`` with it.
+
+    The position stays where reading stopped and the data are fetched again; a bad wire is then healed, a bad disk not.
+    """
+
+    def take(self, n: int | None = None) -> Any:
+        try:
+            return super().take(n)
+        except Exception as error:
+            self.drain()
+            topic, partition = self.topic_partition
+            offset = self.next_fetch_offset
+            message = (
+                f"{at(topic, partition, offset)} cannot be read ({type(error).__name__}: {error}); it is tried again. "
+                f"A missing codec: install python-snappy, lz4 or zstandard. Bad data: check the broker's disk, or move "
+                f"the group behind it with kafka-consumer-groups.sh --reset-offsets"
+            )
+            raise FetchError(message, topic, partition, offset) from error
+
+
+class _LastWords(logging.Handler):
+    """Takes what kafka-python logs to our own debug log; says once, and remembers, that a broker cannot be reached."""
+
+    text = ""
+    said_at = float("-inf")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        kafka_log.debug("%s: %s", record.name, message)
+        if message.startswith("Connection failed: "):
+            self.text = message.removeprefix("Connection failed: ")
+            if time.monotonic() - self.said_at > SAY_AGAIN_S:
+                self.said_at = time.monotonic()
+                log.warning("a broker cannot be reached, it is tried again: %s", self.text)
+
+
+def _quiet_kafka_loggers() -> _LastWords:
+    """kafka-python logs an ERROR for each ordinary disconnect: keep that to our debug log.
+
+    Left alone where the program has set up the logger ``kafka`` by itself (a level or a handler).
+    """
+    logger = logging.getLogger("kafka")
+    for handler in logger.handlers:
+        if isinstance(handler, _LastWords):
+            return handler
+    last_words = _LastWords()
+    if logger.level == logging.NOTSET and all(isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+        logger.addHandler(last_words)
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
+    return last_words

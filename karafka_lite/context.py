@@ -1,0 +1,148 @@
+"""What a handler may ask and do besides reading its batch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Protocol
+
+from karafka_lite.messages import Message, at
+from karafka_lite.partition import Partition, State
+
+log = logging.getLogger("karafka_lite")
+
+
+class Shell(Protocol):
+    """What a context needs from whoever runs the handler."""
+
+    def owns(self, partition: Partition) -> bool:
+        """Whether marks still count, asked live."""
+
+    def mark(self, partition: Partition, offset: int) -> bool:
+        """Store the next offset to read; False when not the owner."""
+
+    def request_commit(self, partition: Partition) -> bool:
+        """Ask for a commit of everything stored; False when not the owner."""
+
+    def commit(self, partition: Partition, timeout_ms: int) -> bool:
+        """Wait until everything stored is on the broker; False when ownership ended first; raises CommitError."""
+
+
+class Context:
+    """The second argument of a handler and the only one of a hook; a new one for each call.
+
+    Attributes:
+        topic, partition, group_id: whose messages these are.
+        attempt: 1 at the first try of this batch; back to 1 after a run that did not raise and with a new ownership.
+    """
+
+    __slots__ = ("_ownership", "_shell", "attempt", "group_id", "partition", "topic")
+
+    def __init__(self, shell: Shell, ownership: Partition, group_id: str, attempt: int) -> None:
+        self.topic, self.partition = ownership.place
+        self.group_id = group_id
+        self.attempt = attempt
+        self._shell = shell
+        self._ownership = ownership
+
+    # -- offsets
+
+    def mark_as_consumed(self, message: Message, *, sync: bool = False, timeout_ms: int = 30_000) -> bool:
+        """Say that ``message``, and with it everything before it, is processed.
+
+        ``message.next_offset`` is stored at once and committed with the next interval, hand-over or stop. A batch that
+        fails later is repeated from behind the last mark. An older message than the last mark is stored too: the last
+        mark wins, its successors are read again.
+
+        Args:
+            sync: wait until the broker has acknowledged it, also when it had been marked before without ``sync``.
+            timeout_ms: how long to wait with ``sync``, in milliseconds.
+
+        Returns:
+            True: stored (``sync``: on the broker). False: the partition is no longer ours and nothing was stored;
+            somebody else reads on from the last commit, so stop working on this batch.
+
+        Raises:
+            TypeError: not a Message; marking a payload is the classic mistake.
+            ValueError: a message of another partition, or one that this ownership was never handed.
+            CommitError: ``sync`` only: not acknowledged in time although the partition is ours. A timeout does not mean
+                that it did not happen; the mark stays stored and will be committed again.
+
+        Example::
+
+            for message in batch:
+                save(message.payload)
+                if not ctx.mark_as_consumed(message):
+                    return
+        """
+        self._check(message)
+        last_mark = self._ownership.stored
+        if not self._shell.mark(self._ownership, message.next_offset):
+            return False
+        if last_mark is not None and message.next_offset < last_mark:
+            log.warning("%s marked behind the last mark (%s): what follows it will be read again", message, last_mark)
+        return self._shell.commit(self._ownership, timeout_ms) if sync else True
+
+    def commit_offsets(self, *, sync: bool = False, timeout_ms: int = 30_000) -> bool:
+        """Ask for a commit of everything that is stored, without waiting for the interval.
+
+        Args:
+            sync: wait until everything stored for this partition is on the broker.
+            timeout_ms: how long to wait with ``sync``, in milliseconds.
+
+        Returns:
+            True: still the owner (``sync``: and everything stored is on the broker). False: no longer the owner.
+
+        Raises:
+            CommitError: ``sync`` only: not acknowledged in time although the partition is ours.
+        """
+        if not sync:
+            return self._shell.request_commit(self._ownership)
+        return self._shell.owns(self._ownership) and self._shell.commit(self._ownership, timeout_ms)
+
+    # -- ownership
+
+    @property
+    def revoked(self) -> bool:
+        """True as soon as the partition is no longer ours; live, and never False again for this context."""
+        return not self._shell.owns(self._ownership)
+
+    @property
+    def stopping(self) -> bool:
+        """True when it is time to wrap up: the app stops, or a rebalance wants the partition. Marks still count."""
+        return self._ownership.state is State.DRAINING
+
+    # -- the run
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        """A dict of your own for this partition: kept over batches, never shared with another partition.
+
+        Emptied when a failed run is to be repeated (its unmarked messages come again, a buffer would hold them twice),
+        and dropped with the ownership.
+        """
+        return self._ownership.user_state
+
+    @property
+    def retrying(self) -> bool:
+        """Whether this batch was tried before and failed."""
+        return self.attempt > 1
+
+    def _check(self, message: Message) -> None:
+        if not isinstance(message, Message):
+            raise TypeError(
+                f"mark_as_consumed takes a Message, not {type(message).__name__}; "
+                f"pass the message itself (batch.last, or the loop's variable), not its payload"
+            )
+        if (message.topic, message.partition) != self._ownership.place:
+            raise ValueError(
+                f"{message} does not belong to {at(self.topic, self.partition)}, the partition of this context; "
+                f"mark it with the context that came with it"
+            )
+        if not self._ownership.was_handed(message.offset):
+            raise ValueError(
+                f"{message} was never handed to this ownership of {at(self.topic, self.partition)}, which was handed "
+                f"messages up to {self._ownership.delivered}; marking it would skip unread ones"
+            )
+
+    def __repr__(self) -> str:
+        return f"<Context {at(self.topic, self.partition)} group={self.group_id} attempt={self.attempt}>"

@@ -1,0 +1,52 @@
+"""The exceptions of karafka-lite, as one tree.
+
+    Exception
+    └── KarafkaLiteError
+        ├── ConfigurationError (also a ValueError)   a mistake in code or settings, found before the network
+        ├── BrokerUnavailableError                   no broker answered within ``bootstrap_timeout_ms``
+        ├── CommitError                              a blocking mark or commit was not acknowledged in time
+        ├── DeserializationError                     a payload that the route's deserializer refused
+        └── FetchError                               bytes that could not be read (corrupt, unknown codec)
+
+A ``TypeError`` (marking something that is not a Message) and a ``ValueError`` (marking a message of another partition,
+or one that was never handed over) are Python's own: they are mistakes in the handler.
+"""
+
+from __future__ import annotations
+
+
+class KarafkaLiteError(Exception):
+    """Everything that this package raises on its own account."""
+
+
+class ConfigurationError(KarafkaLiteError, ValueError):
+    """An App, a route, a hook or a setting that cannot work. The message says what to type instead."""
+
+
+class BrokerUnavailableError(KarafkaLiteError):
+    """No broker could be reached within ``bootstrap_timeout_ms``. ``karafka-lite run`` ends with exit code 3."""
+
+
+class CommitError(KarafkaLiteError):
+    """A blocking mark or commit was not acknowledged within ``timeout_ms``; the partition is still ours.
+
+    A timeout does not mean that it did not happen: the broker may have the offset and only its answer is missing.
+    The offset stays stored, and is committed again with the next interval, hand-over or stop.
+    """
+
+
+class DeserializationError(KarafkaLiteError):
+    """``Message.payload`` could not be decoded; the cause is chained, ``Message.value`` stays readable."""
+
+
+class FetchError(KarafkaLiteError):
+    """What a partition holds at ``offset`` cannot be read. The partition waits in back-off and is read again.
+
+    Attributes: ``topic``, ``partition``, ``offset`` (where reading stopped); the cause is chained.
+    """
+
+    def __init__(self, message: str, topic: str, partition: int, offset: int) -> None:
+        super().__init__(message)
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset

@@ -1,0 +1,449 @@
+"""One consumer group in this process: the threads that carry out what ``group.py`` decides.
+
+    poller                     polls without a pause; fills queues, applies the plan; at the end winds down and leaves
+    committer                  the only caller of ``commit``; also the clock of the group
+    workers (``workers.py``)   user code; they enter by ``_run``
+    kafka-python's IO thread   asks ``on_assigned``, ``on_revoke``, ``on_lost`` at a rebalance
+
+One lock and one condition. Whoever holds the lock calls nothing that waits for another thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from enum import Enum
+from functools import partial
+from typing import NamedTuple
+
+from karafka_lite.client import SAY_AGAIN_S, Client, PollError, Start
+from karafka_lite.context import Context
+from karafka_lite.errors import BrokerUnavailableError, CommitError, FetchError, KarafkaLiteError
+from karafka_lite.group import Commit, Group
+from karafka_lite.messages import Batch, TopicPartition, at
+from karafka_lite.partition import Partition, Run, State
+from karafka_lite.routing import Config, Route
+from karafka_lite.workers import Workers
+
+log = logging.getLogger("karafka_lite")
+
+LOOK_AGAIN_S = 0.1  # how late somebody who waits for a fact sees that the membership was lost
+TOPICS_CHECK_S = 1.0
+CRITICAL = (SystemExit, KeyboardInterrupt, MemoryError)
+
+
+class Exit(Enum):
+    """The exit codes of ``karafka-lite run``."""
+
+    CLEAN = 0
+    ERROR = 1
+    FORCED = 2
+    NO_BROKER = 3
+
+
+class Event(NamedTuple):
+    """What a thread tells the main thread: stop, with this exit code; ``left``: that member has ended."""
+
+    exit: Exit = Exit.CLEAN
+    error: BaseException | None = None
+    left: Member | None = None
+
+
+class Member:
+    """One consumer group in this process: its lock, its rules (``Group``), its client, its two threads.
+
+    It is the ``Shell`` of the contexts and the ``Rebalance`` of the client.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        events: queue.SimpleQueue[Event],
+        group_id: str,
+        config: Config,
+        bootstrap_servers: Sequence[str],
+        routes: Mapping[str, Route],
+        leftovers: Iterable[Partition],
+    ) -> None:
+        self.group_id = group_id
+        self.connected = threading.Event()  # or it could not: then ``error`` is set
+        self.error: KarafkaLiteError | None = None
+        self._workers = workers
+        self._events = events
+        self._routes = routes
+        self._drain_s = config.drain_timeout_ms / 1000
+        self._client = Client(group_id, bootstrap_servers, config.settings, self)
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self.group = Group(
+            {topic: route.policy for topic, route in routes.items()},
+            commit_interval_ms=config.auto_commit_interval_ms,
+            drain_timeout_ms=config.drain_timeout_ms,
+            reset=self._client.reset,
+            leftovers=leftovers,
+            now=time.monotonic(),
+        )
+        self._handing_over = False
+        self._commit_error: Exception | None = None
+        self._closed = False
+        self._poller = threading.Thread(target=self._live, name=f"karafka-poller-{group_id}", daemon=True)
+        self._committer = threading.Thread(target=self._commit_all, name=f"karafka-committer-{group_id}", daemon=True)
+        self._missing: set[str] = set(routes)
+        self._check_topics_at = 0.0
+        self._said: dict[str, float] = {}  # message -> when it was said last
+
+    def start(self) -> None:
+        self._poller.start()
+
+    def begin_stop(self) -> None:
+        with self._lock:
+            if not self.group.stopping:
+                self.group.stop(time.monotonic())
+                self._carry_out()
+
+    # -- the poller
+
+    def _live(self) -> None:
+        """The life of a member, in order. Whatever ends it, what runs is drained and what is stored is committed."""
+        result: Exit = Exit.CLEAN
+        error: BaseException | None = None
+        try:
+            self._client.connect()
+            self.connected.set()
+            self._committer.start()
+            self._poll_until_stopped()
+        except KarafkaLiteError as mistake:
+            self.error = error = mistake
+            result = Exit.NO_BROKER if isinstance(mistake, BrokerUnavailableError) else Exit.ERROR
+        except BaseException as bug:
+            log.exception("group %s: the poller has crashed; please report this", self.group_id)
+            result, error = Exit.ERROR, bug
+        try:
+            self.begin_stop()
+            if self._wind_down() is Exit.FORCED:
+                result = Exit.FORCED
+            self._leave()
+        finally:
+            self.connected.set()
+            self._events.put(Event(result, error, left=self))
+
+    def _poll_until_stopped(self) -> None:
+        while not self.group.stopping:
+            try:
+                self._poll_once()
+            except PollError as error:
+                self._say("group %s: polling failed, it is tried again: %s", self.group_id, error)
+                with self._lock:
+                    self._changed.wait(LOOK_AGAIN_S)
+            except KarafkaLiteError:
+                raise
+            except Exception:
+                log.exception("group %s: the client has broken down; a new one joins", self.group_id)
+                self._start_over()
+
+    def _poll_once(self) -> None:
+        now = time.monotonic()
+        subscribed = self._subscribe_to_what_exists(now)
+        self._find_starts()
+        with self._lock:
+            self._check_membership(now)
+            self.group.advance(now)
+            plan = self.group.poll_plan(now)
+            paused = any(partition.paused for partition in self.group.owned.values())
+            self._carry_out()
+            if not subscribed and not self.group.stopping:
+                self._changed.wait(TOPICS_CHECK_S)
+                return
+        self._client.apply(plan)
+        try:
+            for place, records, end_offset in self._client.poll(paused=paused):
+                with self._lock:
+                    self.group.fetched(place, records, end_offset, time.monotonic())
+                    self._carry_out()
+        except FetchError as error:
+            with self._lock:
+                wait = self.group.fetch_failed((error.topic, error.partition), time.monotonic())
+            if wait is not None:
+                log.error("%s; next try in %.1f s", error, wait)
+
+    def _start_over(self) -> None:
+        with self._lock:
+            self._lose(join_anew=False)
+            self._carry_out()
+        self._client.close()
+        self._missing = set(self._routes)
+        while not self.group.stopping:
+            try:
+                self._client.connect()
+                return
+            except BrokerUnavailableError as error:
+                self._say("%s", error)
+
+    def _subscribe_to_what_exists(self, now: float) -> bool:
+        """Join for the topics that exist; ask for the others from time to time. False while there is none at all."""
+        if self._missing and now >= self._check_topics_at:
+            self._check_topics_at = now + TOPICS_CHECK_S
+            missing = self._client.missing_topics(self._routes)
+            if missing:
+                self._say("group %s: waiting for topics that do not exist (or may not be seen): %s; create them with "
+                          "kafka-topics.sh --create --topic NAME", self.group_id, ", ".join(sorted(missing)))
+            if self._missing - missing:
+                self._client.subscribe(set(self._routes) - missing)
+            self._missing = missing
+        return len(self._missing) < len(self._routes)
+
+    def _find_starts(self) -> None:
+        with self._lock:
+            places = self.group.unstarted()
+        if not places:
+            return
+        starts = self._client.starts(places)
+        with self._lock:
+            for place, (offset, reason) in starts.items():
+                self.group.started(place, offset, committed=reason == "committed", now=time.monotonic())
+            self._carry_out()
+        if starts:
+            log.info("group %s: assigned %s", self.group_id, _told(starts))
+
+    def _wind_down(self) -> Exit:
+        """Wait for handlers, ``on_shutdown`` hooks and the last commit, inside the bounds; then name what is stuck.
+
+        The poller does not poll meanwhile: heartbeats go on, and no new assignment can come in between.
+        """
+        deadline = time.monotonic() + self._drain_s
+        with self._lock:
+            watched = list(self.group.owned.values())
+            while self.group.owned or (self.group.leftovers and time.monotonic() < deadline):
+                now = time.monotonic()
+                self._check_membership(now)
+                self.group.advance(now)
+                self._carry_out()
+                if self.group.owned or self.group.leftovers:
+                    self._changed.wait(LOOK_AGAIN_S)
+            stuck = self._workers.stacks(self.group.leftovers.values())
+            uncommitted = [at(*p.place, p.stored) for p in watched if p.state is State.REVOKED and p.pending]
+        if uncommitted:
+            log.error("stored but not committed, these messages will come again: %s", ", ".join(uncommitted))
+        for run, stack in stuck:
+            log.error("%s: %s has not returned within drain_timeout_ms=%d; what it stored is committed, the rest comes "
+                      "again. It stands at:\n%s", run, self._name(run), self._drain_s * 1000, stack)
+        return Exit.FORCED if stuck or uncommitted else Exit.CLEAN
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._closed = True
+            self.group.close()
+            self._changed.notify_all()
+        if self._committer.ident is not None:
+            self._committer.join(self._drain_s)
+            self._client.close()
+            log.info("group %s: left", self.group_id)
+
+    # -- the workers
+
+    def _run(self, partition: Partition) -> None:
+        """Run what is due for ``partition``."""
+        with self._lock:
+            now = time.monotonic()
+            self._check_membership(now)  # right before a batch is handed over
+            run = self.group.begin(partition, now)
+            self._carry_out()
+            if run is None:
+                return
+            self._workers.enter(run)
+        error = self._call(run)
+        with self._lock:
+            now = time.monotonic()
+            self.group.end(run, failed=error is not None, now=now)
+            wait = partition.not_before - now if partition.state is State.ASSIGNED else None
+            self._workers.leave()
+            self._carry_out()
+        if error is not None and run.hook is None:
+            self._report_failure(run, error, wait)
+
+    def _call(self, run: Run) -> BaseException | None:
+        """The user's function; what it raised."""
+        topic = run.partition.place[0]
+        route = self._routes[topic]
+        context = Context(self, run.partition, self.group_id, run.attempt)
+        if run.hook:
+            for function in route.hooks[run.hook]:
+                try:
+                    function(context)
+                except BaseException:
+                    log.exception("%s: %s raised; all else goes on", run, _name_of(function))
+            return None
+        batch = Batch.of_records(run.partition.place, run.records, run.end_offset, route.deserialize)
+        log.debug("%r: attempt %d", batch, run.attempt)
+        try:
+            route.handler(batch, context)
+        except BaseException as error:
+            return error
+        return None
+
+    def _report_failure(self, run: Run, error: BaseException, wait: float | None) -> None:
+        if isinstance(error, CRITICAL):
+            log.critical("%s: %s raised %r; nothing is marked, the app stops", run, self._name(run), error)
+            self._events.put(Event(Exit.ERROR))
+            return
+        again = "the partition is ending, its next owner repeats it"
+        if wait is not None:
+            again = f"again from {at(*run.partition.place, run.partition.retry_position)} in {max(wait, 0):.1f} s"
+        log.error("%s: %s failed at attempt %d; %s", run, self._name(run), run.attempt, again, exc_info=error)
+
+    def _name(self, run: Run) -> str:
+        route = self._routes[run.partition.place[0]]
+        return ", ".join(map(_name_of, route.hooks[run.hook])) if run.hook else route.name
+
+    # -- the committer
+
+    def _commit_all(self) -> None:
+        while True:
+            with self._lock:
+                while True:
+                    now = time.monotonic()
+                    self.group.advance(now)
+                    self._carry_out()
+                    commits = self.group.commit_batch(now)
+                    if commits or self._closed:
+                        break
+                    self._changed.wait(max(0.0, self.group.wake_at(now) - now))
+            if not commits:
+                return
+            self._commit(commits)
+
+    def _commit(self, commits: Sequence[Commit]) -> None:
+        error = self._client.commit({partition.place: offset for partition, offset, _ in commits})
+        with self._lock:
+            now = time.monotonic()
+            before, self._commit_error = self._commit_error, error
+            if error is None:
+                self.group.commit_succeeded(commits, now)
+            else:
+                self._check_membership(now)
+                self.group.commit_failed(commits, now)
+            self._carry_out()
+        if error is not None and before is None:
+            log.warning("group %s: commit failed, the offsets stay pending: %r", self.group_id, error)
+        elif error is None and before is not None:
+            log.info("group %s: commits work again", self.group_id)
+
+    # -- what contexts ask (Shell)
+
+    def owns(self, partition: Partition) -> bool:
+        if not partition.over and self._client.lost(time.monotonic()):
+            with self._lock:
+                self._check_membership(time.monotonic())
+                self._carry_out()
+        return not partition.over
+
+    def mark(self, partition: Partition, offset: int) -> bool:
+        with self._lock:
+            if not partition.over and self._client.lost(time.monotonic()):
+                self._check_membership(time.monotonic())
+                self._carry_out()
+            return partition.mark(offset)
+
+    def request_commit(self, partition: Partition) -> bool:
+        owned = self.owns(partition)
+        if owned:
+            with self._lock:
+                self.group.request_commit()
+                self._carry_out()
+        return owned
+
+    def commit(self, partition: Partition, timeout_ms: int) -> bool:
+        deadline = time.monotonic() + timeout_ms / 1000
+        with self._lock:
+            wanted = partition.version
+            if partition.committed_version < wanted:
+                self.group.request_commit()
+            while partition.committed_version < wanted:
+                now = time.monotonic()
+                self._check_membership(now)
+                self._carry_out()
+                if partition.state >= State.REVOKED:
+                    return False
+                if now >= deadline:
+                    raise CommitError(
+                        f"{at(*partition.place, partition.stored)} was not acknowledged within {timeout_ms} ms "
+                        f"({self._commit_error or 'no answer yet'}); a timeout does not mean that it did not happen. "
+                        f"The offset stays stored and is committed again; the partition is still ours"
+                    )
+                self._changed.wait(min(LOOK_AGAIN_S, deadline - now))
+        return True
+
+    # -- what the client tells (Rebalance), on its IO thread
+
+    def on_assigned(self, places: Collection[TopicPartition]) -> None:
+        with self._lock:
+            self.group.assigned(places, time.monotonic())
+            self._carry_out()
+
+    def on_revoke(self, places: Collection[TopicPartition]) -> Callable[[], float | None]:
+        began = time.monotonic()
+        with self._lock:
+            leaving = self.group.revoke(places, began)
+            self._handing_over = True
+            self._carry_out()
+
+        def ask() -> float | None:
+            with self._lock:
+                now = time.monotonic()
+                self._check_membership(now)
+                self.group.advance(now)
+                self._handing_over = not self.group.released(leaving)
+                self._carry_out()
+                if self._handing_over:
+                    return min(LOOK_AGAIN_S, max(0.001, self.group.wake_at(now) - now))
+            if leaving:
+                told = ", ".join(f"{partition}@{partition.committed}" for partition in leaving)
+                log.info("group %s: handed over %s in %.3f s", self.group_id, told, time.monotonic() - began)
+            return None
+
+        return ask
+
+    def on_lost(self) -> None:
+        with self._lock:
+            self._lose(join_anew=False)
+            self._carry_out()
+
+    def _say(self, text: str, *arguments: object) -> None:
+        """A warning, but the same one not again and again."""
+        message = text % arguments
+        if time.monotonic() - self._said.get(message, float("-inf")) > SAY_AGAIN_S:
+            self._said[message] = time.monotonic()
+            log.warning("%s", message)
+
+    # -- under the lock
+
+    def _check_membership(self, now: float) -> None:
+        if self.group.owned and self._client.lost(now):
+            self._lose(join_anew=True)
+
+    def _lose(self, *, join_anew: bool) -> None:
+        lost = self.group.lose(time.monotonic(), join_anew=join_anew)
+        if lost:
+            names = ", ".join(map(str, lost))
+            log.warning("group %s: membership lost, nothing more is committed for %s", self.group_id, names)
+
+    def _carry_out(self) -> None:
+        """Pass on what the group has decided."""
+        for partition in self.group.take_ready():
+            self._workers.put(partial(self._run, partition))
+        if self.group.news:
+            self.group.news = False
+            self._changed.notify_all()
+            if self._handing_over:
+                self._client.wake_rebalance()
+
+
+def _told(starts: Mapping[TopicPartition, Start]) -> str:
+    return ", ".join(f"{at(*place, start.offset)} ({start.reason})" for place, start in sorted(starts.items()))
+
+
+def _name_of(function: object) -> str:
+    return getattr(function, "__qualname__", None) or repr(function)

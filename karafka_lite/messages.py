@@ -1,0 +1,248 @@
+"""What a handler receives: messages of one partition, in offset order."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, cast, overload
+
+from karafka_lite.errors import DeserializationError
+
+Headers = list[tuple[str, bytes]]
+TopicPartition = tuple[str, int]
+
+
+class Loads(Protocol):
+    """A module (or object) with a ``loads``: ``json``, ``orjson``, ``pickle`` …"""
+
+    loads: Callable[..., Any]
+
+
+Deserializer = Callable[[bytes], Any]
+
+
+class Record(Protocol):
+    """The fields that a fetched record has under Kafka's names; a Message is built from it when somebody asks."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+def following(offset: int) -> int:
+    """The next offset to read once the message at ``offset`` is done. The only ``+ 1`` on an offset."""
+    return offset + 1
+
+
+def at(topic: str, partition: int, offset: int | None = None) -> str:
+    """How every text of the package names a place: ``topic-partition@offset``."""
+    return f"{topic}-{partition}" if offset is None else f"{topic}-{partition}@{offset}"
+
+
+def as_deserializer(deserializer: Deserializer | Loads | None) -> Deserializer | None:
+    """``json`` and ``json.loads`` are both understood; None leaves payloads as raw bytes."""
+    loads: Deserializer | None = getattr(deserializer, "loads", None)
+    return loads or cast("Deserializer | None", deserializer)
+
+
+_MISSING: Any = object()
+
+
+class Message:
+    """One message, as Kafka has it.
+
+    Make one in a test with ``Message("user_events", 0, 5, value=b'{"id": 1}')``.
+
+    Attributes:
+        topic, partition, offset: where it stands.
+        key, value: ``bytes`` or None; a ``value`` of None is a tombstone.
+        headers: list of ``(str, bytes)``.
+        timestamp_ms: Unix time in milliseconds, -1 where Kafka has none.
+    """
+
+    __slots__ = ("_deserialize", "_payload", "headers", "key", "offset", "partition", "timestamp_ms", "topic", "value")
+
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        offset: int,
+        *,
+        key: bytes | None = None,
+        value: bytes | None = None,
+        headers: Iterable[tuple[str, bytes]] = (),
+        timestamp_ms: int = -1,
+        deserializer: Deserializer | Loads | None = json,
+    ) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset
+        self.key = key
+        self.value = value
+        self.headers: Headers = list(headers)
+        self.timestamp_ms = timestamp_ms
+        self._deserialize = as_deserializer(deserializer)
+        self._payload = _MISSING
+
+    @property
+    def payload(self) -> Any:
+        """The decoded value: decoded at the first access and kept; None for a tombstone.
+
+        Raises:
+            DeserializationError: the deserializer refused the bytes; raised at every access. ``value`` stays readable.
+        """
+        if self._payload is _MISSING:
+            self._payload = self._decode()
+        return self._payload
+
+    @property
+    def tombstone(self) -> bool:
+        """True where ``value`` is None: Kafka's mark for "this key is deleted"."""
+        return self.value is None
+
+    @property
+    def next_offset(self) -> int:
+        """The offset that is stored when this message is marked: the next one to read."""
+        return following(self.offset)
+
+    def _decode(self) -> Any:
+        if self.value is None or self._deserialize is None:
+            return self.value
+        try:
+            return self._deserialize(self.value)
+        except Exception as cause:
+            raise DeserializationError(
+                f"{self}: payload not decoded by {_name(self._deserialize)} ({type(cause).__name__}: {cause}); read "
+                f"message.value, or give the topic another deserializer="
+            ) from cause
+
+    def __str__(self) -> str:
+        return at(self.topic, self.partition, self.offset)
+
+    def __repr__(self) -> str:
+        return f"<Message {self} key={self.key!r} value={_short(self.value)}>"
+
+
+class Batch(Sequence[Message]):
+    """An immutable sequence of messages of **one** topic-partition in offset order, never empty.
+
+    Make one in a test from messages: ``Batch([Message("user_events", 0, 5, value=b"{}")])``. A Message is built when it
+    is asked for and kept, so ``len``, ``last``, ``values`` and the offsets cost nothing per message.
+
+    Raises:
+        ValueError: no message, messages of two partitions, or offsets that do not rise.
+    """
+
+    __slots__ = ("_deserialize", "_end", "_messages", "_records", "partition", "topic")
+
+    def __init__(self, messages: Iterable[Message], *, end_offset: int | None = None) -> None:
+        given = list(messages)
+        if not given:
+            raise ValueError("a batch has at least one message")
+        self.topic, self.partition = given[0].topic, given[0].partition
+        for before, after in itertools.pairwise(given):
+            if (after.topic, after.partition) != (self.topic, self.partition):
+                raise ValueError(f"a batch is of one partition: {before} and {after} are not")
+            if after.offset <= before.offset:
+                raise ValueError(f"a batch is in offset order: {after} stands behind {before}")
+        self._messages: list[Message | None] = list(given)
+        self._records: Sequence[Message | Record] = given
+        self._end = end_offset
+        self._deserialize: Deserializer | None = None
+
+    @classmethod
+    def of_records(
+        cls, place: TopicPartition, records: Sequence[Record], end_offset: int | None, deserialize: Deserializer | None
+    ) -> Batch:
+        """A batch over fetched records of ``place``; ``end_offset`` is the partition's end when they were fetched."""
+        batch = cls.__new__(cls)
+        batch.topic, batch.partition = place
+        batch._records = records
+        batch._messages = [None] * len(records)
+        batch._end = end_offset
+        batch._deserialize = deserialize
+        return batch
+
+    @property
+    def first(self) -> Message:
+        """The message with the lowest offset."""
+        return self[0]
+
+    @property
+    def last(self) -> Message:
+        """The message with the highest offset; marking it marks the batch."""
+        return self[-1]
+
+    @property
+    def first_offset(self) -> int:
+        """Offset of ``first``."""
+        return self._records[0].offset
+
+    @property
+    def last_offset(self) -> int:
+        """Offset of ``last``."""
+        return self._records[-1].offset
+
+    @property
+    def payloads(self) -> list[Any]:
+        """Decoded values, in order. Raises DeserializationError at the first that cannot be decoded."""
+        return [message.payload for message in self]
+
+    @property
+    def values(self) -> list[bytes | None]:
+        """Raw values, in order; None for a tombstone."""
+        return [record.value for record in self._records]
+
+    @property
+    def lag(self) -> int:
+        """How many offsets lay between the end of this batch and the end of the partition when it was fetched."""
+        return max(0, (self._end or 0) - following(self.last_offset))
+
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Message]: ...
+    def __getitem__(self, index: int | slice) -> Message | Sequence[Message]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self._records)))]
+        message = self._messages[index]
+        if message is None:
+            message = self._messages[index] = self._build(self._records[index])
+        return message
+
+    def __iter__(self) -> Iterator[Message]:
+        return map(self.__getitem__, range(len(self._records)))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __repr__(self) -> str:
+        return f"<Batch {at(self.topic, self.partition)}@{self.first_offset}..{self.last_offset} of {len(self)}>"
+
+    def _build(self, record: Any) -> Message:
+        message = Message.__new__(Message)
+        message.topic, message.partition = self.topic, self.partition
+        message.offset = record.offset
+        message.key = record.key
+        message.value = record.value
+        message.headers = list(record.headers)
+        message.timestamp_ms = record.timestamp
+        message._deserialize = self._deserialize
+        message._payload = _MISSING
+        return message
+
+
+def _name(function: object) -> str:
+    return getattr(function, "__qualname__", None) or repr(function)
+
+
+def _short(value: bytes | None) -> str:
+    return repr(value) if value is None or len(value) <= 40 else f"{value[:40]!r}… ({len(value)} bytes)"

@@ -1,0 +1,284 @@
+"""One ownership of one partition: what was handed over, what is stored, what is committed.
+
+A new assignment always makes a new Partition, so whoever still holds an old one can never touch its successor.
+Offsets here are *next* offsets (the one to read next), but for those of records.
+
+The states, forwards only, and who changes them:
+
+    ASSIGNED   ours; batches are handed over            -> DRAINING   a rebalance wants it, or the app stops
+    DRAINING   ours; user code ends, its marks count    -> RELEASING  user code has ended, or the bound is over
+    RELEASING  marks are closed, the rest is committed  -> REVOKED    committed, or given up
+    REVOKED    over, in good order
+    LOST       over, the broker gave it away            <- any of the first three
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Any, NamedTuple
+
+from karafka_lite.backoff import Backoff
+from karafka_lite.messages import Record, TopicPartition, at, following
+
+
+class State(IntEnum):
+    """See the drawing above; the order of the values is the order in time."""
+
+    ASSIGNED = 1
+    DRAINING = 2
+    RELEASING = 3
+    REVOKED = 4
+    LOST = 5
+
+
+class Hook(Enum):
+    """What a user may hang on a handler, by the moment at which it runs."""
+
+    ON_SHUTDOWN = "on_shutdown"
+    BEFORE_REVOKE = "before_revoke"
+    ON_REVOKED = "on_revoked"
+
+
+class Policy(NamedTuple):
+    """What a route asks of its partitions."""
+
+    manual_offsets: bool = False
+    max_messages: int = 500
+    batch_timeout_ms: int = 0
+    backoff: Backoff = Backoff()
+    hooks: frozenset[Hook] = frozenset()
+
+
+@dataclass(eq=False)
+class Run:
+    """One call of user code: a batch (``hook`` is None) or a hook (no records)."""
+
+    partition: Partition
+    hook: Hook | None
+    records: Sequence[Record]
+    end_offset: int | None
+    attempt: int
+
+    def __str__(self) -> str:
+        if self.hook:
+            return f"{self.partition} {self.hook.value}"
+        return f"{self.partition}@{self.records[0].offset}..{self.records[-1].offset}"
+
+
+class Partition:
+    """What this process knows of one ownership. Changed under its group's lock only."""
+
+    def __init__(self, place: TopicPartition, policy: Policy, predecessor: Partition | None = None) -> None:
+        self.place = place
+        self.policy = policy
+        self.predecessor = predecessor  # an earlier ownership whose user code still runs: we wait for it
+        self.state = State.ASSIGNED
+        self.stopping_app = False  # DRAINING because the app stops, not because of a rebalance
+        self.deadline = 0.0  # of the drain; later of the last commit
+
+        self.start: int | None = None  # where this ownership begins; None until known
+        self.seek_to: int | None = None  # the next fetch must begin here; until then what is fetched is dropped
+        self.paused = False  # as the client was told last
+        self.fetch_failures = 0
+        self.fetch_at = 0.0
+        self._chunks: deque[tuple[Sequence[Record], int | None]] = deque()
+        self.queued = 0
+        self.queued_since = 0.0
+
+        self.running = False  # a worker is inside this partition's user code
+        self.enlisted = False  # waits for a worker
+        self.hook_due: Hook | None = None
+        self.handed = False  # at least one batch was handed over
+        self._lowest = 0
+        self.delivered = 0  # behind the highest message that was handed over
+        self.attempt = 1
+        self.not_before = 0.0  # end of the back-off
+        self.retry_position = 0
+
+        self.stored: int | None = None
+        self.committed: int | None = None
+        self.version = 0  # counts changes of ``stored``; ``committed_version`` says which of them the broker has
+        self.committed_version = 0
+        self.user_state: dict[Any, Any] = {}
+
+    # -- questions
+
+    @property
+    def over(self) -> bool:
+        """True as soon as marks are refused."""
+        return self.state >= State.RELEASING
+
+    @property
+    def busy(self) -> bool:
+        """User code of this ownership runs, or has yet to run."""
+        return self.running or self.hook_due is not None
+
+    @property
+    def pending(self) -> bool:
+        """Something is stored that the broker does not have."""
+        return self.version != self.committed_version
+
+    def was_handed(self, offset: int) -> bool:
+        """Whether the message at ``offset`` was handed over by this ownership."""
+        return self.handed and self._lowest <= offset < self.delivered
+
+    def ready_at(self) -> float | None:
+        """When the next piece of user code may run (0.0: now); None: not before something else happens."""
+        if self.running or (self.predecessor and self.predecessor.busy):
+            return None
+        if self.hook_due:
+            return 0.0
+        if self.state is not State.ASSIGNED or not self.queued:
+            return None
+        if self.pending and not self.handed:  # a starting position that has to be on the broker first
+            return None
+        if self.queued >= self.policy.max_messages or not self.policy.batch_timeout_ms:
+            return self.not_before
+        return max(self.not_before, self.queued_since + self.policy.batch_timeout_ms / 1000)
+
+    # -- messages
+
+    def begin_at(self, start: int, *, committed: bool, commit_start: bool) -> None:
+        """The starting position is known. ``committed``: the broker has it; ``commit_start``: it has to get it."""
+        self.start = self.seek_to = self.retry_position = self.delivered = start
+        if committed:
+            self.stored = self.committed = start
+        elif commit_start:
+            self._store(start)
+
+    def fetched(self, records: Sequence[Record], end_offset: int | None, now: float) -> bool:
+        """Queue what was fetched; False where it was dropped because it is not what is to be read next."""
+        if self.state is not State.ASSIGNED or self.start is None or self.seek_to is not None:
+            return False
+        self.fetch_failures = 0
+        if not self.queued:
+            self.queued_since = now
+        self._chunks.append((records, end_offset))
+        self.queued += len(records)
+        return True
+
+    def fetch_failed(self, now: float) -> float:
+        """What stands next cannot be read: wait, then read it again. Returns the seconds until then."""
+        self.fetch_failures += 1
+        wait = self.policy.backoff.delay_ms(self.fetch_failures) / 1000
+        self.fetch_at = now + wait
+        return wait
+
+    def wants_pause(self, now: float) -> bool:
+        """Whether fetching should rest: the queue is full (and not yet half empty again), or reading failed."""
+        limit = self.policy.max_messages * (1 if self.paused else 2)
+        return self.queued >= limit or now < self.fetch_at
+
+    def take(self) -> tuple[list[Record], int | None]:
+        """The next batch from the queue, and the partition's end when its last message was fetched."""
+        limit = self.policy.max_messages
+        records: list[Record] = []
+        end_offset: int | None = None
+        while self._chunks and len(records) < limit:
+            chunk, end_offset = self._chunks.popleft()
+            room = limit - len(records)
+            if len(chunk) > room:
+                self._chunks.appendleft((chunk[room:], end_offset))
+                chunk = chunk[:room]
+            records.extend(chunk)
+        self.queued -= len(records)
+        return records, end_offset
+
+    def drop_queue(self) -> None:
+        self._chunks.clear()
+        self.queued = 0
+
+    # -- user code
+
+    def begin(self, now: float) -> Run | None:
+        """Hand over what is due; None when nothing is (any more)."""
+        self.enlisted = False
+        due = self.ready_at()
+        if due is None or due > now:
+            return None
+        self.running = True
+        if self.hook_due:
+            hook, self.hook_due = self.hook_due, None
+            return Run(self, hook, (), None, self.attempt)
+        records, end_offset = self.take()
+        self.queued_since = now
+        first, behind = records[0].offset, following(records[-1].offset)
+        self._lowest = min(self._lowest, first) if self.handed else first
+        self.delivered = max(self.delivered, behind)
+        self.handed = True
+        if not self.policy.manual_offsets:
+            self.retry_position = first
+        return Run(self, None, records, end_offset, self.attempt)
+
+    def end(self, run: Run, *, failed: bool, now: float) -> None:
+        """The run is over. Automatic: what succeeded is marked; a failed batch is read again after its back-off."""
+        self.running = False
+        if run.hook:
+            return
+        if failed:
+            self.not_before = now + self.policy.backoff.delay_ms(self.attempt) / 1000
+            self.attempt += 1
+            self.seek_to = self.retry_position
+            self.drop_queue()
+            self.user_state.clear()  # its unmarked messages come again: a buffer would hold them twice
+            return
+        self.attempt = 1
+        if not self.policy.manual_offsets:
+            self.mark(following(run.records[-1].offset))
+
+    # -- offsets
+
+    def mark(self, offset: int) -> bool:
+        """Store the next offset to read; False, and nothing stored, when marks are closed."""
+        if self.over:
+            return False
+        self.retry_position = offset
+        self._store(offset)
+        return True
+
+    def commit_succeeded(self, offset: int, version: int) -> None:
+        """The broker has the offset that was stored as ``version``."""
+        self.committed = offset
+        self.committed_version = version
+
+    def _store(self, offset: int) -> None:
+        if offset != self.stored:
+            self.stored = offset
+            self.version += 1
+
+    # -- the end
+
+    def drain(self, deadline: float, *, stopping_app: bool) -> None:
+        """Hand over nothing more; the last hook before the end is due."""
+        self.state = State.DRAINING
+        self.stopping_app = stopping_app
+        self.deadline = deadline
+        self.drop_queue()
+        self._due(Hook.ON_SHUTDOWN if stopping_app else Hook.BEFORE_REVOKE)
+
+    def release(self, commit_deadline: float) -> None:
+        """Close the marks; a hook that had no time is left out."""
+        self.state = State.RELEASING
+        self.deadline = commit_deadline
+        self.hook_due = None
+
+    def finish(self, state: State) -> None:
+        """The ownership is over: ``state`` is REVOKED or LOST. A stop in good order runs no ``on_revoked``."""
+        self.state = state
+        self.drop_queue()
+        self.hook_due = None
+        if state is State.LOST or not self.stopping_app:
+            self._due(Hook.ON_REVOKED)
+
+    def _due(self, hook: Hook) -> None:
+        if self.handed and hook in self.policy.hooks:
+            self.hook_due = hook
+
+    def __str__(self) -> str:
+        return at(*self.place)
+
+    def __repr__(self) -> str:
+        return f"<Partition {self} {self.state.name} stored={self.stored} committed={self.committed}>"

@@ -1,0 +1,153 @@
+"""Fixtures and house rules of all tests.
+
+A test that needs Kafka asks for ``kafka`` (shared), ``private_kafka`` (its own, to break) or ``cluster`` (three nodes,
+to break). Where there is no Kafka it is skipped with the reason, or fails when CI=true.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+from kafka_server import JavaKafka, KafkaSource, kafka_source
+from observer import BreakableKafka, Observer
+
+KAFKA_FIXTURES = {"kafka", "private_kafka", "cluster"}
+
+# How long an example takes says nothing on a machine that also runs brokers.
+hypothesis.settings.register_profile("house", deadline=None)
+hypothesis.settings.load_profile("house")
+
+
+# -- Kafka ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Observer]:
+    """One broker for the whole session. Not to be broken; topics and groups of a test have names of their own."""
+    source = _require_kafka()
+    with source.server() as server:
+        observer = Observer(server.bootstrap_servers)
+        yield observer
+        if source.kind == "external":
+            observer.delete_topics()
+        observer.forget_clients()
+
+
+@pytest.fixture
+def private_kafka() -> Iterator[BreakableKafka]:
+    """A broker of one node for this test alone: kill, stop, pause, resume, restart."""
+    source = _require_kafka()
+    if source.kind == "external":
+        pytest.skip("this test breaks its broker: not done to an external cluster")
+    with source.server() as server:
+        breakable = BreakableKafka(server)
+        yield breakable
+        breakable.forget_clients()
+
+
+@pytest.fixture
+def cluster(three_nodes: JavaKafka) -> Iterator[BreakableKafka]:
+    """Three nodes, shared by the tests that ask for them; what a test breaks is healed behind it."""
+    breakable = BreakableKafka(three_nodes)
+    yield breakable
+    breakable.forget_clients()
+    three_nodes.heal()
+
+
+@pytest.fixture(scope="session")
+def three_nodes() -> Iterator[JavaKafka]:
+    source = _require_kafka()
+    if source.kind != "java":
+        pytest.skip(f"three nodes are started with Java only; the Kafka here is {source.kind}")
+    with JavaKafka(nodes=3) as server:
+        yield server
+
+
+def _require_kafka() -> KafkaSource:
+    source = kafka_source()
+    if source.kind == "none":
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(source.reason)
+    return source
+
+
+# -- every test -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def no_broker_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The developer's own setting, which goes before an App's argument, would point tests at another Kafka."""
+    monkeypatch.delenv("KARAFKA_LITE_BOOTSTRAP_SERVERS", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_threads() -> Iterator[None]:
+    """A thread that a test started and left behind fails it: it would poll, commit and log into the next tests."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 3  # a thread that was told to end may need a moment
+    while (leaked := _own_threads() - before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if leaked:
+        pytest.fail("threads left behind:\n" + "\n".join(map(_describe_thread, leaked)), pytrace=False)
+
+
+def _own_threads() -> set[threading.Thread]:
+    # A dummy is Python's name for a thread of librdkafka that called back; it is not ours to end.
+    return {
+        thread
+        for thread in threading.enumerate()
+        if not isinstance(thread, threading._DummyThread) and not thread.name.startswith(("pytest", "hypothesis"))
+    }
+
+
+def _describe_thread(thread: threading.Thread) -> str:
+    frame = sys._current_frames().get(thread.ident or 0)
+    stack = "".join(traceback.format_stack(frame)) if frame else "  (it has just ended)\n"
+    return f"{thread.name}{' (daemon)' if thread.daemon else ''}:\n{stack}"
+
+
+# -- the session ------------------------------------------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "kafka: needs a real Kafka; set by itself for users of the Kafka fixtures")
+    config.addinivalue_line("markers", "slow: takes many seconds; runs last")
+    # kafka-python 3.0.12 reads its schemas with a function that Python 3.11 and 3.12 deprecate.
+    config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
+    config.stash[_STDERR] = os.dup(2)  # before pytest captures it
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if KAFKA_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("kafka")
+    items.sort(key=_cost)
+
+
+def _cost(item: pytest.Item) -> tuple[bool, bool, bool]:
+    """Sooner is cheaper: no Kafka, one node, three nodes; whatever is marked slow comes last."""
+    needs_cluster = "cluster" in getattr(item, "fixturenames", ())
+    return item.get_closest_marker("slow") is not None, needs_cluster, item.get_closest_marker("kafka") is not None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # Here, because a first download of Kafka would count as the first test's own time and run into its timeout.
+    if not session.config.option.collectonly and any(item.get_closest_marker("kafka") for item in session.items):
+        kafka_source()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    # pytest-timeout watches over tests only; a thread that keeps Python from ending would hang the run for good.
+    faulthandler.dump_traceback_later(30, exit=True, file=config.stash.get(_STDERR, 2))
+
+
+_STDERR = pytest.StashKey[int]()

@@ -1,0 +1,206 @@
+"""The fixtures keep their word: a test of the framework is worth what its judge is worth."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+from confluent_kafka import Consumer
+from kafka_server import kafka_source
+from observer import BreakableKafka, Observer, wait_until
+
+TESTS = Path(__file__).parents[1]
+
+
+def test_a_topic_is_created_with_its_partitions_and_configs(kafka: Observer) -> None:
+    topic = kafka.topic(3, retention_ms=123_000)
+
+    assert [kafka.end_offset(topic, partition) for partition in range(3)] == [0, 0, 0]
+    assert kafka.topic() != kafka.topic()
+
+
+def test_produce_returns_places_in_order_and_the_records_can_be_read_back(kafka: Observer) -> None:
+    topic = kafka.topic(2)
+
+    placed = kafka.produce(topic, [b"raw", "text", {"n": 1}, None], 1, keys=["a", b"b", None, "d"], timestamps=1000)
+
+    assert placed == [(1, 0), (1, 1), (1, 2), (1, 3)]
+    assert kafka.end_offset(topic, 1) == 4
+    records = kafka.records(topic)
+    assert [record.value() for record in records] == [b"raw", b"text", b'{"n": 1}', None]
+    assert [record.key() for record in records] == [b"a", b"b", None, b"d"]
+    assert {record.timestamp()[1] for record in records} == {1000}
+
+
+def test_many_messages_keep_their_order(kafka: Observer) -> None:
+    topic = kafka.topic()
+
+    assert kafka.produce(topic, map(str, range(20_000))) == [(0, offset) for offset in range(20_000)]
+    assert [record.value() for record in kafka.records(topic)] == [b"%d" % n for n in range(20_000)]
+
+
+def test_committed_is_none_until_somebody_commits(kafka: Observer) -> None:
+    topic, group = kafka.topic(), kafka.group()
+    kafka.produce(topic, [b"x"] * 5)
+    assert kafka.committed(group, topic) is None
+    assert kafka.group_state(group) == "DEAD"
+    assert kafka.members(group) == []
+
+    consumer = Consumer(
+        {"bootstrap.servers": kafka.bootstrap_servers, "group.id": group, "auto.offset.reset": "earliest"}
+    )
+    consumer.subscribe([topic])
+    message = wait_until(lambda: consumer.poll(0.1), message="a first message")
+    assert kafka.group_state(group) == "STABLE"
+    assert list(kafka.assignment(group).values()) == [[(topic, 0)]]
+    consumer.commit(message, asynchronous=False)
+    assert kafka.committed(group, topic) == 1
+    consumer.close()
+
+    wait_until(lambda: kafka.group_state(group) == "EMPTY", message="the group is left")
+
+
+def test_a_private_broker_hangs_while_paused_and_answers_when_resumed(private_kafka: BreakableKafka) -> None:
+    topic = private_kafka.topic()
+    private_kafka.pause()
+    address = private_kafka.bootstrap_servers.split(":")
+    with socket.create_connection((address[0], int(address[1])), timeout=5) as connection:
+        connection.sendall(b"\0\0\0\x0e" + b"\0\x03\0\x01\0\0\0\x01\xff\xff\0\0\0\0")  # Metadata v1 of no topics
+        connection.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        private_kafka.resume()
+        connection.settimeout(10)
+        assert connection.recv(1)
+
+    assert private_kafka.produce(topic, [b"x"]) == [(0, 0)]
+
+
+def test_a_private_broker_keeps_its_port_and_its_data_over_a_restart(private_kafka: BreakableKafka) -> None:
+    topic = private_kafka.topic()
+    address = private_kafka.bootstrap_servers
+    private_kafka.produce(topic, [b"x"])
+
+    for offset, end in enumerate([private_kafka.stop, private_kafka.kill], start=1):
+        end()
+        assert not listens(int(address.split(":")[1]))
+        private_kafka.restart()
+
+        assert private_kafka.bootstrap_servers == address
+        assert private_kafka.produce(topic, [b"y"]) == [(0, offset)]
+        assert len(private_kafka.records(topic)) == offset + 1
+
+
+def test_a_cluster_goes_on_without_one_of_its_nodes(cluster: BreakableKafka) -> None:
+    topic = cluster.topic(3)
+    cluster.kill(2)
+
+    for partition in range(3):
+        assert cluster.produce(topic, [b"x"], partition) == [(partition, 0)]
+    cluster.restart(2)
+    assert len(cluster.records(topic)) == 3
+
+
+@pytest.mark.kafka
+def test_brokers_die_with_a_test_process_that_is_killed(tmp_path: Path) -> None:
+    if kafka_source().kind != "java":
+        pytest.skip("this is about brokers that are child processes")
+    program = f"""
+import sys; sys.path.insert(0, {str(TESTS)!r})
+from kafka_server import JavaKafka
+with JavaKafka() as server:
+    print(server.bootstrap_servers, flush=True)
+    input()
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, env=environment) as process:
+        assert process.stdout
+        port = int(process.stdout.readline().split(":")[1])
+        assert listens(port)
+        assert list(tmp_path.iterdir())
+        process.kill()
+
+    wait_until(lambda: not listens(port), message="the broker is gone")
+    wait_until(lambda: not list(tmp_path.iterdir()), message="its data is gone")
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def test_wait_until_says_what_it_waited_for_and_what_it_saw() -> None:
+    with pytest.raises(AssertionError, match=r"a commit: not within 0.05 s; the last value was None"):
+        wait_until(lambda: None, timeout=0.05, message="a commit")
+    assert wait_until(lambda: 7) == 7
+
+
+# -- the rules of conftest.py, tried on small suites of their own -----------------------------------------------------
+
+
+def run_pytest(folder: Path, tests: str, *options: str, **environment: str) -> str:
+    """What pytest prints about a file with these tests, under this suite's conftest and settings."""
+    (folder / "test_small.py").write_text(tests)
+    house = ["-p", "conftest", "-c", str(TESTS.parent / "pyproject.toml"), "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *house, *options, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "CI": "", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60).stdout
+
+
+def test_a_leaked_thread_fails_the_test_and_is_named_with_its_stack(tmp_path: Path) -> None:
+    tests = """
+import threading
+def forgotten_loop(): threading.Event().wait()
+def test_leaks(): threading.Thread(target=forgotten_loop, name="leaky", daemon=True).start()
+def test_does_not(): pass
+def test_ends_in_time():
+    threading.Thread(target=threading.Event().wait, args=(0.2,)).start()
+"""
+    printed = run_pytest(tmp_path, tests)
+
+    assert "threads left behind:\nleaky (daemon):" in printed
+    assert "in forgotten_loop" in printed
+    assert "3 passed, 1 error" in printed
+
+
+NEEDS_KAFKA = "def test_needs(kafka): pass\ndef test_fast(): pass\n"
+
+
+def test_without_kafka_its_tests_are_skipped_with_the_reason(tmp_path: Path) -> None:
+    printed = run_pytest(tmp_path, NEEDS_KAFKA, PATH="", KARAFKA_LITE_TEST_BOOTSTRAP_SERVERS="")
+
+    assert "1 passed, 1 skipped" in printed
+    assert "java is not installed; docker is not installed" in printed
+
+
+def test_without_kafka_its_tests_fail_in_ci(tmp_path: Path) -> None:
+    printed = run_pytest(tmp_path, NEEDS_KAFKA, PATH="", KARAFKA_LITE_TEST_BOOTSTRAP_SERVERS="", CI="true")
+
+    assert "1 passed, 1 error" in printed
+    assert "java is not installed; docker is not installed" in printed
+
+
+def test_users_of_kafka_are_marked_by_themselves_and_run_after_the_fast_ones(tmp_path: Path) -> None:
+    tests = "import pytest\n@pytest.mark.slow\ndef test_slow(): pass\n" + NEEDS_KAFKA
+    assert "2 passed, 1 deselected" in run_pytest(tmp_path, tests, "-m", "not kafka")
+
+    order = run_pytest(tmp_path, tests, "--collect-only", "-q")
+    assert order.index("test_fast") < order.index("test_needs") < order.index("test_slow")
+
+
+def test_hypothesis_gets_along_with_the_fixtures_of_every_test(tmp_path: Path) -> None:
+    tests = """
+from hypothesis import given, strategies as st
+@given(st.integers())
+def test_property(n): assert n == n
+"""
+    assert "1 passed" in run_pytest(tmp_path, tests)

@@ -1,0 +1,260 @@
+"""The table of the house: who may import whom, and how big things may get.
+
+A new file enters ``LAYERS`` first. Imports go to the same layer or down, never in a circle; imports inside functions
+and under TYPE_CHECKING count, because a file knows what it names.
+"""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "karafka_lite"
+
+LAYERS = {
+    "version.py": 0,
+    "errors.py": 0,
+    "messages.py": 0,
+    "backoff.py": 1,
+    "partition.py": 1,
+    "group.py": 1,
+    "context.py": 2,
+    "routing.py": 2,
+    "client.py": 3,
+    "admin.py": 3,
+    "decode.py": 3,
+    "workers.py": 4,
+    "member.py": 4,
+    "runner.py": 4,
+    "app.py": 5,
+    "processes.py": 6,
+    "health.py": 6,
+    "testing.py": 6,
+    "broker/": 6,
+    "console.py": 7,
+    "cli.py": 8,
+    "__main__.py": 8,
+    "__init__.py": 9,
+}
+
+MAY_IMPORT_KAFKA = {"client.py", "admin.py", "decode.py", "broker/"}
+
+# Pure: what happened, and when, is passed in; what to do comes out.
+PURE = {"messages.py", "backoff.py", "partition.py", "group.py"}
+IMPURE_MODULES = {
+    *("threading", "_thread", "queue", "concurrent", "multiprocessing", "asyncio", "contextvars"),
+    *("time", "sched", "random", "secrets"),
+    *("os", "io", "pathlib", "socket", "select", "selectors", "signal", "subprocess", "logging", "kafka"),
+}
+
+# The column "must not know" of the table, where the layers alone do not forbid it.
+MUST_NOT_IMPORT = {
+    "client.py": {"routing.py", "context.py"},
+    "admin.py": {"routing.py", "context.py"},
+    "workers.py": {"client.py", "routing.py"},
+    "member.py": {"argparse", "rich", "docker"},
+    "runner.py": {"argparse", "rich", "docker"},
+    "app.py": {"threading", "concurrent"},
+    "broker/": {"runner.py", "app.py"},
+    "console.py": {"runner.py"},
+    "__init__.py": {"rich", "docker"},
+}
+
+NOT_CORE = {"broker/", "testing.py", "cli.py", "console.py", "__main__.py"}
+MAX_LINES_OF_THE_CORE = 2_500
+MAX_LINES_OF_A_FILE = 500
+
+TOP_LEVEL = {"pyproject.toml", "karafka_lite", "examples", "tests", "README.md", "CHANGELOG.md", "LICENSE"}
+
+
+# -- the rules --------------------------------------------------------------------------------------------------------
+
+
+def test_every_file_stands_in_the_table() -> None:
+    strangers = [path for path in sources() if entry(path) not in LAYERS]
+    assert not strangers, f"not in LAYERS of {Path(__file__).name}: {strangers}; enter each with its layer"
+
+
+def test_imports_go_down_or_stay_level() -> None:
+    assert_none(upward_imports(sources()))
+
+
+def test_imports_make_no_circle() -> None:
+    assert not circle(sources()), " -> ".join(circle(sources()))
+
+
+def test_only_a_few_files_touch_kafka_python() -> None:
+    assert_none(i for i in imports(sources()) if i.target == "kafka" and entry(i.path) not in MAY_IMPORT_KAFKA)
+
+
+def test_pure_files_know_no_clocks_no_threads_and_no_io() -> None:
+    assert_none(i for i in imports(sources()) if entry(i.path) in PURE and i.target in IMPURE_MODULES)
+
+
+def test_files_do_not_import_what_they_must_not_know() -> None:
+    assert_none(i for i in imports(sources()) if i.target in MUST_NOT_IMPORT.get(entry(i.path), ()))
+
+
+def test_no_file_is_longer_than_one_idea() -> None:
+    lines = {path: source.count("\n") for path, source in sources().items()}
+    assert_none(f"{path} has {count} lines" for path, count in lines.items() if count > MAX_LINES_OF_A_FILE)
+
+
+def test_the_core_stays_small() -> None:
+    # Comments and docstrings are read too, blank lines are not.
+    files = {path: source for path, source in sources().items() if entry(path) not in NOT_CORE}
+    lines = {path: sum(1 for line in source.splitlines() if line.strip()) for path, source in files.items()}
+    total = sum(lines.values())
+    assert total < MAX_LINES_OF_THE_CORE, f"{total} lines: {lines}"
+
+
+@pytest.mark.parametrize("heavy", ["rich", "docker"])
+def test_importing_the_package_stays_light(heavy: str) -> None:
+    program = f"import sys, {PACKAGE}; sys.exit({heavy!r} in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr or f"import {PACKAGE} loads {heavy}"
+
+
+def test_the_top_level_holds_nothing_else() -> None:
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    # The checkout may belong to another user than the tests, as in CI's containers.
+    command = ["git", "-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    names = {file.split("/")[0] for file in files}
+    assert_none({name for name in names if not name.startswith(".")} - TOP_LEVEL)
+
+
+def assert_none(offences: Iterable[object]) -> None:
+    __tracebackhide__ = True
+    lines = [str(offence) for offence in offences]
+    if lines:
+        pytest.fail("\n".join(lines), pytrace=False)
+
+
+# -- reading imports --------------------------------------------------------------------------------------------------
+
+
+class Import(NamedTuple):
+    """One import; ``target`` is a file of the package ("client.py", "broker/embedded.py"), or another top module."""
+
+    path: str
+    line: int
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line} imports {self.target}"
+
+
+def sources() -> dict[str, str]:
+    folder = ROOT / PACKAGE
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in sorted(folder.rglob("*.py"))}
+
+
+def entry(path: str) -> str:
+    """The row of the table that a file belongs to."""
+    return path.split("/")[0] + "/" if "/" in path else path
+
+
+def imports(files: Mapping[str, str]) -> list[Import]:
+    return [
+        Import(path, node.lineno, target)
+        for path, source in files.items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for target in sorted(set(targets(node, path, files)))
+    ]
+
+
+def targets(node: ast.Import | ast.ImportFrom, path: str, files: Mapping[str, str]) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield target_file(alias.name, files)
+        return
+    module = node.module or ""
+    if node.level:
+        parents = [PACKAGE, *path.split("/")[:-1]]
+        module = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [module])])
+    for alias in node.names:  # "from karafka_lite import client" names a file, "… import App" what a file holds
+        named = target_file(f"{module}.{alias.name}", files)
+        yield named if named in files or named in LAYERS else target_file(module, files)
+
+
+def target_file(module: str, files: Mapping[str, str]) -> str:
+    top, _, rest = module.partition(".")
+    if top != PACKAGE:
+        return top
+    folder = rest.replace(".", "/")
+    init = f"{folder}/__init__.py".lstrip("/")
+    return init if not rest or init in files else f"{folder}.py"
+
+
+def upward_imports(files: Mapping[str, str]) -> list[str]:
+    return [
+        f"{i}, from layer {LAYERS[entry(i.path)]} up to layer {LAYERS[entry(i.target)]}"
+        for i in imports(files)
+        if entry(i.path) in LAYERS and entry(i.target) in LAYERS and LAYERS[entry(i.target)] > LAYERS[entry(i.path)]
+    ]
+
+
+def circle(files: Mapping[str, str]) -> list[str]:
+    """The files of one circle of imports, in its order; [] when there is none."""
+    graph: dict[str, set[str]] = {path: set() for path in files}
+    for i in imports(files):
+        if i.target in files:
+            graph[i.path].add(i.target)
+
+    cleared: set[str] = set()
+
+    def search(path: str, trail: list[str]) -> list[str]:
+        if path in trail:
+            return [*trail[trail.index(path) :], path]
+        if path in cleared:
+            return []
+        for target in sorted(graph[path]):
+            if found := search(target, [*trail, path]):
+                return found
+        cleared.add(path)
+        return []
+
+    return next((found for path in graph if (found := search(path, []))), [])
+
+
+# -- the reader itself, on a house that breaks the rules ---------------------------------------------------------------
+
+
+def test_the_reader_finds_every_way_to_import() -> None:
+    files = {
+        "app.py": "from .runner import Runner\ndef late():\n    from . import cli\n    import kafka.errors\n",
+        "runner.py": "if TYPE_CHECKING:\n    from karafka_lite import App, errors\nimport karafka_lite.cli\n",
+        "errors.py": "",
+        "cli.py": "from .broker.embedded import Broker\n",
+        "broker/__init__.py": "",
+        "broker/embedded.py": "from ..app import App\nfrom . import wire\nfrom .. import messages\n",
+        "broker/wire.py": "",
+    }
+    found = [(i.path, i.target) for i in imports(files)]
+
+    assert found == [
+        ("app.py", "runner.py"),
+        ("app.py", "cli.py"),
+        ("app.py", "kafka"),
+        ("runner.py", "cli.py"),
+        ("runner.py", "__init__.py"),
+        ("runner.py", "errors.py"),
+        ("cli.py", "broker/embedded.py"),
+        ("broker/embedded.py", "app.py"),
+        ("broker/embedded.py", "broker/wire.py"),
+        ("broker/embedded.py", "messages.py"),
+    ]
+    assert [line.split(" ")[0] for line in upward_imports(files)] == ["app.py:3", "runner.py:3", "runner.py:2"]
+    assert circle(files) == ["app.py", "cli.py", "broker/embedded.py", "app.py"]
+    assert circle({"errors.py": "from . import messages\n", "messages.py": ""}) == []

@@ -1,0 +1,193 @@
+"""What is shown on standard error, with a terminal there and without."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import pytest
+
+import karafka_lite
+from karafka_lite import console
+from karafka_lite.app import App
+
+
+class Stream(io.StringIO):
+    """Standard error within ``with redirect_stderr(…)``: a fixture cannot set it, pytest puts its own back."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    @property
+    def text(self) -> str:
+        """What a reader sees: without colours."""
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.getvalue())
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Stream:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return Stream(terminal=True)
+
+
+@pytest.fixture
+def pipe() -> Stream:
+    return Stream(terminal=False)
+
+
+@pytest.fixture(autouse=True)
+def _root_logger_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> App:
+    monkeypatch.delenv("KARAFKA_LITE_BOOTSTRAP_SERVERS", raising=False)
+    app = App("event-store", bootstrap_servers=["kafka-1:9092", "kafka-2:9092"], concurrency=7)
+
+    @app.topic("user_events", manual_offsets=True)
+    def store(batch: object, ctx: object) -> None: ...
+
+    @app.topic("clicks", group_id="[red]statistics[/red]")
+    def count(batch: object, ctx: object) -> None: ...
+
+    return app
+
+
+def test_without_a_terminal_the_banner_is_plain_lines_that_each_stand_for_themselves(app: App, pipe: Stream) -> None:
+    with redirect_stderr(pipe):
+        console.banner(app)
+    version, store, count, end = pipe.getvalue().splitlines()
+    assert version == f"karafka-lite {karafka_lite.__version__}, 7 workers, brokers: kafka-1:9092, kafka-2:9092"
+    assert re.fullmatch(r"group event-store: user_events -> \S*store \(manual offsets\)", store)
+    assert re.fullmatch(r"group \[red]statistics\[/red]: clicks -> \S*count \(automatic offsets\)", count)
+    assert end == "stop with Ctrl-C or SIGTERM"
+
+
+def test_the_plain_banner_has_neither_colour_nor_boxes(app: App, pipe: Stream) -> None:
+    with redirect_stderr(pipe):
+        console.banner(app)
+    assert "event-store" in pipe.getvalue()
+    assert pipe.getvalue().isascii()
+    assert "\x1b" not in pipe.getvalue()
+
+
+def test_on_a_terminal_the_banner_is_a_coloured_box_with_the_same_facts(app: App, terminal: Stream) -> None:
+    with redirect_stderr(terminal):
+        console.banner(app)
+    assert "\x1b[" in terminal.getvalue()
+    assert terminal.text.startswith("╭")
+    facts = (karafka_lite.__version__, "event-store", "user_events", "manual", "store", "clicks", "automatic", "count")
+    for fact in (*facts, "kafka-1:9092, kafka-2:9092", "7 workers", "Ctrl-C"):
+        assert fact in terminal.text
+
+
+def test_a_group_named_like_markup_is_shown_as_it_is(app: App, terminal: Stream) -> None:
+    with redirect_stderr(terminal):
+        console.banner(app)
+    assert "[red]statistics[/red]" in terminal.text
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_can_only_print_lines_gets_plain_ones(
+    app: App, terminal: Stream, monkeypatch: pytest.MonkeyPatch, term: str
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    with redirect_stderr(terminal):
+        console.banner(app)
+    assert terminal.getvalue() == terminal.text
+    assert "╭" not in terminal.text
+
+
+def test_a_name_longer_than_the_terminal_is_wide_is_folded_and_not_cut(
+    app: App, terminal: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    app.topic("z" * 200)(lambda batch, ctx: None)
+    with redirect_stderr(terminal):
+        console.banner(app)
+    assert terminal.text.count("z") == 200
+
+
+def test_without_a_terminal_a_log_line_has_time_level_and_logger(pipe: Stream) -> None:
+    with redirect_stderr(pipe):
+        console.configure_logging("info")
+        logging.getLogger("karafka_lite.runner").info("started %s", "[bold]x[/bold]")
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO karafka_lite.runner: started \[bold]x\[/bold]\n", pipe.getvalue()
+    )
+
+
+def test_on_a_terminal_a_log_line_is_coloured_and_its_markup_is_shown_as_it_is(terminal: Stream) -> None:
+    with redirect_stderr(terminal):
+        console.configure_logging("info")
+        logging.getLogger("shop").warning("started %s", "[bold]x[/bold]")
+    assert "\x1b[" in terminal.getvalue()
+    assert "WARNING" in terminal.text
+    assert "shop: started [bold]x[/bold]" in terminal.text
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_an_exception_is_logged_with_its_traceback(terminal: Stream, is_terminal: bool) -> None:
+    terminal.terminal = is_terminal
+    with redirect_stderr(terminal):
+        console.configure_logging("info")
+        try:
+            raise KeyError("[red]nope")
+        except KeyError:
+            logging.getLogger("shop").exception("a batch failed")
+    assert "a batch failed" in terminal.text
+    assert "KeyError: '[red]nope'" in terminal.text
+
+
+@pytest.mark.parametrize("level", ["warning", "WARNING", "Warning"])
+def test_the_level_is_understood_in_any_case(pipe: Stream, level: str) -> None:
+    with redirect_stderr(pipe):
+        console.configure_logging(level)
+    logging.getLogger("karafka_lite").info("too quiet")
+    logging.getLogger("shop").warning("loud enough")
+    assert "too quiet" not in pipe.getvalue()
+    assert "loud enough" in pipe.getvalue()
+
+
+def test_configuring_twice_logs_once(pipe: Stream) -> None:
+    with redirect_stderr(pipe):
+        console.configure_logging("info")
+        console.configure_logging("info")
+    logging.getLogger("shop").info("hello")
+    assert pipe.getvalue().count("hello") == 1
+
+
+def test_a_handler_that_somebody_else_added_stays(pipe: Stream) -> None:
+    agent = logging.NullHandler()
+    logging.getLogger().addHandler(agent)
+    console.configure_logging("info")
+    assert agent in logging.getLogger().handlers
+
+
+def test_without_a_terminal_rich_is_never_loaded() -> None:
+    program = (
+        "import sys; from karafka_lite import console; from karafka_lite.app import App\n"
+        "app = App('g'); app.topic('t')(lambda batch, ctx: None)\n"
+        "console.configure_logging('info'); console.banner(app); sys.exit('rich' in sys.modules)"
+    )
+    root = Path(karafka_lite.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,804 @@
+"""Routes, hooks and settings: what is accepted, and what every refusal says to type instead."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kafka import KafkaConsumer
+from kafka.util import ensure_valid_topic_name
+
+from karafka_lite.backoff import Backoff
+from karafka_lite.errors import ConfigurationError
+from karafka_lite.partition import Hook, Policy
+from karafka_lite.routing import OWNED, Config, Router, Settings, resolve_bootstrap_servers
+
+SECRET = "hunter2"
+INT32_MAX = 2**31 - 1
+DEFAULTS = KafkaConsumer.DEFAULT_CONFIG
+TYPES = get_type_hints(Settings)
+INTS = sorted(name for name, kind in TYPES.items() if kind in (int, int | None))
+ZERO_ALLOWED = {
+    *("fetch_min_bytes", "fetch_max_wait_ms", "retry_backoff_ms", "reconnect_backoff_ms", "reconnect_backoff_max_ms"),
+}
+
+
+def refusal(act: Callable[[], object]) -> str:
+    """The text of the ConfigurationError that ``act`` raises."""
+    with pytest.raises(ConfigurationError) as caught:
+        act()
+    return str(caught.value)
+
+
+def settings(**values: Any) -> Config:
+    return Config.validated("group", settings=values)
+
+
+def store(batch: Any, ctx: Any) -> None: ...
+
+
+def archive(batch: Any, ctx: Any) -> None: ...
+
+
+def flush(ctx: Any) -> None: ...
+
+
+@pytest.fixture
+def router() -> Router:
+    return Router("event-store")
+
+
+# -- routes
+
+
+def test_a_topic_becomes_a_route_with_the_documented_defaults(router: Router) -> None:
+    router.topic("user_events")(store)
+    route = router.groups["event-store"]["user_events"]
+    assert (route.topics, route.handler, route.group_id) == (("user_events",), store, "event-store")
+    assert (route.manual_offsets, route.max_messages, route.batch_timeout_ms) == (False, 500, 0)
+    assert route.deserialize is json.loads
+    assert route.backoff == Backoff(1000, 30_000)
+    assert route.hooks == {kind: [] for kind in Hook}
+
+
+def test_a_route_has_what_its_decorator_was_given(router: Router) -> None:
+    router.topic(
+        *("a", "b"),
+        manual_offsets=True,
+        group_id="audit",
+        max_messages=1,
+        batch_timeout_ms=250,
+        deserializer=bytes.decode,
+        backoff_ms=10,
+        backoff_max_ms=10,
+    )(store)
+    route = router.groups["audit"]["a"]
+    assert route is router.groups["audit"]["b"]
+    assert route.topics == ("a", "b")
+    assert route.deserialize == bytes.decode
+    assert route.policy == Policy(True, 1, 250, Backoff(10, 10), frozenset())
+
+
+def test_the_decorator_returns_the_function_itself(router: Router) -> None:
+    assert router.topic("user_events")(store) is store
+
+
+def test_two_topic_decorators_stack_on_one_function_in_two_groups(router: Router) -> None:
+    @router.topic("orders", group_id="audit")
+    @router.topic("orders")
+    def both(batch: Any, ctx: Any) -> None: ...
+
+    assert [(group, list(topics)) for group, topics in router.groups.items()] == [
+        ("event-store", ["orders"]),
+        ("audit", ["orders"]),
+    ]
+    assert router.groups["audit"]["orders"].handler is router.groups["event-store"]["orders"].handler is both
+
+
+def test_groups_and_topics_keep_the_order_of_registration(router: Router) -> None:
+    router.topic("z", group_id="second-name")(store)
+    router.topic("m", "a")(store)
+    router.topic("b", group_id="second-name")(archive)
+    assert list(router.groups) == ["second-name", "event-store"]
+    assert list(router.groups["second-name"]) == ["z", "b"]
+    assert list(router.groups["event-store"]) == ["m", "a"]
+
+
+def test_changing_the_answer_of_groups_registers_nothing(router: Router) -> None:
+    router.topic("orders")(store)
+    router.groups["event-store"].clear()
+    router.groups.clear()
+    assert list(router.groups["event-store"]) == ["orders"]
+
+
+def test_a_refused_decorator_registers_nothing(router: Router) -> None:
+    router.topic("orders")(store)
+    refusal(lambda: router.topic("payments", "orders")(archive))
+    assert list(router.groups["event-store"]) == ["orders"]
+
+
+def test_two_routes_with_the_same_fields_are_not_equal() -> None:
+    first, second = Router("group"), Router("group")
+    first.topic("orders")(store)
+    second.topic("orders")(store)
+    route, other = first.groups["group"]["orders"], second.groups["group"]["orders"]
+    assert route != other
+    assert len({route, other}) == 2
+
+
+def test_the_policy_has_the_kinds_of_hook_that_have_a_function(router: Router) -> None:
+    router.topic("orders")(store)
+    router.hook(Hook.ON_REVOKED, store)(flush)
+    assert router.groups["event-store"]["orders"].policy.hooks == {Hook.ON_REVOKED}
+
+
+class Callable_:
+    def __call__(self, batch: Any, ctx: Any) -> None: ...
+
+    def method(self, batch: Any, ctx: Any) -> None: ...
+
+    def __repr__(self) -> str:
+        return "<a callable>"
+
+
+@pytest.mark.parametrize(
+    ("handler", "name"),
+    [
+        (store, "store"),
+        (Callable_().method, "Callable_.method"),
+        (functools.partial(functools.partial(lambda secret, batch, ctx: None), SECRET), "<lambda>"),
+        (Callable_(), "<a callable>"),
+    ],
+)
+def test_a_route_is_named_after_its_function_or_else_its_repr(router: Router, handler: Any, name: str) -> None:
+    router.topic("orders")(handler)
+    assert router.groups["event-store"]["orders"].name == name
+
+
+# -- group ids
+
+
+@pytest.mark.parametrize("group_id", ["", "  ", None, 7, b"group"])
+def test_a_group_id_is_a_non_empty_str(group_id: Any) -> None:
+    expected = 'group_id must be a non-empty str: type for example "event-store"'
+    assert refusal(lambda: Router(group_id)) == expected
+    assert refusal(lambda: Config.validated(group_id)) == expected
+    if group_id is not None:  # None is "the app's own" here
+        assert refusal(lambda: Router("group").topic("orders", group_id=group_id)) == expected
+
+
+# -- topics
+
+
+def test_a_decorator_without_a_topic_is_refused(router: Router) -> None:
+    assert 'type @app.topic("name")' in refusal(lambda: router.topic())
+
+
+def test_a_decorator_without_parentheses_says_how_to_write_it(router: Router) -> None:
+    text = refusal(lambda: router.topic(store))  # type: ignore[arg-type]
+    assert "needs parentheses" in text
+    assert '@app.topic("name") above store' in text
+
+
+@pytest.mark.parametrize("topic", [b"orders", 5, None, ["a", "b"]])
+def test_a_topic_that_is_not_a_str_is_refused(router: Router, topic: Any) -> None:
+    text = refusal(lambda: router.topic("fine", topic))
+    assert "a topic is a str" in text
+    assert 'type @app.topic("first", "second")' in text
+
+
+@pytest.mark.parametrize("topic", ["", ".", "..", "user events", "a/b", "größe", "a\n", "a" * 250])
+def test_a_topic_that_kafka_cannot_have_is_refused(router: Router, topic: str) -> None:
+    text = refusal(lambda: router.topic(topic))
+    assert repr(topic) in text
+    assert "type 1 to 249 of a-z A-Z 0-9 . _ -" in text
+
+
+@given(st.text(alphabet="aZ9._- /é", max_size=4) | st.integers(247, 251).map("a".__mul__))
+def test_topic_names_are_judged_as_the_client_judges_them(topic: str) -> None:
+    try:
+        ensure_valid_topic_name(topic)
+    except ValueError:
+        refusal(lambda: Router("group").topic(topic))
+    else:
+        Router("group").topic(topic)(store)
+
+
+def test_a_topic_twice_in_one_decorator_is_refused(router: Router) -> None:
+    assert "'orders' stands twice in one @app.topic: type it once" in refusal(
+        lambda: router.topic("orders", "payments", "orders")
+    )
+
+
+def test_a_topic_twice_in_one_group_names_both_handlers(router: Router) -> None:
+    router.topic("orders", "payments")(store)
+    text = refusal(lambda: router.topic("refunds", "payments")(archive))
+    assert "'payments' is taken in group 'event-store' by store" in text
+    assert "drop it from archive" in text
+    assert "@app.topic('payments', group_id=\"another-group\")" in text
+    assert "refunds" not in text
+
+
+# -- options of a topic
+
+
+@pytest.mark.parametrize(
+    ("option", "least"), [("max_messages", 1), ("batch_timeout_ms", 0), ("backoff_ms", 1), ("backoff_max_ms", 1000)]
+)
+@pytest.mark.parametrize("wrong", ["too small", True, 2.0, "9000", None, INT32_MAX + 1])
+def test_an_option_that_is_no_int_in_its_range_is_refused(router: Router, option: str, least: int, wrong: Any) -> None:
+    value = least - 1 if wrong == "too small" else wrong
+    text = refusal(lambda: router.topic("orders", **{option: value}))
+    assert text.startswith(f"{option} cannot be ")
+    assert f"from {least}" in text
+    assert ("of milliseconds" in text) == option.endswith("_ms")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_messages": 1}, {"batch_timeout_ms": 0}, {"backoff_ms": 1, "backoff_max_ms": 1}, {"max_messages": INT32_MAX}],
+)
+def test_an_option_at_its_bound_is_accepted(router: Router, options: dict[str, int]) -> None:
+    assert router.topic("orders", **options)(store) is store  # type: ignore[arg-type]
+
+
+def test_a_longest_wait_below_the_first_one_is_refused(router: Router) -> None:
+    text = refusal(lambda: router.topic("orders", backoff_ms=60_000))
+    assert text.startswith("backoff_max_ms cannot be 30000")
+    assert "from 60000 (backoff_ms, the first wait)" in text
+
+
+@pytest.mark.parametrize("deserializer", ["json", 5, SimpleNamespace(), SimpleNamespace(loads="json")])
+def test_a_deserializer_that_cannot_be_called_is_refused(router: Router, deserializer: Any) -> None:
+    text = refusal(lambda: router.topic("orders", deserializer=deserializer))
+    assert text.startswith("deserializer cannot be ")
+    assert "type json, a function of bytes, or None" in text
+
+
+@pytest.mark.parametrize(
+    ("deserializer", "expected"), [(None, None), (len, len), (json, json.loads), (SimpleNamespace(loads=len), len)]
+)
+def test_a_deserializer_is_a_function_or_has_loads_or_is_none(
+    router: Router, deserializer: Any, expected: object
+) -> None:
+    router.topic("orders", deserializer=deserializer)(store)
+    assert router.groups["event-store"]["orders"].deserialize is expected
+
+
+def test_all_mistakes_of_one_decorator_are_told_at_once(router: Router) -> None:
+    text = refusal(lambda: router.topic("a b", group_id="", max_messages=0, batch_timeout_ms=-1, backoff_ms=0))
+    for word in ("'a b'", "group_id", "max_messages", "batch_timeout_ms", "backoff_ms"):
+        assert word in text
+
+
+# -- functions: handlers take (batch, ctx), hooks take (ctx)
+
+
+async def coroutine(*args: Any) -> None: ...
+
+
+def generator(*args: Any) -> Iterator[None]:
+    yield
+
+
+async def async_generator(*args: Any) -> AsyncIterator[None]:
+    yield
+
+
+class Lazy:
+    async def __call__(self, *args: Any) -> None: ...
+
+    async def method(self, *args: Any) -> None: ...
+
+    @classmethod
+    async def of_class(cls, *args: Any) -> None: ...
+
+    @staticmethod
+    async def static(*args: Any) -> None: ...
+
+
+class LazyGenerator:
+    def __call__(self, *args: Any) -> Iterator[None]:
+        yield
+
+
+LAZY = [
+    *(coroutine, generator, async_generator),
+    *(functools.partial(coroutine), functools.partial(functools.partial(generator))),
+    *(Lazy(), Lazy().method, Lazy.of_class, Lazy.static, Lazy.__dict__["static"], LazyGenerator()),
+    *(functools.partial(Lazy()), functools.partial(Lazy().method)),
+]
+
+
+def register_handler(function: Any) -> Any:
+    return Router("group").topic("orders")(function)
+
+
+def register_hook(function: Any) -> Any:
+    router = Router("group")
+    router.topic("orders")(store)
+    return router.hook(Hook.ON_SHUTDOWN, store)(function)
+
+
+@pytest.mark.parametrize("function", LAZY, ids=repr)
+@pytest.mark.parametrize(
+    ("register", "arguments"), [(register_handler, "(batch, ctx)"), (register_hook, "(ctx)")], ids=["handler", "hook"]
+)
+def test_a_function_whose_call_would_run_nothing_is_refused(
+    register: Callable[[Any], Any], arguments: str, function: Any
+) -> None:
+    text = refusal(lambda: register(function))
+    assert "async or yields" in text
+    assert "silent loss" in text
+    assert "write a plain `def " in text
+    assert f"{arguments}:`" in text
+
+
+@pytest.mark.parametrize("function", [None, "store", 5])
+def test_what_cannot_be_called_is_no_handler_and_no_hook(function: Any) -> None:
+    text = refusal(lambda: register_handler(function))
+    assert "not callable" in text
+    assert "def function(batch, ctx):" in text
+    assert "def function(ctx):" in refusal(lambda: register_hook(function))
+
+
+def only_batch(batch): ...
+
+
+def three(batch, ctx, extra): ...
+
+
+def keyword(batch, *, ctx): ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "shown"),
+    [
+        (only_batch, "only_batch(batch) is called with (batch, ctx), too many positional arguments"),
+        (three, "three(batch, ctx, extra) is called with (batch, ctx), missing a required argument: 'extra'"),
+        (keyword, "keyword(batch, *, ctx) is called with (batch, ctx), too many positional arguments"),
+    ],
+)
+def test_a_handler_that_cannot_take_batch_and_ctx_shows_its_signature_and_the_right_one(
+    handler: Any, shown: str
+) -> None:
+    text = refusal(lambda: register_handler(handler))
+    assert shown in text
+    assert f"type `def {handler.__name__}(batch, ctx):`" in text
+
+
+def test_a_hook_that_cannot_take_ctx_shows_its_signature_and_the_right_one() -> None:
+    text = refusal(lambda: register_hook(three))
+    assert text.startswith("@app.on_shutdown: three(batch, ctx, extra) is called with (ctx), ")
+    assert "type `def three(ctx):`" in text
+
+
+def test_a_lambda_with_a_wrong_signature_is_not_advised_to_be_called_lambda() -> None:
+    assert "type `def function(batch, ctx):`" in refusal(lambda: register_handler(lambda batch: None))
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        lambda *args: None,
+        lambda batch, ctx, retries=3, **more: None,
+        functools.partial(three, extra=1),
+        functools.partial(three, 1),
+        Callable_(),
+        Callable_().method,
+        print,
+        dict.update,
+        max,  # a builtin without a signature
+    ],
+)
+def test_whatever_takes_batch_and_ctx_is_accepted(handler: Any) -> None:
+    assert register_handler(handler) is handler
+
+
+def test_a_builtin_without_a_signature_is_also_accepted_as_a_hook() -> None:
+    assert register_hook(max) is max
+
+
+def test_a_wrapper_counts_with_its_own_signature_and_not_with_the_one_it_copies() -> None:
+    @functools.wraps(three)
+    def with_session(batch: Any, ctx: Any) -> None:
+        three(batch, ctx, "session")
+
+    @functools.wraps(three, assigned=["__qualname__"])
+    def narrow(batch): ...
+
+    assert register_handler(with_session) is with_session
+    assert "three(batch) is called with (batch, ctx)" in refusal(lambda: register_handler(narrow))
+
+
+# -- hooks
+
+
+def test_hooks_return_their_function_so_that_they_stack(router: Router) -> None:
+    router.topic("orders")(store)
+
+    @router.hook(Hook.ON_SHUTDOWN, store)
+    @router.hook(Hook.BEFORE_REVOKE, store)
+    def close(ctx: Any) -> None: ...
+
+    hooks = router.groups["event-store"]["orders"].hooks
+    assert hooks == {Hook.ON_SHUTDOWN: [close], Hook.BEFORE_REVOKE: [close], Hook.ON_REVOKED: []}
+    assert router.hook(Hook.ON_REVOKED, store)(flush) is flush
+
+
+def test_hooks_of_one_kind_keep_the_order_of_registration(router: Router) -> None:
+    router.topic("orders")(store)
+    functions: list[Any] = [flush, print, len]
+    for function in functions:
+        router.hook(Hook.ON_SHUTDOWN, store)(function)
+    assert router.groups["event-store"]["orders"].hooks[Hook.ON_SHUTDOWN] == functions
+
+
+def test_a_hook_belongs_to_every_route_of_its_handler_and_to_no_other(router: Router) -> None:
+    router.topic("orders")(store)
+    router.topic("orders", group_id="audit")(store)
+    router.topic("payments")(archive)
+    router.hook(Hook.ON_SHUTDOWN, store)(flush)
+    router.topic("late")(store)
+    groups = router.groups
+    assert groups["event-store"]["orders"].hooks[Hook.ON_SHUTDOWN] == [flush]
+    assert groups["audit"]["orders"].hooks[Hook.ON_SHUTDOWN] == [flush]
+    assert groups["event-store"]["late"].hooks[Hook.ON_SHUTDOWN] == [flush]
+    assert groups["event-store"]["payments"].hooks[Hook.ON_SHUTDOWN] == []
+
+
+def test_a_bound_method_is_found_again_although_each_access_makes_a_new_one(router: Router) -> None:
+    shop = Callable_()
+    router.topic("orders")(shop.method)
+    assert router.hook(Hook.ON_SHUTDOWN, shop.method)(flush) is flush
+
+
+@pytest.mark.parametrize("kind", Hook)
+def test_a_hook_of_an_unknown_handler_lists_the_known_ones_and_says_where_to_stand(router: Router, kind: Hook) -> None:
+    router.topic("orders")(store)
+    router.topic("payments")(store)
+    router.topic("refunds")(archive)
+    text = refusal(lambda: router.hook(kind, keyword))
+    assert text.startswith(f"@app.{kind.value}: keyword is not the handler of a topic")
+    assert "(handlers so far: store, archive)" in text
+    assert f"type @app.{kind.value}(handler), below the handler" in text
+
+
+def test_a_hook_before_any_handler_says_that_there_is_none(router: Router) -> None:
+    assert "(handlers so far: none)" in refusal(lambda: router.hook(Hook.ON_SHUTDOWN, store))
+
+
+# -- Config: the app's own arguments
+
+
+def test_a_config_has_the_documented_defaults() -> None:
+    assert Config.validated("group") == Config("group", ["localhost:9092"], 5, 5000, 60_000, {})
+
+
+def test_a_config_keeps_what_was_given_and_adds_nothing() -> None:
+    given = {"client_id": "me", "auto_offset_reset": "latest"}
+    config = Config.validated(
+        "group",
+        bootstrap_servers=["a:1", "b"],
+        concurrency=1,
+        auto_commit_interval_ms=1,
+        drain_timeout_ms=1,
+        settings=given,
+    )
+    assert config == Config("group", ["a:1", "b"], 1, 1, 1, given)
+    given.clear()
+    assert config.settings == {"client_id": "me", "auto_offset_reset": "latest"}
+
+
+def test_a_config_can_be_made_again_from_its_own_fields() -> None:
+    config = Config.validated("group", bootstrap_servers="a:1,b:2", settings={"client_id": "me"})
+    assert Config.validated(**vars(config)) == config
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Config.validated("group").concurrency = 9  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["concurrency", "auto_commit_interval_ms", "drain_timeout_ms"])
+@pytest.mark.parametrize("value", [0, -1, True, 1.0, "5", None, INT32_MAX + 1])
+def test_an_argument_that_is_no_positive_int_is_refused(name: str, value: Any) -> None:
+    text = refusal(lambda: Config.validated("group", **{name: value}))
+    assert text.startswith(f"{name} cannot be ")
+    assert "type an int" in text
+    assert "from 1 to 2147483647" in text
+
+
+# -- settings that pass through
+
+
+def test_the_settings_are_those_of_the_installed_client() -> None:
+    of_app = {"group_id", "bootstrap_servers", "auto_commit_interval_ms"}
+    assert set(TYPES) == set(DEFAULTS) - of_app - set(OWNED)
+    assert set(OWNED) <= set(DEFAULTS)
+
+
+def test_the_clients_own_defaults_are_accepted() -> None:
+    given = {name: DEFAULTS[name] for name in TYPES}
+    assert settings(**given).settings == given
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("enable_auto_commit", "manual_offsets=True"),
+        ("key_deserializer", "message.key.decode()"),
+        ("value_deserializer", "deserializer="),
+        ("group_instance_id", "client_id="),
+        ("partition_assignment_strategy", "leave it out"),
+        ("default_offset_commit_callback", "commit_offsets(sync=True)"),
+        ("consumer_timeout_ms", "batch_timeout_ms="),
+        ("kafka_client", "leave it out"),
+        ("selector", "leave it out"),
+    ],
+)
+def test_a_setting_that_the_framework_owns_is_refused_with_its_reason_and_never_its_value(name: str, hint: str) -> None:
+    text = refusal(lambda: settings(**{name: SECRET}))
+    assert text.startswith(f"{name} belongs to karafka-lite: ")
+    assert hint in text
+    assert SECRET not in text
+
+
+def test_every_owned_setting_is_in_the_test_above() -> None:
+    mark = test_a_setting_that_the_framework_owns_is_refused_with_its_reason_and_never_its_value.pytestmark[0]
+    assert {name for name, _ in mark.args[1]} == set(OWNED)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("sesion_timeout_ms", "session_timeout_ms"),
+        ("sasl_password", "sasl_plain_password"),
+        ("auto.offset.reset", "auto_offset_reset"),
+        ("concurency", "concurrency"),
+        ("bootstrap_server", "bootstrap_servers"),
+        ("auto_commit_intervall_ms", "auto_commit_interval_ms"),
+        ("drain_timeout", "drain_timeout_ms"),
+    ],
+)
+def test_an_unknown_setting_is_refused_with_the_nearest_names_and_never_its_value(name: str, nearest: str) -> None:
+    text = refusal(lambda: settings(**{name: SECRET}))
+    assert text.startswith(f"{name} is not a setting: type ")
+    assert nearest in text
+    assert SECRET not in text
+
+
+def test_an_unknown_setting_near_an_owned_one_says_at_once_that_this_is_owned() -> None:
+    text = refusal(lambda: settings(enable_autocommit=SECRET))
+    assert text == (
+        f"enable_autocommit is not a setting: enable_auto_commit belongs to karafka-lite, {OWNED['enable_auto_commit']}"
+    )
+
+
+def test_an_unknown_setting_far_from_all_points_to_the_clients_documentation() -> None:
+    text = refusal(lambda: settings(xyzzy=SECRET))
+    assert text == "xyzzy is not a setting: type a name that KafkaConsumer documents"
+
+
+@pytest.mark.parametrize("name", ["manual_offsets", "max_messages", "batch_timeout_ms", "deserializer", "backoff_ms"])
+def test_an_option_of_a_topic_given_to_the_app_says_where_it_belongs(name: str) -> None:
+    text = refusal(lambda: settings(**{name: SECRET}))
+    assert f"{name} is an option of a topic, not of the app: type @app.topic(..., {name}=...)" == text
+
+
+def test_all_mistakes_of_one_call_are_told_at_once() -> None:
+    text = refusal(
+        lambda: Config.validated(
+            "",
+            bootstrap_servers="a:0",
+            concurrency=0,
+            auto_commit_interval_ms=0,
+            drain_timeout_ms=-1,
+            settings={"fetch_size": SECRET, "selector": SECRET, "check_crcs": SECRET, "heartbeat_interval_ms": 90_000},
+        )
+    )
+    starts = [line.split()[0] for line in text.splitlines()]
+    assert starts == [
+        *("group_id", "bootstrap_servers:", "concurrency", "auto_commit_interval_ms", "drain_timeout_ms"),
+        *("fetch_size", "selector", "check_crcs", "heartbeat_interval_ms=90000"),
+    ]
+    assert SECRET not in text
+
+
+def test_every_setting_that_counts_something_is_checked_as_an_int() -> None:
+    assert {name for name in TYPES if name.endswith(("_ms", "_bytes", "_records"))} <= set(INTS)
+
+
+@pytest.mark.parametrize("name", INTS)
+@pytest.mark.parametrize("value", [-1, True, 5000.0, SECRET, INT32_MAX + 1, float("inf")])
+def test_a_number_that_kafka_cannot_use_is_refused(name: str, value: Any) -> None:
+    text = refusal(lambda: settings(**{name: value}))
+    assert f"{name} cannot be " in text
+    assert f"from {0 if name in ZERO_ALLOWED else 1} to 2147483647" in text
+    assert ("of milliseconds" in text) == name.endswith("_ms")
+    assert ("of bytes" in text) == name.endswith("_bytes")
+    assert SECRET not in text
+
+
+@pytest.mark.parametrize("name", INTS)
+def test_zero_is_accepted_where_it_means_something(name: str) -> None:
+    if name in ZERO_ALLOWED:
+        assert settings(**{name: 0}).settings == {name: 0}
+    else:
+        assert f"{name} cannot be 0: " in refusal(lambda: settings(**{name: 0}))
+
+
+@pytest.mark.parametrize("name", INTS)
+def test_none_is_accepted_for_the_socket_buffers_only(name: str) -> None:
+    if name in ("receive_buffer_bytes", "send_buffer_bytes"):
+        assert settings(**{name: None}).settings == {name: None}
+    else:
+        assert f"{name} cannot be None: " in refusal(lambda: settings(**{name: None}))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, kind in TYPES.items() if kind is bool))
+def test_a_switch_is_a_bool_because_the_word_false_is_true_for_python(name: str) -> None:
+    assert refusal(lambda: settings(**{name: "false"})) == (
+        f"{name} must be a bool, not a str: type {name}=True or {name}=False"
+    )
+    assert settings(**{name: False}).settings == {name: False}
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("auto_offset_reset", ("earliest", "latest", "none")),
+        ("isolation_level", ("read_uncommitted", "read_committed")),
+        ("security_protocol", ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")),
+        ("client_dns_lookup", ("use_all_dns_ips", "resolve_canonical_bootstrap_servers_only")),
+    ],
+)
+def test_a_choice_is_one_of_those_that_the_client_knows(name: str, choices: tuple[str, ...]) -> None:
+    for choice in choices:
+        assert settings(**{name: choice}).settings == {name: choice}
+    allowed = " or ".join(map(repr, choices))
+    assert refusal(lambda: settings(**{name: "sasl_ssl"})) == f"{name} cannot be 'sasl_ssl': type {name}={allowed}"
+    assert refusal(lambda: settings(**{name: None})) == f"{name} cannot be None: type {name}={allowed}"
+    assert SECRET not in refusal(lambda: settings(**{name: [SECRET]}))
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        ("drain_timeout_ms", "max_poll_interval_ms"),
+        ("heartbeat_interval_ms", "session_timeout_ms"),
+        ("fetch_max_wait_ms", "request_timeout_ms"),
+        ("request_timeout_ms", "connections_max_idle_ms"),
+    ],
+)
+def test_a_time_that_must_stay_below_another_is_compared_with_it_or_with_the_clients_default(
+    low: str, high: str
+) -> None:
+    def config(**times: int) -> Config:
+        drain = times.pop("drain_timeout_ms", 60_000)
+        return Config.validated("group", drain_timeout_ms=drain, settings=times)
+
+    low_default, high_default = DEFAULTS.get(low, 60_000), DEFAULTS[high]
+    config(**{low: high_default - 1})
+    config(**{high: low_default + 1, **({"fetch_max_wait_ms": 1} if low == "fetch_max_wait_ms" else {})})
+    config(**{low: 1000, high: 1001})
+    for times in ({low: high_default}, {high: low_default}, {low: 1001, high: 1001}):
+        text = refusal(lambda times=times: config(**times))  # type: ignore[misc]
+        assert f"{low}={times.get(low, low_default)} must be below {high}={times.get(high, high_default)}, " in text
+        assert f"type a smaller {low} or a larger {high}" in text
+
+
+def test_a_time_of_a_wrong_type_is_refused_and_not_compared() -> None:
+    text = refusal(lambda: settings(session_timeout_ms="6000", heartbeat_interval_ms="2000"))
+    assert [line.split()[0] for line in text.splitlines()] == ["session_timeout_ms", "heartbeat_interval_ms"]
+
+
+def test_secrets_stand_in_no_refusal_and_not_in_the_repr() -> None:
+    given = {"sasl_plain_password": SECRET, "ssl_password": SECRET, "proxy_url": f"socks5://me:{SECRET}@proxy"}
+    config = settings(**given)
+    assert config.settings == given
+    assert SECRET not in repr(config) + str(config)
+    assert SECRET not in refusal(lambda: settings(**given, session_timeout_ms=SECRET, unknown=SECRET))
+
+
+# -- bootstrap servers
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("localhost", ["localhost"]),
+        ("a:1, b:65535 ,c", ["a:1", "b:65535", "c"]),
+        (["a:1", "b:2"], ["a:1", "b:2"]),
+        (("kafka_1.internal-net:9092",), ["kafka_1.internal-net:9092"]),
+        ("10.0.0.1:9092,[::1]:9092,[::1]", ["10.0.0.1:9092", "[::1]:9092", "[::1]"]),
+        ("[fe80::1%eth0]:9092", ["[fe80::1%eth0]:9092"]),
+    ],
+)
+def test_bootstrap_servers_are_a_str_with_commas_or_a_list(given: Any, expected: list[str]) -> None:
+    assert Config.validated("group", bootstrap_servers=given).bootstrap_servers == expected
+
+
+@pytest.mark.parametrize("given", [None, 9092, [], (), [9092], [b"a:1"], {"a:1"}, ["a:1", None]])
+def test_bootstrap_servers_of_another_type_are_refused(given: Any) -> None:
+    text = refusal(lambda: Config.validated("group", bootstrap_servers=given))
+    assert text == 'bootstrap_servers must be a str or a non-empty list of str: type for example "localhost:9092"'
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ("", "''"),
+        ("a:1,", "''"),
+        ([" "], "''"),
+        ("a:0", "'a:0'"),
+        ("b:1,a:65536", "'a:65536'"),
+        ("a:", "'a:'"),
+        (":9092", "':9092'"),
+        ("a:port", "'a:port'"),
+        ("a:-1", "'a:-1'"),
+        ("a:\u0661", "'a:\u0661'"),
+        ("a b:1", "'a b:1'"),
+        ("a:1:2", "'a:1:2'"),
+        ("::1", "'::1'"),
+        ("[::1", "'[::1'"),
+        ("[localhost]:1", "'[localhost]:1'"),
+        ("SSL://a:9093", "'SSL://a:9093'"),
+        ("a/b", "'a/b'"),
+    ],
+)
+def test_a_server_that_is_not_host_and_port_is_refused(given: Any, wrong: str) -> None:
+    text = refusal(lambda: Config.validated("group", bootstrap_servers=given))
+    assert text.startswith(f"bootstrap_servers: {wrong} is no address")
+    assert "type localhost:9092 or [::1]:9092" in text
+    assert "port 1 to 65535" in text
+
+
+@pytest.mark.parametrize("given", [f"kafka://me:{SECRET}@a:1", f"me:{SECRET},x@a:1", ["b:2", f"me:{SECRET}@a:1"]])
+def test_a_password_among_the_servers_is_refused_and_not_shown(given: Any) -> None:
+    text = refusal(lambda: Config.validated("group", bootstrap_servers=given))
+    assert "type host:port, and sasl_plain_username=... in App" in text
+    assert SECRET not in text
+
+
+VARIABLE = "KARAFKA_LITE_BOOTSTRAP_SERVERS"
+
+
+@pytest.mark.parametrize(
+    ("option", "environ", "expected"),
+    [
+        ("opt:1,opt:2", {VARIABLE: "env:1"}, ["opt:1", "opt:2"]),
+        (None, {VARIABLE: "env:1, env:2"}, ["env:1", "env:2"]),
+        (None, {VARIABLE: " "}, ["arg:1"]),
+        (None, {"OTHER": "env:1"}, ["arg:1"]),
+    ],
+)
+def test_the_option_wins_over_the_environment_which_wins_over_the_argument(
+    option: str | None, environ: dict[str, str], expected: list[str]
+) -> None:
+    assert resolve_bootstrap_servers(option, environ, ["arg:1"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "environ", "source"),
+    [
+        ("bad:0", {VARIABLE: "env:1"}, "--broker: 'bad:0'"),
+        ("", {VARIABLE: "env:1"}, "--broker: ''"),
+        (None, {VARIABLE: "bad:0"}, f"the environment variable {VARIABLE}: 'bad:0'"),
+        (None, {}, "bootstrap_servers: 'bad:0'"),
+    ],
+)
+def test_a_bad_server_is_refused_with_the_place_that_it_came_from(
+    option: str | None, environ: dict[str, str], source: str
+) -> None:
+    assert refusal(lambda: resolve_bootstrap_servers(option, environ, "bad:0")).startswith(f"{source} is no address")
+
+
+def test_a_bad_server_that_does_not_count_is_not_looked_at() -> None:
+    assert resolve_bootstrap_servers("opt:1", {VARIABLE: "bad:0"}, "bad:0") == ["opt:1"]
