@@ -74,13 +74,20 @@ class Context:
                 if not ctx.mark_as_consumed(message):
                     return
         """
-        self._check(message)
-        last_mark = self._ownership.stored
-        if not self._shell.mark(self._ownership, message.next_offset):
+        ownership = self._ownership
+        if (
+            not isinstance(message, Message)
+            or message.topic != self.topic
+            or message.partition != self.partition
+            or not ownership.was_handed(message.offset)
+        ):
+            raise self._refusal(message)
+        last_mark, offset = ownership.stored, message.next_offset
+        if not self._shell.mark(ownership, offset):
             return False
-        if last_mark is not None and message.next_offset < last_mark:
+        if last_mark is not None and offset < last_mark:
             log.warning("%s marked behind the last mark (%s): what follows it will be read again", message, last_mark)
-        return self._shell.commit(self._ownership, timeout_ms) if sync else True
+        return self._shell.commit(ownership, timeout_ms) if sync else True
 
     def commit_offsets(self, *, sync: bool = False, timeout_ms: int = 30_000) -> bool:
         """Ask for a commit of everything that is stored, without waiting for the interval.
@@ -127,22 +134,21 @@ class Context:
         """Whether this batch was tried before and failed."""
         return self.attempt > 1
 
-    def _check(self, message: Message) -> None:
+    def _refusal(self, message: object) -> Exception:
         if not isinstance(message, Message):
-            raise TypeError(
+            return TypeError(
                 f"mark_as_consumed takes a Message, not {type(message).__name__}; "
                 f"pass the message itself (batch.last, or the loop's variable), not its payload"
             )
         if (message.topic, message.partition) != self._ownership.place:
-            raise ValueError(
+            return ValueError(
                 f"{message} does not belong to {at(self.topic, self.partition)}, the partition of this context; "
                 f"mark it with the context that came with it"
             )
-        if not self._ownership.was_handed(message.offset):
-            raise ValueError(
-                f"{message} was never handed to this ownership of {at(self.topic, self.partition)}, which was handed "
-                f"messages up to {self._ownership.delivered}; marking it would skip unread ones"
-            )
+        return ValueError(
+            f"{message} was never handed to this ownership of {at(self.topic, self.partition)}, which was handed "
+            f"messages up to {self._ownership.delivered}; marking it would skip unread ones"
+        )
 
     def __repr__(self) -> str:
         return f"<Context {at(self.topic, self.partition)} group={self.group_id} attempt={self.attempt}>"

@@ -342,8 +342,8 @@ class Member:
 
     def mark(self, partition: Partition, offset: int) -> bool:
         with self._lock:
-            if not partition.over and self._client.lost(time.monotonic()):
-                self._check_membership(time.monotonic())
+            if self._client.lost(now := time.monotonic()):
+                self._check_membership(now)
                 self._carry_out()
             return partition.mark(offset)
 

@@ -34,6 +34,9 @@ class State(IntEnum):
     LOST = 5
 
 
+RELEASING = State.RELEASING  # looking up a member of an enum costs more than all the rest of a mark
+
+
 class Hook(Enum):
     """What a user may hang on a handler, by the moment at which it runs."""
 
@@ -109,7 +112,7 @@ class Partition:
     @property
     def over(self) -> bool:
         """True as soon as marks are refused."""
-        return self.state >= State.RELEASING
+        return self.state >= RELEASING
 
     @property
     def busy(self) -> bool:
@@ -147,7 +150,7 @@ class Partition:
         if committed:
             self.stored = self.committed = start
         elif commit_start:
-            self._store(start)
+            self.mark(start)
 
     def fetched(self, records: Sequence[Record], end_offset: int | None, now: float) -> bool:
         """Queue what was fetched; False where it was dropped because it is not what is to be read next."""
@@ -236,18 +239,15 @@ class Partition:
         if self.over:
             return False
         self.retry_position = offset
-        self._store(offset)
+        if offset != self.stored:
+            self.stored = offset
+            self.version += 1
         return True
 
     def commit_succeeded(self, offset: int, version: int) -> None:
         """The broker has the offset that was stored as ``version``."""
         self.committed = offset
         self.committed_version = version
-
-    def _store(self, offset: int) -> None:
-        if offset != self.stored:
-            self.stored = offset
-            self.version += 1
 
     # -- the end
 

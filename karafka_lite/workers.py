@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import queue
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Collection
+from types import FrameType
 
 from karafka_lite.partition import Partition, Run
 
@@ -49,10 +52,10 @@ class Workers:
         return threading.get_ident() in self._inside
 
     def stacks(self, partitions: Collection[Partition]) -> list[tuple[Run, str]]:
-        """The user code of ``partitions`` that runs now, each with its thread's stack."""
+        """The user code of ``partitions`` that runs now, each with its stack from the user's function on."""
         frames = sys._current_frames()
         return [
-            (run, "".join(traceback.format_stack(frames[thread])))
+            (run, _users_part(frames[thread]))
             for thread, run in list(self._inside.items())
             if run.partition in partitions and thread in frames
         ]
@@ -60,3 +63,12 @@ class Workers:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+
+
+def _users_part(frame: FrameType) -> str:
+    users = list(itertools.dropwhile(_is_ours, traceback.extract_stack(frame)))
+    return "".join(traceback.StackSummary.from_list(users).format())
+
+
+def _is_ours(frame: traceback.FrameSummary) -> bool:
+    return frame.filename == threading.__file__ or os.path.dirname(frame.filename) == os.path.dirname(__file__)

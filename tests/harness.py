@@ -38,7 +38,7 @@ def running(app: App) -> Iterator[App]:
 
 
 class Gate:
-    """Holds a handler at a place until the test opens it: ``gate.wait()`` there, ``gate.reached()`` and ``open()`` here."""
+    """Holds a handler at a place until the test opens it: ``wait`` there, ``reached`` and ``open`` here."""
 
     def __init__(self) -> None:
         self._reached = threading.Event()
