@@ -14,8 +14,9 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in
     consumer._coordinator._generation                   a lost membership shows here before ``poll`` notices
     consumer._coordinator.heartbeat                     when the last heartbeat was answered
     consumer._coordinator.request_rejoin                after a loss that we found out the member must join again
+    consumer._coordinator._send_offset_commit_request   ``commit`` tries again under a later generation
     consumer._coordinator.fetch_committed_offsets       all partitions in one request (the public call takes one)
-    consumer._net                                       a notifier that the listener can await
+    consumer._net, consumer._manager                    a notifier that the listener can await; commits of our own
     consumer._client                                    a constructor that raises leaves its IO thread behind
 """
 
@@ -225,13 +226,33 @@ class Client:
 
     # -- the committer's
 
-    def commit(self, offsets: Mapping[TopicPartition, int]) -> Exception | None:
-        """Commit; None when the broker has acknowledged, else what went wrong (ask ``lost`` what it means)."""
+    def generation(self) -> int:
+        """Of the group, as we know it; what is owned now is owned in it."""
+        return int(self._coordinator._generation.generation_id)
+
+    def commit(self, offsets: Mapping[TopicPartition, int], generation: int) -> Exception | None:
+        """Commit, if the group is still in ``generation``; one attempt.
+
+        The public ``commit`` tries again for as long as it may, with whatever generation there is by then: what we had
+        lost meanwhile would be committed in the name of our next membership.
+
+        Returns None when the broker has acknowledged, else what went wrong (ask ``lost`` what it means).
+        """
+        wanted = {Place(*place): OffsetAndMetadata(offset, "", -1) for place, offset in offsets.items()}
+        coordinator, manager = self._coordinator, self._consumer._manager
+
+        async def send() -> None:  # the check and the stamp on the request are one step of the IO thread
+            if coordinator._generation.generation_id != generation:
+                raise kafka.errors.IllegalGenerationError("the membership has changed since the offsets were marked")
+            await coordinator._send_offset_commit_request(wanted)
+
+        async def attempt() -> None:
+            if not await coordinator.ensure_coordinator_ready_async(timeout_ms=REQUEST_MS):
+                raise kafka.errors.CoordinatorNotAvailableError()
+            await manager.wait_for(manager.call_soon(send), REQUEST_MS)
+
         try:
-            self._consumer.commit(
-                {Place(*place): OffsetAndMetadata(offset, "", -1) for place, offset in offsets.items()},
-                timeout_ms=REQUEST_MS,
-            )
+            self._consumer._net.run(attempt)
         except Exception as error:  # also what a dying IO thread throws: nothing is committed then
             return error
         return None

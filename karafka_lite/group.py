@@ -75,7 +75,8 @@ class Group:
         self._commit_requested = False
         self._commit_failures = 0
         self._commit_retry_at = 0.0
-        self._commit_tried: dict[str, float] = {}  # topic -> when it was last part of a commit that failed
+        self._refusing: set[str] = set()  # topics whose last commit failed
+        self._commit_tried: dict[str, float] = {}  # topic -> when it was last committed by itself
 
     # -- assignment
 
@@ -90,6 +91,7 @@ class Group:
             predecessor = self.leftovers.get(place)
             self.owned[place] = Partition(place, self._policies[place[0]], predecessor)
             fresh.append(self.owned[place])
+        self._join_anew = False  # it has just joined
         self.news = True
         return fresh
 
@@ -221,7 +223,7 @@ class Group:
         elif not self._commit_requested and not any(p.state is State.RELEASING for p in pending):
             return []
         self._commit_requested = False
-        if self._commit_failures and pending:
+        if self._refusing.intersection(p.place[0] for p in pending):
             # One topic that refuses (deleted, not authorized) must not hold up the others: each goes by itself.
             topic = min((p.place[0] for p in pending), key=lambda name: self._commit_tried.get(name, 0.0))
             self._commit_tried[topic] = now
@@ -232,11 +234,13 @@ class Group:
     def commit_succeeded(self, commits: Iterable[Commit], now: float) -> None:
         """The broker has acknowledged ``commits``."""
         for partition, offset, version in commits:
+            self._refusing.discard(partition.place[0])
             if partition.state is not State.LOST:
                 partition.commit_succeeded(offset, version)
                 self._settle(partition, now)
-        self._commit_failures = 0
-        self._commit_tried.clear()
+        if not self._refusing:
+            self._commit_failures = 0
+            self._commit_tried.clear()
         self.news = True
 
     def commit_failed(self, commits: Iterable[Commit], now: float) -> None:
@@ -245,6 +249,7 @@ class Group:
         self._commit_retry_at = now + COMMIT_RETRY.delay_ms(self._commit_failures) / 1000
         self._commit_requested = True
         for partition, _, _ in commits:
+            self._refusing.add(partition.place[0])
             self._settle(partition, now)
         self.news = True
 
@@ -257,7 +262,7 @@ class Group:
 
     def wake_at(self, now: float) -> float:
         """When ``advance`` and ``commit_batch`` may have something to do, if nothing happens before."""
-        times = [self._commit_at]
+        times = [max(self._commit_at, self._commit_retry_at)]
         for partition in self.owned.values():
             if partition.state in (State.DRAINING, State.RELEASING):
                 times.append(partition.deadline)

@@ -301,6 +301,13 @@ class Member:
     # -- the committer
 
     def _commit_all(self) -> None:
+        try:
+            self._commit_until_closed()
+        except BaseException as bug:
+            log.exception("group %s: the committer has crashed; please report this", self.group_id)
+            self._events.put(Event(Exit.ERROR, bug))
+
+    def _commit_until_closed(self) -> None:
         while True:
             with self._lock:
                 while True:
@@ -308,15 +315,16 @@ class Member:
                     self.group.advance(now)
                     self._carry_out()
                     commits = self.group.commit_batch(now)
+                    generation = self._client.generation()
                     if commits or self._closed:
                         break
                     self._changed.wait(max(0.0, self.group.wake_at(now) - now))
             if not commits:
                 return
-            self._commit(commits)
+            self._commit(commits, generation)
 
-    def _commit(self, commits: Sequence[Commit]) -> None:
-        error = self._client.commit({partition.place: offset for partition, offset, _ in commits})
+    def _commit(self, commits: Sequence[Commit], generation: int) -> None:
+        error = self._client.commit({partition.place: offset for partition, offset, _ in commits}, generation)
         with self._lock:
             now = time.monotonic()
             before, self._commit_error = self._commit_error, error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import queue
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Callable, Collection
 from types import FrameType
 
 from karafka_lite.partition import Partition, Run
+
+log = logging.getLogger("karafka_lite")
 
 
 class Workers:
@@ -62,7 +65,10 @@ class Workers:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            job()
+            try:
+                job()
+            except Exception:  # user code is caught further in
+                log.exception("a worker has failed; please report this")
 
 
 def _users_part(frame: FrameType) -> str:

@@ -1,0 +1,47 @@
+"""The pure core against a model of a broker, in any order of events.
+
+    KARAFKA_LITE_SIM_EVENTS=1000000 pytest -s tests/simulation/test_simulation.py     the long form
+    KARAFKA_LITE_SIM_SEED=1234 pytest tests/simulation/test_simulation.py             begin with the world that failed
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+from ledger import Violation
+from simulation import EVENTS_PER_WORLD, World, simulate
+
+ENOUGH = 300_000  # to come upon every situation
+EVENTS = int(os.environ.get("KARAFKA_LITE_SIM_EVENTS", ENOUGH))
+SEED = int(os.environ.get("KARAFKA_LITE_SIM_SEED", 1))
+
+
+@pytest.mark.timeout(120 + EVENTS // 2000)
+def test_every_promise_holds_in_any_order_of_events() -> None:
+    report = simulate(SEED, EVENTS)
+    print(report)
+    if EVENTS >= ENOUGH:
+        assert not report.missed, f"the simulation never came upon: {report.missed}"
+
+
+def test_a_seed_always_makes_the_same_world() -> None:
+    first, second = Counter[str](), Counter[str]()
+    worlds = World(7, first), World(7, second)
+    for world in worlds:
+        world.run(EVENTS_PER_WORLD)
+    assert first == second
+    assert worlds[0].now == worlds[1].now
+
+
+def test_a_violation_names_its_seed_and_tells_what_happened_before() -> None:
+    world = World(7, Counter())
+
+    def break_the_books() -> None:
+        for o in world.ledger.books.values():
+            o.seq += 1
+
+    world.data_come.notify_all = lambda now: break_the_books()  # type: ignore[method-assign]
+    with pytest.raises(Violation, match=r"seed 7, \d+ events(.|\n)*\n.* begins "):
+        world.run(EVENTS_PER_WORLD)
