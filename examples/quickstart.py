@@ -1,4 +1,4 @@
-"""Counts a week of real earthquakes by region: karafka-lite run examples/quickstart.py (after: python examples/feed.py).
+"""Counts a week of real earthquakes: karafka-lite run examples/quickstart.py (after: python examples/feed.py).
 
 Data: earthquakes.jsonl, 1,707 events of February 2018. Credit: U.S. Geological Survey.
 """

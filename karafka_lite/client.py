@@ -25,6 +25,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import kafka.errors
@@ -144,7 +145,9 @@ class Client:
         try:
             if self.settings["allow_auto_create_topics"]:
                 for topic in topics:
-                    self._consumer._cluster.add_topic(topic)
+                    with suppress(kafka.errors.UnknownTopicOrPartitionError):  # while the broker creates it
+                        asked = self._consumer._cluster.add_topic(topic)
+                        self._consumer._net.run(self._consumer._manager.wait_for, asked, REQUEST_MS)
             return set(topics) - set(self._consumer.topics())
         except kafka.errors.KafkaError as error:
             raise PollError(str(error)) from error

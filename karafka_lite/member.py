@@ -176,6 +176,8 @@ class Member:
         self._client.close()
         self._missing = set(self._routes)
         while not self.group.stopping:
+            with self._lock:
+                self._changed.wait(TOPICS_CHECK_S)
             try:
                 self._client.connect()
                 return

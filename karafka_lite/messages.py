@@ -219,7 +219,10 @@ class Batch(Sequence[Message]):
         return message
 
     def __iter__(self) -> Iterator[Message]:
-        return map(self.__getitem__, range(len(self._records)))
+        for index, message in enumerate(self._messages):
+            if message is None:
+                message = self._messages[index] = self._build(self._records[index])
+            yield message
 
     def __len__(self) -> int:
         return len(self._records)
@@ -233,7 +236,7 @@ class Batch(Sequence[Message]):
         message.offset = record.offset
         message.key = record.key
         message.value = record.value
-        message.headers = list(record.headers)
+        message.headers = record.headers
         message.timestamp_ms = record.timestamp
         message._deserialize = self._deserialize
         message._payload = _MISSING

@@ -236,7 +236,7 @@ class Partition:
 
     def mark(self, offset: int) -> bool:
         """Store the next offset to read; False, and nothing stored, when marks are closed."""
-        if self.over:
+        if self.state >= RELEASING:
             return False
         self.retry_position = offset
         if offset != self.stored:

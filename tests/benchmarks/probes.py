@@ -1,0 +1,351 @@
+"""What ``bench.py`` measures, one function for each fresh process.
+
+    python tests/benchmarks/probes.py noop '{"broker": "localhost:9092", "group": "g", "topic": "t", …}'
+
+prints one line of JSON. A hand-written loop stands beside each app; both have the same settings, so that what they
+differ by is the framework.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+
+from karafka_lite import App, Batch, Context
+from karafka_lite.client import DEFAULTS, FORCED
+
+READY = "ready"  # printed where a probe waits for messages that are yet to come
+COMMIT_EVERY_S = 5
+SETTLE_S = 1  # between the last message and the measuring of an idle app
+
+
+class Where(NamedTuple):
+    """What every probe is told."""
+
+    broker: str
+    group: str
+    topic: str
+
+    def app(self, **settings: Any) -> App:
+        return App(self.group, bootstrap_servers=self.broker, **settings)
+
+    def consumer(self) -> Any:
+        settings = {**DEFAULTS, **FORCED}
+        return KafkaConsumer(self.topic, group_id=self.group, bootstrap_servers=self.broker, **settings)
+
+
+def main(name: str, arguments: str) -> None:
+    told = json.loads(arguments)
+    where = Where(*(told.pop(field) for field in Where._fields))
+    print(json.dumps(PROBES[name](where, **told)), flush=True)
+
+
+# -- throughput -------------------------------------------------------------------------------------------------------
+
+
+class Meter:
+    """CPU and wall clock from the first batch, when everything is joined, to the last.
+
+    The first batch is not counted: what it cost lies before the clock starts.
+    """
+
+    def __init__(self, messages: int) -> None:
+        self.done = threading.Event()
+        self._messages = messages
+        self._seen = 0
+        self._times: list[tuple[int, float, float]] = []  # messages, CPU, wall: at the start, at the end
+        self._lock = threading.Lock()
+
+    def count(self, messages: int) -> None:
+        with self._lock:
+            self._seen += messages
+            if not self._times or self._seen >= self._messages:
+                self._times.append((self._seen, time.process_time(), time.perf_counter()))
+            if self._seen >= self._messages:
+                self.done.set()
+
+    def figures(self) -> dict[str, float]:
+        (before, cpu, wall), (seen, cpu_end, wall_end) = self._times
+        messages = seen - before
+        return {"cpu_us": (cpu_end - cpu) / messages * 1e6, "per_s": messages / (wall_end - wall)}
+
+
+def loop(where: Where, messages: int) -> dict[str, float]:
+    """What one would write by hand without looking at the messages."""
+    meter = Meter(messages)
+    consumer = where.consumer()
+    commit_at = time.monotonic() + COMMIT_EVERY_S
+    while not meter.done.is_set():
+        for records in consumer.poll(timeout_ms=1000).values():
+            meter.count(len(records))
+        if time.monotonic() >= commit_at:
+            consumer.commit()
+            commit_at += COMMIT_EVERY_S
+    consumer.close()
+    return meter.figures()
+
+
+def noop(where: Where, messages: int) -> dict[str, float]:
+    """Automatic marks, and a handler that does not look at the messages."""
+    meter = Meter(messages)
+    app = where.app()
+
+    @app.topic(where.topic)
+    def handle(batch: Batch, ctx: Context) -> None:
+        meter.count(len(batch))
+
+    app.start()
+    meter.done.wait()
+    app.stop()
+    return meter.figures()
+
+
+def mark_each(where: Where, messages: int) -> dict[str, float]:
+    """Marks by hand, one for each message."""
+    meter = Meter(messages)
+    app = where.app()
+
+    @app.topic(where.topic, manual_offsets=True)
+    def handle(batch: Batch, ctx: Context) -> None:
+        for message in batch:
+            ctx.mark_as_consumed(message)
+        meter.count(len(batch))
+
+    app.start()
+    meter.done.wait()
+    app.stop()
+    return meter.figures()
+
+
+# -- marks ------------------------------------------------------------------------------------------------------------
+
+
+def mark(where: Where, messages: int) -> dict[str, float]:
+    """One mark without waiting, and an empty call for scale: the median batch of each.
+
+    The CPU of the worker only: the poller beside it is not the mark's.
+    """
+    app = where.app()
+    marks: list[float] = []
+    calls: list[float] = []
+    left = messages
+    done = threading.Event()
+
+    @app.topic(where.topic, manual_offsets=True)
+    def handle(batch: Batch, ctx: Context) -> None:
+        nonlocal left
+        built = list(batch)
+        times = [time.thread_time_ns()]
+        for _ in built:
+            pass
+        times.append(time.thread_time_ns())
+        for message in built:
+            _nothing(message)
+        times.append(time.thread_time_ns())
+        for message in built:
+            ctx.mark_as_consumed(message)
+        times.append(time.thread_time_ns())
+        bare, called, marked = (after - before for before, after in itertools.pairwise(times))
+        calls.append((called - bare) / len(built))
+        marks.append((marked - bare) / len(built))
+        left -= len(built)
+        if left <= 0:
+            done.set()
+
+    app.start()
+    done.wait()
+    app.stop()
+    return {"ns": statistics.median(marks), "empty_call_ns": statistics.median(calls)}
+
+
+def _nothing(message: object) -> None:
+    pass
+
+
+def sync_mark(where: Where, times: int) -> dict[str, list[float]]:
+    """One mark after the other, each acknowledged by the broker."""
+    app = where.app()
+    taken: list[float] = []
+    done = threading.Event()
+
+    @app.topic(where.topic, manual_offsets=True)
+    def handle(batch: Batch, ctx: Context) -> None:
+        for message in batch:
+            begin = time.perf_counter()
+            ctx.mark_as_consumed(message, sync=True)
+            taken.append((time.perf_counter() - begin) * 1000)
+        if len(taken) >= times:
+            done.set()
+
+    app.start()
+    done.wait()
+    app.stop()
+    return {"ms": taken}
+
+
+def bare_commit(where: Where, times: int) -> dict[str, list[float]]:
+    """The same commits without a framework."""
+    consumer = where.consumer()
+    next(_batches(consumer))  # joined
+    taken = []
+    for offset in range(1, times + 1):
+        begin = time.perf_counter()
+        consumer.commit({TopicPartition(where.topic, 0): OffsetAndMetadata(offset, "", -1)})
+        taken.append((time.perf_counter() - begin) * 1000)
+    consumer.close()
+    return {"ms": taken}
+
+
+# -- idle -------------------------------------------------------------------------------------------------------------
+
+
+def idle(where: Where, partitions: int, seconds: float) -> dict[str, float]:
+    """Joined, and nothing comes."""
+    app = where.app()
+    seen: set[int] = set()
+    joined = threading.Event()
+
+    @app.topic(where.topic)
+    def handle(batch: Batch, ctx: Context) -> None:
+        seen.add(batch.partition)
+        if len(seen) == partitions:
+            joined.set()
+
+    app.start()
+    joined.wait()
+    time.sleep(SETTLE_S)
+    begin = time.process_time()
+    time.sleep(seconds)
+    spent = time.process_time() - begin
+    app.stop()
+    return {"percent": spent / seconds * 100}
+
+
+def idle_loop(where: Where, partitions: int, seconds: float) -> dict[str, float]:
+    """The same with a bare consumer that waits in ``poll``."""
+    consumer = where.consumer()
+    seen: set[int] = set()
+    while len(seen) < partitions:
+        seen.update(place.partition for place in consumer.poll(timeout_ms=1000))
+    consumer.commit()
+    _poll_for(consumer, SETTLE_S)
+    begin = time.process_time(), time.perf_counter()
+    _poll_for(consumer, seconds)
+    spent, elapsed = time.process_time() - begin[0], time.perf_counter() - begin[1]
+    consumer.close()
+    return {"percent": spent / elapsed * 100}
+
+
+def _poll_for(consumer: Any, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        consumer.poll(timeout_ms=min(1000, left * 1000))
+
+
+# -- first message, latency -------------------------------------------------------------------------------------------
+
+
+def first_message(where: Where) -> dict[str, float]:
+    """From ``app.start()``, everything imported."""
+    app = where.app()
+    came_at = 0.0
+    came = threading.Event()
+
+    @app.topic(where.topic)
+    def handle(batch: Batch, ctx: Context) -> None:
+        nonlocal came_at
+        came_at = time.perf_counter()
+        came.set()
+
+    begin = time.perf_counter()
+    app.start()
+    came.wait()
+    app.stop()
+    return {"s": came_at - begin}
+
+
+def first_message_loop(where: Where) -> dict[str, float]:
+    """The same with a bare consumer."""
+    begin = time.perf_counter()
+    consumer = where.consumer()
+    next(_batches(consumer))
+    took = time.perf_counter() - begin
+    consumer.close()
+    return {"s": took}
+
+
+class Stopwatch:
+    """How old messages are that carry their time of birth; the first one only says that everything is joined."""
+
+    def __init__(self, messages: int) -> None:
+        self.ms: list[float] = []
+        self.done = threading.Event()
+        self._messages = messages
+        self._ready = False
+        self._lock = threading.Lock()
+
+    def saw(self, values: Sequence[bytes | None]) -> None:
+        now = time.monotonic_ns()
+        with self._lock:
+            if not self._ready:
+                self._ready = True
+                print(READY, flush=True)
+                return
+            self.ms += [(now - int(value)) / 1e6 for value in values if value is not None]
+            if len(self.ms) >= self._messages:
+                self.done.set()
+
+
+def latency(where: Where, messages: int) -> dict[str, list[float]]:
+    """From just before ``produce`` to the first line of the handler."""
+    stopwatch = Stopwatch(messages)
+    app = where.app()
+
+    @app.topic(where.topic)
+    def handle(batch: Batch, ctx: Context) -> None:
+        stopwatch.saw(batch.values)
+
+    app.start()
+    stopwatch.done.wait()
+    app.stop()
+    return {"ms": stopwatch.ms}
+
+
+def latency_loop(where: Where, messages: int) -> dict[str, list[float]]:
+    """From just before ``produce`` to the line behind ``poll``."""
+    stopwatch = Stopwatch(messages)
+    consumer = where.consumer()
+    batches = _batches(consumer)
+    while not stopwatch.done.is_set():
+        stopwatch.saw([record.value for record in next(batches)])
+    consumer.close()
+    return {"ms": stopwatch.ms}
+
+
+def _batches(consumer: Any) -> Iterator[list[Any]]:
+    while True:
+        yield from consumer.poll(timeout_ms=1000).values()
+
+
+PROBES: dict[str, Callable[..., dict[str, Any]]] = {
+    probe.__name__: probe
+    for probe in (
+        *(loop, noop, mark_each),
+        *(mark, sync_mark, bare_commit),
+        *(idle, idle_loop),
+        *(first_message, first_message_loop),
+        *(latency, latency_loop),
+    )
+}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,38 @@
+"""The benchmark program works; its timings are looked at by people, never asserted."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bench import ROWS
+from observer import Observer
+
+BENCH = Path(__file__).with_name("bench.py")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_quick_run_fills_every_row_of_the_table(kafka: Observer, tmp_path: Path) -> None:
+    raw = tmp_path / "raw.json"
+    command = [sys.executable, str(BENCH), "--broker", kafka.bootstrap_servers, "--quick", "--json", str(raw)]
+
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
+    table = {(name, unit): figures for name, *figures, unit, _ in lines[2:]}
+    assert list(table) == [(row.name, row.unit) for row in ROWS]
+    for row, figures in table.items():
+        assert [figure for figure in figures if not _is_measured(figure)] == [], row
+    (measured,) = json.loads(raw.read_text())["rounds"]
+    assert all(row.figure(measured) for row in ROWS)
+
+
+def _is_measured(figure: str) -> bool:
+    value = float(figure.replace(",", ""))
+    return math.isfinite(value) and value > 0

@@ -1,0 +1,294 @@
+"""The promises of "Context" and "Marking" that need no Kafka: what is checked, asked of the shell, and answered."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from karafka_lite import Batch, CommitError, Context, Message
+from karafka_lite.partition import Partition, Policy, Run, State
+
+
+@dataclass
+class Shell:
+    """Whoever runs the handler; ``owner`` is what the broker would say, ``commits`` answers blocking commits."""
+
+    owner: bool = True
+    commits: Any = True
+    asked: list[Any] = field(default_factory=list)
+
+    def owns(self, partition: Partition) -> bool:
+        return self.owner and not partition.over
+
+    def mark(self, partition: Partition, offset: int) -> bool:
+        self.asked.append(("mark", offset))
+        return self.owner and partition.mark(offset)
+
+    def request_commit(self, partition: Partition) -> bool:
+        self.asked.append("request_commit")
+        return self.owns(partition)
+
+    def commit(self, partition: Partition, timeout_ms: int) -> bool:
+        self.asked.append(("commit", timeout_ms))
+        if isinstance(self.commits, Exception):
+            raise self.commits
+        return bool(self.commits)
+
+
+def message(offset: int, topic: str = "topic", partition: int = 1) -> Message:
+    return Message(topic, partition, offset, value=b'{"id": 1}')
+
+
+@pytest.fixture
+def shell() -> Shell:
+    return Shell()
+
+
+@pytest.fixture
+def ownership() -> Partition:
+    """Began at 10; 10 to 14 were handed over and are in hand."""
+    partition = Partition(("topic", 1), Policy(manual_offsets=True))
+    partition.begin_at(10, committed=False, commit_start=False)
+    partition.seek_to = None  # as the poller has done it
+    partition.fetched([SimpleNamespace(offset=offset) for offset in range(10, 15)], 15, now=0.0)  # type: ignore[misc]
+    assert partition.begin(0.0)
+    return partition
+
+
+@pytest.fixture
+def ctx(shell: Shell, ownership: Partition) -> Context:
+    return Context(shell, ownership, "group", attempt=1)
+
+
+# -- what it is -------------------------------------------------------------------------------------------------------
+
+
+def test_a_context_tells_whose_messages_these_are(ctx: Context) -> None:
+    assert (ctx.topic, ctx.partition, ctx.group_id) == ("topic", 1, "group")
+    assert repr(ctx) == "<Context topic-1 group=group attempt=1>"
+
+
+def test_attempt_counts_from_one_and_retrying_is_any_later_one(shell: Shell, ownership: Partition) -> None:
+    told = [(ctx.attempt, ctx.retrying) for ctx in (Context(shell, ownership, "group", n) for n in (1, 2, 7))]
+    assert told == [(1, False), (2, True), (7, True)]
+
+
+def test_attempt_of_a_context_does_not_change_while_its_handler_runs(ctx: Context, ownership: Partition) -> None:
+    run = Run(ownership, None, [], None, attempt=1)
+    ownership.end(run, failed=True, now=0.0)
+    assert (ownership.attempt, ctx.attempt) == (2, 1)
+
+
+# -- marking: what is refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("thing", "name"),
+    [({"id": 1}, "dict"), (None, "NoneType"), (11, "int"), (b"x", "bytes"), (Batch([message(11)]), "Batch")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_not_a_message_is_a_type_error_that_says_what_to_pass(
+    ctx: Context, shell: Shell, thing: Any, name: str
+) -> None:
+    with pytest.raises(TypeError, match=f"takes a Message, not {name}; pass the message itself"):
+        ctx.mark_as_consumed(thing)
+    assert shell.asked == []
+
+
+@pytest.mark.parametrize("foreign", [message(11, partition=0), message(11, topic="other")], ids=str)
+def test_another_topic_or_partition_is_a_value_error_that_names_both(
+    ctx: Context, shell: Shell, foreign: Message
+) -> None:
+    with pytest.raises(ValueError, match=f"{foreign} does not belong to topic-1, ") as caught:
+        ctx.mark_as_consumed(foreign, sync=True)
+    assert caught.type is ValueError
+    assert shell.asked == []
+
+
+@pytest.mark.parametrize("offset", [0, 9, 15, 99])
+def test_an_offset_that_this_ownership_was_never_handed_is_a_value_error(
+    ctx: Context, shell: Shell, offset: int
+) -> None:
+    with pytest.raises(ValueError, match=f"topic-1@{offset} was never handed to this ownership"):
+        ctx.mark_as_consumed(message(offset))
+    assert shell.asked == []
+
+
+def test_before_anything_was_handed_over_every_message_is_refused(shell: Shell) -> None:
+    partition = Partition(("topic", 1), Policy())
+    partition.begin_at(10, committed=True, commit_start=False)
+    with pytest.raises(ValueError, match="was never handed"):
+        Context(shell, partition, "group", 1).mark_as_consumed(message(0))
+
+
+def test_mistakes_are_told_also_when_the_partition_is_gone(ctx: Context, shell: Shell) -> None:
+    shell.owner = False
+    with pytest.raises(TypeError):
+        ctx.mark_as_consumed(b"payload")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="does not belong"):
+        ctx.mark_as_consumed(message(11, topic="other"))
+    with pytest.raises(ValueError, match="never handed"):
+        ctx.mark_as_consumed(message(99))
+
+
+# -- marking: what is stored ------------------------------------------------------------------------------------------
+
+
+def test_a_mark_stores_the_next_offset_and_moves_the_retry_position_there(ctx: Context, ownership: Partition) -> None:
+    assert ctx.mark_as_consumed(message(12)) is True
+    assert (ownership.stored, ownership.retry_position) == (13, 13)
+
+
+@pytest.mark.parametrize("offset", [10, 14])
+def test_the_first_and_the_last_message_handed_over_may_be_marked(
+    ctx: Context, ownership: Partition, offset: int
+) -> None:
+    assert ctx.mark_as_consumed(message(offset)) is True
+    assert ownership.stored == offset + 1
+
+
+def test_a_message_that_the_user_made_counts_as_the_one_at_its_offset(ctx: Context, ownership: Partition) -> None:
+    assert ctx.mark_as_consumed(Message("topic", 1, 13)) is True
+    assert ownership.stored == 14
+
+
+def test_an_older_message_is_stored_too_the_last_mark_wins_and_a_warning_names_it(
+    ctx: Context, ownership: Partition, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert [ctx.mark_as_consumed(message(offset)) for offset in (13, 11)] == [True, True]
+    assert (ownership.stored, ownership.retry_position) == (12, 12)
+    (told,) = caplog.records
+    assert (told.name, told.levelno) == ("karafka_lite", logging.WARNING)
+    assert "topic-1@11 marked behind the last mark (14)" in told.getMessage()
+
+
+def test_a_second_mark_of_the_same_message_is_true_without_a_warning(
+    ctx: Context, ownership: Partition, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert [ctx.mark_as_consumed(message(12)) for _ in range(3)] == [True] * 3
+    assert ownership.stored == 13
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_mark_without_ownership_is_false_and_nothing_is_stored_or_waited_for(
+    ctx: Context, shell: Shell, ownership: Partition, sync: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    ctx.mark_as_consumed(message(13))
+    ownership.release(0.0)
+    shell.asked.clear()
+    assert ctx.mark_as_consumed(message(11), sync=sync) is False
+    assert ownership.stored == 14
+    assert shell.asked == [("mark", 12)]
+    assert caplog.records == [], "nothing was stored, so there is nothing to warn about"
+
+
+# -- marking and committing: sync -------------------------------------------------------------------------------------
+
+
+def test_a_plain_mark_waits_for_nothing(ctx: Context, shell: Shell) -> None:
+    ctx.mark_as_consumed(message(12), timeout_ms=5)
+    assert shell.asked == [("mark", 13)]
+
+
+def test_a_blocking_mark_stores_first_and_then_waits_for_the_broker_as_long_as_it_was_told(
+    ctx: Context, shell: Shell
+) -> None:
+    assert ctx.mark_as_consumed(message(12), sync=True) is True
+    assert ctx.mark_as_consumed(message(13), sync=True, timeout_ms=5) is True
+    assert shell.asked == [("mark", 13), ("commit", 30_000), ("mark", 14), ("commit", 5)]
+
+
+def test_a_blocking_mark_is_false_when_the_ownership_ends_while_it_waits(ctx: Context, shell: Shell) -> None:
+    shell.commits = False
+    assert ctx.mark_as_consumed(message(12), sync=True) is False
+
+
+def test_a_timeout_never_turns_into_false(ctx: Context, shell: Shell) -> None:
+    shell.commits = CommitError("late")
+    with pytest.raises(CommitError):
+        ctx.mark_as_consumed(message(12), sync=True)
+    with pytest.raises(CommitError):
+        ctx.commit_offsets(sync=True)
+
+
+def test_commit_offsets_asks_and_does_not_wait(ctx: Context, shell: Shell) -> None:
+    assert ctx.commit_offsets() is True
+    assert shell.asked == ["request_commit"]
+
+
+def test_a_blocking_commit_waits_as_long_as_it_was_told(ctx: Context, shell: Shell) -> None:
+    assert ctx.commit_offsets(sync=True) is True
+    assert ctx.commit_offsets(sync=True, timeout_ms=5) is True
+    assert shell.asked == [("commit", 30_000), ("commit", 5)]
+
+
+def test_commit_offsets_without_ownership_is_false_and_waits_for_nothing(ctx: Context, shell: Shell) -> None:
+    shell.owner = False
+    assert (ctx.commit_offsets(), ctx.commit_offsets(sync=True)) == (False, False)
+    assert shell.asked == ["request_commit"]
+
+
+# -- ownership --------------------------------------------------------------------------------------------------------
+
+
+def test_revoked_is_live_and_asks_without_waiting_for_a_poll(ctx: Context, shell: Shell) -> None:
+    assert ctx.revoked is False
+    shell.owner = False
+    assert ctx.revoked is True
+
+
+@pytest.mark.parametrize("end", [State.RELEASING, State.REVOKED, State.LOST])
+def test_revoked_never_goes_back_to_false_whatever_the_client_says_later(
+    ctx: Context, shell: Shell, ownership: Partition, end: State
+) -> None:
+    ownership.release(0.0) if end is State.RELEASING else ownership.finish(end)
+    assert shell.owner
+    assert ctx.revoked is True
+    assert ctx.stopping is False, "there is nothing left to wrap up"
+
+
+@pytest.mark.parametrize("stopping_app", [False, True], ids=["a rebalance", "the app"])
+def test_stopping_says_wrap_up_while_the_partition_is_still_ours(
+    ctx: Context, ownership: Partition, stopping_app: bool
+) -> None:
+    assert ctx.stopping is False
+    ownership.drain(60.0, stopping_app=stopping_app)
+    assert (ctx.stopping, ctx.revoked) == (True, False)
+    assert ctx.mark_as_consumed(message(12)) is True
+
+
+def test_a_late_handler_never_touches_the_next_ownership(ctx: Context, shell: Shell, ownership: Partition) -> None:
+    ownership.finish(State.LOST)
+    successor = Partition(("topic", 1), Policy(manual_offsets=True), predecessor=ownership)
+    successor.begin_at(10, committed=True, commit_start=False)
+    ctx.state["late"] = True
+    assert ctx.mark_as_consumed(message(12)) is False
+    assert (successor.stored, successor.user_state) == (10, {})
+    assert Context(shell, successor, "group", 1).revoked is False
+
+
+# -- state ------------------------------------------------------------------------------------------------------------
+
+
+def test_state_is_a_dict_that_the_contexts_of_one_ownership_share(
+    ctx: Context, shell: Shell, ownership: Partition
+) -> None:
+    assert ctx.state == {}
+    ctx.state["rows"] = [1]
+    assert Context(shell, ownership, "group", 2).state == {"rows": [1]}
+
+
+def test_state_is_never_shared_by_two_partitions(ctx: Context, shell: Shell) -> None:
+    ctx.state["rows"] = [1]
+    assert Context(shell, Partition(("topic", 2), Policy()), "group", 1).state == {}
+    assert Context(shell, Partition(("topic", 1), Policy()), "group", 1).state == {}, "or by two ownerships of one"
+
+
+def test_a_context_takes_no_attributes_that_are_not_its_own(ctx: Context) -> None:
+    with pytest.raises(AttributeError):
+        ctx.rows = []  # type: ignore[attr-defined]

@@ -1,0 +1,262 @@
+"""The promises of "Batch and Message", without Kafka."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from karafka_lite import Batch, DeserializationError, KarafkaLiteError, Message
+from karafka_lite.messages import as_deserializer, at, following
+
+
+class Fetched(NamedTuple):
+    """A record as the client delivers it."""
+
+    offset: int
+    value: bytes | None = b"{}"
+    key: bytes | None = None
+    timestamp: int = 7
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+def message(offset: int, value: bytes | None = b"{}", **fields: Any) -> Message:
+    return Message("user_events", 2, offset, value=value, **fields)
+
+
+def fetched(*records: Fetched, end_offset: int | None = None) -> Batch:
+    return Batch.of_records(("user_events", 2), records, end_offset, json.loads)
+
+
+# -- Message ----------------------------------------------------------------------------------------------------------
+
+
+def test_users_can_make_a_message_in_their_tests() -> None:
+    made = Message("topic", 0, 5, value=b"{}")
+    assert (made.topic, made.partition, made.offset, made.value, made.payload) == ("topic", 0, 5, b"{}", {})
+    assert (made.key, made.headers, made.timestamp_ms, made.tombstone, made.next_offset) == (None, [], -1, False, 6)
+
+
+def test_a_message_has_what_it_was_given() -> None:
+    made = message(3, b"1", key=b"k", headers=iter([("a", b"1"), ("a", b"2")]), timestamp_ms=99)
+    assert (made.key, made.headers, made.timestamp_ms) == (b"k", [("a", b"1"), ("a", b"2")], 99)
+
+
+def test_next_offset_is_the_one_behind_the_message() -> None:
+    assert (message(0).next_offset, message(41).next_offset, following(41)) == (1, 42, 42)
+
+
+def test_a_payload_is_decoded_at_the_first_access_and_cached() -> None:
+    calls: list[bytes] = []
+
+    def decode(value: bytes) -> dict[str, bytes]:
+        calls.append(value)
+        return {"decoded": value}
+
+    made = message(0, b"x", deserializer=decode)
+    assert calls == []
+    assert made.payload is made.payload
+    assert calls == [b"x"]
+
+
+@pytest.mark.parametrize("decoded", [None, False, 0, "", []])
+def test_a_payload_that_is_falsy_is_cached_too(decoded: object) -> None:
+    calls: list[bytes] = []
+    made = message(0, b"x", deserializer=lambda value: calls.append(value) or decoded)  # type: ignore[func-returns-value]
+    assert [made.payload, made.payload] == [decoded, decoded]
+    assert calls == [b"x"]
+
+
+def test_the_payload_of_a_tombstone_is_none_and_nothing_is_decoded() -> None:
+    made = message(0, None, deserializer=lambda value: 1 / 0)
+    assert (made.tombstone, made.value, made.payload) == (True, None, None)
+
+
+def test_an_empty_value_is_no_tombstone_and_is_given_to_the_deserializer() -> None:
+    assert message(0, b"").tombstone is False
+    assert message(0, b"", deserializer=bytes.decode).payload == ""
+    with pytest.raises(DeserializationError):
+        _ = message(0, b"").payload
+
+
+def test_a_failed_decoding_raises_at_each_access_with_the_place_and_the_cause_and_the_value_stays_readable() -> None:
+    calls: list[bytes] = []
+
+    def decode(value: bytes) -> object:
+        calls.append(value)
+        raise LookupError("no schema 7")
+
+    made = message(41, b"\x00bad", deserializer=decode)
+    for _ in range(2):
+        with pytest.raises(
+            DeserializationError, match=r"user_events-2@41: .*decode.*LookupError: no schema 7"
+        ) as caught:
+            _ = made.payload
+        assert isinstance(caught.value.__cause__, LookupError)
+        assert isinstance(caught.value, KarafkaLiteError)
+    assert calls == [b"\x00bad"] * 2
+    assert made.value == b"\x00bad"
+
+
+def test_a_failed_decoding_can_be_healed_by_the_deserializer() -> None:
+    answers = iter([ValueError("registry is down"), {"id": 1}])
+
+    def decode(value: bytes) -> object:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    made = message(0, deserializer=decode)
+    with pytest.raises(DeserializationError):
+        _ = made.payload
+    assert made.payload == {"id": 1}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_what_is_no_exception_of_decoding_passes_through_unchanged(stop: type[BaseException]) -> None:
+    def decode(value: bytes) -> object:
+        raise stop
+
+    with pytest.raises(stop):
+        _ = message(0, deserializer=decode).payload
+
+
+def test_a_deserializer_is_a_function_or_a_module_with_loads_or_none_for_bytes() -> None:
+    assert message(0, b"[1]", deserializer=json).payload == [1]
+    assert message(0, b"[1]", deserializer=json.loads).payload == [1]
+    assert message(0, pickle.dumps({1: 2}), deserializer=pickle).payload == {1: 2}
+    assert message(0, b"abc", deserializer=bytes.decode).payload == "abc"
+    assert message(0, b"\xff", deserializer=None).payload == b"\xff"
+    assert as_deserializer(SimpleNamespace(loads=json.loads)) is json.loads
+    assert as_deserializer(None) is None
+
+
+def test_the_texts_of_a_message_name_its_place_and_shorten_its_value() -> None:
+    assert str(message(5)) == "user_events-2@5"
+    assert repr(message(5, b"1", key=b"k")) == "<Message user_events-2@5 key=b'k' value=b'1'>"
+    assert repr(message(5, None)) == "<Message user_events-2@5 key=None value=None>"
+    assert len(repr(message(5, b"x" * 10_000))) < 120
+    assert "(10000 bytes)" in repr(message(5, b"x" * 10_000))
+    assert (at("t", 0), at("t", 0, 0)) == ("t-0", "t-0@0")
+
+
+# -- Batch ------------------------------------------------------------------------------------------------------------
+
+
+def both_kinds() -> list[Batch]:
+    """The batch that a user makes in a test, and the one that a handler receives."""
+    made = Batch([message(3, b"1"), message(4, None), message(7, b"[2]")], end_offset=10)
+    return [made, fetched(Fetched(3, b"1"), Fetched(4, None), Fetched(7, b"[2]"), end_offset=10)]
+
+
+EITHER = pytest.mark.parametrize("batch", both_kinds(), ids=["made", "fetched"])
+
+
+@EITHER
+def test_a_batch_tells_its_partition_ends_and_contents(batch: Batch) -> None:
+    assert (batch.topic, batch.partition) == ("user_events", 2)
+    assert (batch.first.offset, batch.last.offset) == (batch.first_offset, batch.last_offset) == (3, 7)
+    assert batch.values == [b"1", None, b"[2]"]
+    assert batch.payloads == [1, None, [2]]
+    assert repr(batch) == "<Batch user_events-2@3..7 of 3>"
+
+
+@EITHER
+def test_a_batch_is_a_sequence(batch: Batch) -> None:
+    assert isinstance(batch, Sequence)
+    assert len(batch) == 3
+    assert [one.offset for one in batch] == [3, 4, 7]
+    assert [one.offset for one in reversed(batch)] == [7, 4, 3]
+    assert [one.offset for one in batch[1:]] == [4, 7]
+    assert [one.offset for one in batch[::-2]] == [7, 3]
+    assert (batch[-1].offset, batch[-3].offset) == (7, 3)
+    assert batch[1] in batch
+    assert (batch.index(batch[1]), batch.count(batch[1])) == (1, 1)
+    first, *_, last = batch
+    assert (first, last) == (batch.first, batch.last)
+    for beyond in (3, -4):
+        with pytest.raises(IndexError):
+            batch[beyond]
+
+
+@EITHER
+def test_a_batch_cannot_be_changed(batch: Batch) -> None:
+    with pytest.raises(TypeError):
+        batch[0] = message(0)  # type: ignore[index]
+    with pytest.raises(TypeError):
+        del batch[0]  # type: ignore[attr-defined]
+    assert not hasattr(batch, "append")
+    batch.values.clear()
+    batch.payloads.clear()
+    assert isinstance(batch[:], list)
+    assert len(batch) == len(batch.values) == len(batch.payloads) == 3
+
+
+@EITHER
+def test_a_message_of_a_batch_is_the_same_object_at_each_access(batch: Batch) -> None:
+    assert batch[0] is batch.first is next(iter(batch)) is batch[-3] is batch[:1][0]
+    assert batch[2].payload is batch.payloads[2]
+
+
+def test_a_batch_does_not_change_with_the_list_it_was_made_of() -> None:
+    given = [message(1), message(2)]
+    batch = Batch(given)
+    given.append(message(3))
+    given.clear()
+    assert [one.offset for one in batch] == [1, 2]
+
+
+def test_lag_is_what_lies_between_the_end_of_the_batch_and_the_end_of_the_partition() -> None:
+    assert [batch.lag for batch in both_kinds()] == [2, 2]
+    assert fetched(Fetched(9), end_offset=10).lag == 0
+    assert Batch([message(9)]).lag == 0, "unknown"
+    assert fetched(Fetched(9), end_offset=5).lag == 0, "never negative, also when the end is older than the batch"
+
+
+def test_a_fetched_record_becomes_a_message_with_all_its_fields() -> None:
+    batch = fetched(Fetched(3, b"1", b"k", 1234, [("a", b"1")]))
+    got = batch.first
+    assert isinstance(got, Message)
+    assert (got.topic, got.partition, got.offset) == ("user_events", 2, 3)
+    assert (got.key, got.value, got.timestamp_ms, got.headers) == (b"k", b"1", 1234, [("a", b"1")])
+    assert (got.payload, got.next_offset, got.tombstone) == (1, 4, False)
+
+
+def test_payloads_raise_at_the_first_message_that_cannot_be_decoded_and_values_do_not() -> None:
+    batch = fetched(Fetched(0, b"1"), Fetched(1, b"{"), Fetched(2, b"["))
+    with pytest.raises(DeserializationError, match="user_events-2@1:"):
+        _ = batch.payloads
+    assert batch.values == [b"1", b"{", b"["]
+    assert batch[0].payload == 1
+
+
+def test_a_batch_has_at_least_one_message() -> None:
+    with pytest.raises(ValueError, match="at least one message"):
+        Batch([])
+
+
+@pytest.mark.parametrize("foreign", [Message("user_events", 3, 2), Message("other", 2, 2)])
+def test_a_batch_is_of_one_partition(foreign: Message) -> None:
+    with pytest.raises(ValueError, match=f"user_events-2@1 and {foreign} are not"):
+        Batch([message(1), foreign])
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_a_batch_is_in_offset_order(offset: int) -> None:
+    with pytest.raises(ValueError, match=f"user_events-2@{offset} stands behind user_events-2@1"):
+        Batch([message(1), message(offset)])
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, unique=True).map(sorted), st.slices(20))
+def test_a_fetched_batch_is_what_a_list_of_its_messages_would_be(offsets: list[int], part: slice) -> None:
+    batch = fetched(*map(Fetched, offsets))
+    assert [one.offset for one in batch[part]] == offsets[part]
+    assert [one.offset for one in batch] == offsets
+    assert batch.last.next_offset == offsets[-1] + 1
