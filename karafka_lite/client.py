@@ -13,7 +13,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in
     consumer._cluster.add_topic                         asks for a topic by name (and so creates it, where allowed)
     consumer._coordinator._generation                   a lost membership shows here before ``poll`` notices
     consumer._coordinator.heartbeat                     when the last heartbeat was answered
-    consumer._coordinator.request_rejoin                after a loss that we found out the member must join again
+    consumer._coordinator.request_rejoin                a loss that we found out, or a join that the client forgets
     consumer._coordinator._send_offset_commit_request   ``commit`` tries again under a later generation
     consumer._coordinator.fetch_committed_offsets       all partitions in one request (the public call takes one)
     consumer._net, consumer._manager                    a notifier that the listener can await; commits of our own
@@ -186,7 +186,7 @@ class Client:
         for action, arguments in actions:
             try:
                 action(*arguments)
-            except (KeyError, AssertionError, kafka.errors.IllegalStateError):
+            except (KeyError, ValueError, AssertionError, kafka.errors.IllegalStateError):
                 log.debug("group %s: %s%s came too late", self.group_id, action.__name__, arguments)
 
     def poll(self, *, paused: bool) -> Iterator[Fetched]:
@@ -201,8 +201,12 @@ class Client:
         fetcher = self._consumer._fetcher
         if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
             fetcher._next_partition_records = None
+        timeout_ms = PAUSED_POLL_MS if paused else IDLE_POLL_MS
+        if self._consumer.group_metadata().state != MemberState.STABLE:
+            timeout_ms = JOINING_POLL_MS
+            self.join_anew()  # a join for a new subscription that outlives its poll is forgotten, heartbeats and all
         try:
-            polled = self._consumer.poll(self._poll_timeout_ms(paused))
+            polled = self._consumer.poll(timeout_ms)
         except (kafka.errors.NoOffsetForPartitionError, kafka.errors.OffsetOutOfRangeError) as error:
             raise ConfigurationError(self._no_start(str(error))) from error
         except kafka.errors.KafkaError as error:
@@ -280,11 +284,6 @@ class Client:
     def wake_rebalance(self) -> None:
         """Have the listener ask again whether the partitions may be given away."""
         self._notifier.notify()
-
-    def _poll_timeout_ms(self, paused: bool) -> int:
-        if self._consumer.group_metadata().state != MemberState.STABLE:
-            return JOINING_POLL_MS
-        return PAUSED_POLL_MS if paused else IDLE_POLL_MS
 
     def _end_offset(self, place: Any) -> int | None:
         try:

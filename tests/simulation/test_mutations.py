@@ -18,9 +18,9 @@ SIMULATION = Path(__file__).with_name("simulation.py")
 # What would be wrong, where, and how: the line that keeps the rule, and what stands there instead.
 MUTATIONS = {
     "marks count while the last commit is under way": (
-        "partition", "return self.state >= RELEASING", "return self.state >= State.REVOKED"),
+        "partition", "if self.state >= RELEASING:", "if self.state >= State.REVOKED:"),
     "marks are refused during a drain": (
-        "partition", "return self.state >= RELEASING", "return self.state >= State.DRAINING"),
+        "partition", "if self.state >= RELEASING:", "if self.state >= State.DRAINING:"),
     "a drain keeps the queue": (
         "partition", "self.deadline = deadline\n        self.drop_queue()", "self.deadline = deadline"),
     "a failed batch is not read again": (

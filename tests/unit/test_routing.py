@@ -432,6 +432,13 @@ def test_hooks_return_their_function_so_that_they_stack(router: Router) -> None:
     assert router.hook(Hook.ON_REVOKED, store)(flush) is flush
 
 
+@pytest.mark.parametrize("kind", Hook)
+def test_each_kind_of_hook_has_a_decorator_of_its_name(router: Router, kind: Hook) -> None:
+    router.topic("orders")(store)
+    assert getattr(router, kind.value)(store)(flush) is flush
+    assert router.groups["event-store"]["orders"].policy.hooks == {kind}
+
+
 def test_hooks_of_one_kind_keep_the_order_of_registration(router: Router) -> None:
     router.topic("orders")(store)
     functions: list[Any] = [flush, print, len]

@@ -1,0 +1,90 @@
+"""A member of the chaos group: ``python member.py NAME GROUP FOLDER TOPIC TOPIC TOPIC``: automatic, manual, made later.
+
+Brokers and session are in ``BROKERS`` and ``SESSION_MS``. What it does it tells in ``FOLDER/NAME.jsonl``, one
+``os.write`` a fact, so that a SIGKILL takes nothing with it. Its handlers tell it; the framework under test is not
+asked for its opinion:
+
+    handed     a batch arrived: ownership, topic, partition, first and last offset
+    done       a message was processed; told *before* it is marked, so that no commit can come before it
+    marked     what its mark returned
+    returned   the handler returns (automatic: now the framework marks the batch)
+    hook       ``before_revoke``, ``on_revoked`` or ``on_shutdown`` runs
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from karafka_lite import App
+
+
+def main(name: str, group: str, folder: str, automatic_topic: str, manual_topic: str, late_topic: str) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(created).3f %(levelname)s %(name)s %(threadName)s: %(message)s")
+    facts = os.open(Path(folder, f"{name}.jsonl"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    numbers = itertools.count(1)
+    dice = random.Random(name)
+
+    def tell(kind: str, ctx: Any, **more: Any) -> None:
+        # The state lives as long as the ownership does: a number in it names the ownership.
+        own = ctx.state.setdefault("own", next(numbers))
+        fact = {"kind": kind, "at": time.time(), "own": own, "topic": ctx.topic, "partition": ctx.partition, **more}
+        os.write(facts, (json.dumps(fact) + "\n").encode())
+
+    app = App(
+        group,
+        bootstrap_servers=os.environ["BROKERS"],
+        concurrency=4,
+        auto_commit_interval_ms=1000,
+        drain_timeout_ms=20_000,
+        session_timeout_ms=int(os.environ["SESSION_MS"]),
+        heartbeat_interval_ms=300,
+        fetch_max_wait_ms=100,
+    )
+
+    @app.topic(automatic_topic, late_topic, max_messages=20)
+    def automatic(batch: Any, ctx: Any) -> None:
+        tell("handed", ctx, first=batch.first_offset, last=batch.last_offset)
+        for message in batch:
+            work(dice)
+            tell("done", ctx, offset=message.offset, number=message.payload)
+        tell("returned", ctx)
+
+    @app.topic(manual_topic, manual_offsets=True, max_messages=10)
+    def manual(batch: Any, ctx: Any) -> None:
+        tell("handed", ctx, first=batch.first_offset, last=batch.last_offset)
+        polite = dice.random() < 0.3  # leaves the rest of the batch to the next owner
+        for message in batch:
+            if polite and ctx.stopping:
+                break
+            work(dice)
+            tell("done", ctx, offset=message.offset, number=message.payload)
+            sync = dice.random() < 0.03
+            marked = ctx.mark_as_consumed(message, sync=sync)
+            tell("marked", ctx, offset=message.offset, ok=marked, sync=sync)
+            if not marked:
+                break
+        tell("returned", ctx)
+
+    for handler in (automatic, manual):
+        app.before_revoke(handler)(lambda ctx: tell("hook", ctx, hook="before_revoke"))
+        app.on_revoked(handler)(lambda ctx: tell("hook", ctx, hook="on_revoked"))
+        app.on_shutdown(handler)(lambda ctx: tell("hook", ctx, hook="on_shutdown"))
+    return app.run()
+
+
+def work(dice: random.Random) -> None:
+    """Mostly next to nothing, now and then long enough for a rebalance to wait for it."""
+    chance = dice.random()
+    time.sleep(1.5 if chance < 0.0005 else 0.1 if chance < 0.02 else 0.001)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
