@@ -202,7 +202,7 @@ class Client:
         if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
             fetcher._next_partition_records = None
         timeout_ms = PAUSED_POLL_MS if paused else IDLE_POLL_MS
-        if self._consumer.group_metadata().state != MemberState.STABLE:
+        if self._consumer.group_metadata().state != MemberState.STABLE or self._coordinator.need_rejoin():
             timeout_ms = JOINING_POLL_MS
             self.join_anew()  # a join for a new subscription that outlives its poll is forgotten, heartbeats and all
         try:
@@ -223,6 +223,7 @@ class Client:
             # LeaveGroup would wait behind a pending JoinGroup: 5 to 12 s, and a zombie member for the others.
             deadline = time.monotonic() + CLOSE_MS / 1000
             while consumer.group_metadata().state == MemberState.REBALANCING and time.monotonic() < deadline:
+                self.join_anew()  # as in ``poll``
                 consumer.poll(JOINING_POLL_MS)
         except Exception as error:
             log.debug("group %s: while leaving: %r", self.group_id, error)
@@ -230,6 +231,8 @@ class Client:
             consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
         except Exception as error:
             log.warning("group %s: left without a goodbye (%r); noticed after session_timeout_ms", self.group_id, error)
+            with suppress(Exception):
+                consumer._client.close()  # its sockets would stay open
 
     # -- the committer's
 

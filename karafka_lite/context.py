@@ -59,7 +59,8 @@ class Context:
 
         Returns:
             True: stored (``sync``: on the broker). False: the partition is no longer ours and nothing was stored;
-            somebody else reads on from the last commit, so stop working on this batch.
+            somebody else reads on from the last commit, so stop working on this batch. With ``sync`` a False may hide a
+            commit that arrived, with only its answer missing: the message may or may not come again.
 
         Raises:
             TypeError: not a Message; marking a payload is the classic mistake.
