@@ -328,10 +328,12 @@ def test_a_handler_left_over_from_a_hand_over_is_waited_for_and_named_at_the_sto
     def take(batch: Any, ctx: Any) -> None:
         begins.append(batch.first_offset)
 
-    with running(app), running(heir), opened(gate):
-        wait_until(lambda: begins, message="the heir")
-        assert app.stop() is False
-        assert [line for line in caplog.messages if f"{topic}-0" in line and "overstay" in line]
+    with running(app), opened(gate):
+        gate.reached()
+        with running(heir):
+            wait_until(lambda: begins, message="the heir")
+            assert app.stop() is False
+    assert [line for line in caplog.messages if f"{topic}-0" in line and "overstay" in line]
 
 
 def test_stop_returns_false_when_a_handler_hangs_and_the_app_can_be_started_again_but_waits_for_that_handler(
