@@ -415,6 +415,35 @@ def test_a_blocking_mark_behind_a_newer_one_leaves_the_older_on_the_broker(kafka
     assert seen == [4, 2, 4]
 
 
+def test_a_mark_made_while_a_commit_is_on_its_way_is_committed_too(
+    kafka: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, group, on_its_way = kafka.topic(), kafka.group(), Gate()
+    kafka.produce(topic, range(3))
+    seen: list[tuple[bool, int | None]] = []
+    commit = Client.commit
+
+    def slow_commit(*given: Any) -> Exception | None:
+        on_its_way.wait()
+        return commit(*given)
+
+    monkeypatch.setattr(Client, "commit", slow_commit)
+    app = make_app(kafka, group)
+
+    @app.topic(topic, manual_offsets=True)
+    def store(batch: Batch, ctx: Context) -> None:
+        ctx.mark_as_consumed(batch[0])
+        ctx.commit_offsets()
+        on_its_way.reached()
+        ctx.mark_as_consumed(batch[2])
+        on_its_way.open()
+        seen.append((ctx.commit_offsets(sync=True), kafka.committed(group, topic)))
+
+    with running(app):
+        wait_until(lambda: seen, message="the blocking commit")
+    assert seen == [(True, 3)]
+
+
 # -- commit_offsets ---------------------------------------------------------------------------------------------------
 
 

@@ -362,13 +362,13 @@ def test_a_handler_longer_than_max_poll_interval_ms_keeps_its_partition(kafka: O
     kafka.produce(topic, range(500))
     told: list[object] = []
     # max_messages=1: the queue is full and the partition paused all the time.
-    quick = {"session_timeout_ms": 4000, "max_poll_interval_ms": 4000, "drain_timeout_ms": 2000}
+    quick = {"session_timeout_ms": 3000, "max_poll_interval_ms": 3000, "drain_timeout_ms": 2000}
     app = make_app(kafka, group, **quick)
 
     @app.topic(topic, max_messages=1)
     def take_long(batch: Any, ctx: Any) -> None:
         if not told:
-            end = time.monotonic() + 6
+            end = time.monotonic() + 4.5
             while time.monotonic() < end:
                 time.sleep(0.1)  # the batch is work, not a wait
         told.append((batch.first_offset, ctx.stopping, ctx.revoked))

@@ -383,7 +383,7 @@ def test_stop_returns_false_when_a_handler_hangs_and_the_app_can_be_started_agai
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)],
+    [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM)],
     ids=lambda number: number.name,
 )
 def test_a_second_signal_ends_the_process_at_once_with_exit_2(
