@@ -305,6 +305,7 @@ def test_a_cause_is_shown_as_well(run: Run, write: Write) -> None:
     assert ended.code == 1
     assert ended.err.index("KeyError: 'nope'") < ended.err.index("OSError: settings")
     assert "cli.py" not in ended.err
+    assert "target.py" not in ended.err
 
 
 def test_a_module_that_ends_the_process_does_not_look_like_a_clean_end(run: Run, write: Write) -> None:
@@ -411,6 +412,7 @@ def test_a_syntax_error_that_no_file_has_is_shown_from_the_users_file_on(run: Ru
     assert 'orders.py", line 1' in ended.err
     assert "SyntaxError" in ended.err
     assert "cli.py" not in ended.err
+    assert "target.py" not in ended.err
 
 
 def test_a_file_that_is_no_text_is_said(run: Run, tmp_path: Path) -> None:
