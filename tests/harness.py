@@ -1,4 +1,4 @@
-"""Apps under test: in this process, or as processes of their own that can be stopped and killed."""
+"""Apps under test, in this process or in one of their own that can be killed, and what tests do to them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kafka.admin import KafkaAdminClient, MemberToRemove
 from observer import Observer, wait_until
 
 from karafka_lite import App
@@ -53,6 +54,61 @@ class Gate:
 
     def open(self) -> None:
         self._open.set()
+
+
+@contextmanager
+def opened(*gates: Gate) -> Iterator[None]:
+    """The gates are open behind the block, also when a test fails: else the stop would wait for the handlers there."""
+    try:
+        yield
+    finally:
+        for gate in gates:
+            gate.open()
+
+
+@contextmanager
+def stopped_aside(app: App) -> Iterator[Callable[[], bool]]:
+    """``app.stop()`` in a thread beside the block; the value waits for its answer."""
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(app.stop()))
+    thread.start()
+
+    def answer() -> bool:
+        thread.join(60)
+        assert answers, "stop() did not return"
+        return answers[0]
+
+    try:
+        yield answer
+    finally:
+        thread.join(60)
+
+
+def evict(kafka: Observer, group: str, client_id: str = "") -> None:
+    """Throws members out, as an operator can; they learn of it with their next heartbeat or commit."""
+    members = [member for member in kafka.members(group) if member.startswith(client_id)]
+    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    try:
+        admin.remove_group_members(group, [MemberToRemove(member_id=member) for member in members])
+    finally:
+        admin.close()
+
+
+def owner_of(kafka: Observer, group: str, topic: str, partition: int = 0) -> str | None:
+    """The client id, which member ids begin with, of the member that has the partition now."""
+    owners = [member for member, places in kafka.assignment(group).items() if (topic, partition) in places]
+    return owners[0].partition("-")[0] if owners else None
+
+
+def produce_beside(kafka: Observer, topic: str, events: Sequence[object]) -> None:
+    """Five messages in partition 1, one by one, each of which comes to be an event.
+
+    They are fetched together with what waits in partition 0: who could run by now, would.
+    """
+    for _ in range(5):
+        count = len(events)
+        kafka.produce(topic, [0], 1)
+        wait_until(lambda count=count: len(events) > count, message="partition 1 goes on")
 
 
 class Process:

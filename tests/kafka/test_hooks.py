@@ -6,37 +6,16 @@ A member with the client id "a" takes partition 0 away from "m": see test_rebala
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import Gate, make_app, running
-from kafka.admin import KafkaAdminClient, MemberToRemove
+from harness import Gate, evict, make_app, opened, produce_beside, running
 from observer import Observer, wait_until
 
 from karafka_lite import App
 
 KINDS = ("on_shutdown", "before_revoke", "on_revoked")
-
-
-@contextmanager
-def opened(*gates: Gate) -> Iterator[None]:
-    """The gates are open behind the block, also when a test fails: else the stop would wait for the handlers there."""
-    try:
-        yield
-    finally:
-        for gate in gates:
-            gate.open()
-
-
-def evict(kafka: Observer, group: str) -> None:
-    """Throws all members out, as an operator can; they learn of it with their next heartbeat or commit."""
-    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
-    try:
-        admin.remove_group_members(group, [MemberToRemove(member_id=member) for member in kafka.members(group)])
-    finally:
-        admin.close()
 
 
 def hang_hooks(app: App, handler: Any, tell: Callable[[str, Any], None]) -> None:
@@ -284,10 +263,7 @@ def test_an_on_revoked_that_takes_long_holds_up_the_next_ownership_here_but_not_
         with running(second_member(kafka, group, topic, begins)):
             wait_until(lambda: begins, message="the new owner, although the hook hangs")
         wait_until(lambda: len(kafka.assignment(group)) == 1, message="the partition is back")
-        for _ in range(5):  # partition 1 is fetched together with what waits in partition 0
-            count = len(events)
-            kafka.produce(topic, [0], 1)
-            wait_until(lambda count=count: len(events) > count, message="partition 1 goes on")
+        produce_beside(kafka, topic, events)
         assert events.count("batch") == 1
         gate.open()
         wait_until(lambda: events.count("batch") == 2, message="the waiting ownership")

@@ -5,55 +5,12 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Gate, Process, make_app, running
-from kafka.admin import KafkaAdminClient, MemberToRemove
+from harness import Gate, Process, evict, make_app, opened, owner_of, produce_beside, running, stopped_aside
 from observer import BreakableKafka, Observer, wait_until
-
-from karafka_lite import App
-
-
-@contextmanager
-def opened(*gates: Gate) -> Iterator[None]:
-    """The gates are open behind the block, also when a test fails: else the stop would wait for the handlers there."""
-    try:
-        yield
-    finally:
-        for gate in gates:
-            gate.open()
-
-
-def evict(kafka: Observer, group: str, client_id: str = "") -> None:
-    """Throws members out, as an operator can; they learn of it with their next heartbeat or commit."""
-    members = [member for member in kafka.members(group) if member.startswith(client_id)]
-    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
-    try:
-        admin.remove_group_members(group, [MemberToRemove(member_id=member) for member in members])
-    finally:
-        admin.close()
-
-
-@contextmanager
-def stopped_aside(app: App) -> Iterator[None]:
-    """``app.stop()`` in a thread beside the block."""
-    thread = threading.Thread(target=app.stop)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-
-
-def owner_of(kafka: Observer, group: str, topic: str) -> str | None:
-    """The client id, which member ids begin with, of the member that has partition 0 now."""
-    owners = [member for member, places in kafka.assignment(group).items() if (topic, 0) in places]
-    return owners[0].partition("-")[0] if owners else None
-
 
 # -- membership lost --------------------------------------------------------------------------------------------------
 
@@ -182,10 +139,7 @@ def test_after_a_loss_the_next_ownership_does_not_start_before_the_handler_of_th
         evict(kafka, group)
         wait_until(lambda: list(kafka.assignment(group).values()) == [[(topic, 0), (topic, 1)]], message="joined anew")
         assert kafka.members(group) != lost
-        for _ in range(5):  # partition 1 is fetched together with what waits in partition 0
-            count = len(events)
-            kafka.produce(topic, [0], 1)
-            wait_until(lambda count=count: len(events) > count, message="partition 1 goes on")
+        produce_beside(kafka, topic, events)
         assert events.count("begin") == 1
         gate.open()
         wait_until(lambda: events.count("end") == 2, message="the waiting ownership")

@@ -8,30 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from harness import Gate, make_app, running
+from harness import Gate, make_app, opened, owner_of, produce_beside, running
 from observer import Observer, wait_until
-
-
-@contextmanager
-def opened(*gates: Gate) -> Iterator[None]:
-    """The gates are open behind the block, also when a test fails: else the stop would wait for the handlers there."""
-    try:
-        yield
-    finally:
-        for gate in gates:
-            gate.open()
-
-
-def owner_of(kafka: Observer, group: str, topic: str, partition: int = 0) -> str | None:
-    """The client id of the member that has the partition now."""
-    owners = [member for member, places in kafka.assignment(group).items() if (topic, partition) in places]
-    return owners[0].partition("-")[0] if owners else None
-
 
 # -- a rebalance asks for partitions ----------------------------------------------------------------------------------
 
@@ -342,10 +323,7 @@ def test_a_later_ownership_of_the_partition_does_not_start_before_the_overdue_ha
         with running(second):
             wait_until(lambda: "elsewhere" in events, message="the hand-over past the bound")
         wait_until(lambda: owner_of(kafka, group, topic) == "m", message="the partition is back")
-        for _ in range(5):  # partition 1 is fetched together with what waits in partition 0
-            count = len(events)
-            kafka.produce(topic, [0], 1)
-            wait_until(lambda count=count: len(events) > count, message="partition 1 goes on")
+        produce_beside(kafka, topic, events)
         assert events.count("begin") == 1
         gate.open()
         wait_until(lambda: events.count("end") == 2, message="the waiting ownership")

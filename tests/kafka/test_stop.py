@@ -9,46 +9,18 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Gate, Process, make_app, running
+from harness import Gate, Process, make_app, opened, produce_beside, running, stopped_aside
 from observer import Observer, wait_until
 
 from karafka_lite import App, BrokerUnavailableError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-@contextmanager
-def opened(*gates: Gate) -> Iterator[None]:
-    """The gates are open behind the block, also when a test fails: else the stop would wait for the handlers there."""
-    try:
-        yield
-    finally:
-        for gate in gates:
-            gate.open()
-
-
-@contextmanager
-def stopped_aside(app: App) -> Iterator[Callable[[], bool]]:
-    """``app.stop()`` in a thread; the value waits for its answer."""
-    answers: list[bool] = []
-    thread = threading.Thread(target=lambda: answers.append(app.stop()))
-    thread.start()
-
-    def answer() -> bool:
-        thread.join(60)
-        assert answers, "stop() did not return"
-        return answers[0]
-
-    try:
-        yield answer
-    finally:
-        thread.join(60)
 
 
 def run_here(app: App) -> int:
@@ -368,10 +340,7 @@ def test_stop_returns_false_when_a_handler_hangs_and_the_app_can_be_started_agai
         assert "gate.wait()" in named
 
         app.start()
-        for _ in range(5):  # partition 1 is fetched together with what waits in partition 0
-            count = len(events)
-            kafka.produce(topic, [0], 1)
-            wait_until(lambda count=count: len(events) > count, message="partition 1 goes on")
+        produce_beside(kafka, topic, events)
         assert [event for event in events if event != "beside it"] == ["begin 0"]
         gate.open()
         wait_until(lambda: events.count("end") == 2, message="the waiting ownership")
