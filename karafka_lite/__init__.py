@@ -12,6 +12,7 @@ from karafka_lite.errors import (
     DeserializationError,
     FetchError,
     KarafkaLiteError,
+    ProduceError,
 )
 from karafka_lite.messages import Batch, Message
 from karafka_lite.version import __version__
@@ -27,5 +28,6 @@ __all__ = [  # noqa: RUF022 - grouped: what one writes, what one receives, what 
     "DeserializationError",
     "FetchError",
     "KarafkaLiteError",
+    "ProduceError",
     "__version__",
 ]

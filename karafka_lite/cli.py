@@ -7,12 +7,16 @@ subcommand; ``_parser`` lists them.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from karafka_lite import console, target
+from karafka_lite.app import App
 from karafka_lite.errors import BrokerUnavailableError, KarafkaLiteError
+from karafka_lite.feed import Feed, feed
+from karafka_lite.routing import resolve_bootstrap_servers
 from karafka_lite.version import __version__
 
 _LEVELS = ("debug", "info", "warning", "error")
@@ -25,8 +29,22 @@ examples:
   karafka-lite run 'shop.orders:make_app()'          what a function returns (the quotes are for the shell)
   karafka-lite run examples/quickstart.py            a file
   karafka-lite run orders:app --broker kafka-1:9092,kafka-2:9092 --concurrency 10 --log-level debug
+  karafka-lite run orders:app --feed orders=orders.jsonl    first sends each line of the file to the topic
 
 exit codes: 0 clean; 1 configuration, usage or import error, or a critical exception; 2 forced; 3 no broker
+"""
+
+_PRODUCE_EXAMPLES = """\
+examples:
+  karafka-lite produce orders orders.jsonl                 each line is JSON, and becomes the value of a message
+  karafka-lite produce orders orders.jsonl --key customer  with the field "customer" of each line as the key
+  tail -f access.log | karafka-lite produce log --text     each line as it is
+
+A line ends at \\n or \\r\\n. Blank lines are left out; with --text an empty line is an empty message. The first line
+that cannot be sent ends it; how many messages were acknowledged until then is said. A missing topic is created where
+the broker permits it.
+
+exit codes: 0 all was sent and acknowledged; 1 not all; 3 no broker
 """
 
 
@@ -55,16 +73,44 @@ def _run(arguments: argparse.Namespace) -> int:
     console.configure_logging(arguments.log_level)  # before the import: the user's module may log
     app = target.load(arguments.target)
     app.override(bootstrap_servers=arguments.broker, concurrency=arguments.concurrency)
+    feeds = _feeds(app, arguments)
     console.banner(app)
+    if feeds:
+        feed(feeds, app.brokers(), app.config.settings, console.feeding)
     return app.run()
+
+
+def _feeds(app: App, arguments: argparse.Namespace) -> list[Feed]:
+    """What ``--feed`` asks for; a topic that nobody consumes is a usage error."""
+    topics = {topic: None for routes in app.groups.values() for topic in routes}
+    feeds = []
+    for given in arguments.feed:
+        topic, equals, file = given.partition("=")
+        if not (topic and equals and file):
+            arguments.parser.error(f"--feed {given}: type --feed TOPIC=FILE")
+        if topic not in topics:
+            arguments.parser.error(f"--feed {given}: the App does not consume {topic!r}, but {', '.join(topics)}")
+        feeds.append(Feed(topic, file))
+    return feeds
+
+
+def _produce(arguments: argparse.Namespace) -> int:
+    if arguments.text and arguments.key is not None:
+        arguments.parser.error("--key is a field of JSON, which --text does not read: type one of them")
+    console.configure_logging(arguments.log_level)
+    servers = resolve_bootstrap_servers(arguments.broker, os.environ, "localhost:9092")
+    feed([Feed(arguments.topic, arguments.file, arguments.key, arguments.text)], servers, {}, console.feeding)
+    return 0
 
 
 class _Parser(argparse.ArgumentParser):
     """argparse with our exit code for usage errors (its own is 2, which says "forced" here)."""
 
+    example = "karafka-lite run module:app --broker localhost:9092 --concurrency 5 --log-level debug"
+
     def error(self, message: str) -> NoReturn:
-        example = "for example: karafka-lite run module:app --broker localhost:9092 --concurrency 5 --log-level debug"
-        self.exit(1, f"{self.prog}: {message}\n{self.format_usage()}{example}\nhelp: {self.prog} --help\n")
+        usage = f"{self.format_usage()}for example: {self.example}\nhelp: {self.prog} --help"
+        self.exit(1, f"{self.prog}: {message}\n{usage}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(parser=parser)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
+    _add_produce(commands)
     return parser
 
 
@@ -92,12 +139,42 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("target", metavar="module:app", help="where the App is; ':app' may be left out")
-    parser.add_argument(
-        "--broker",
-        metavar="HOST:PORT,...",
-        help="brokers to start from; wins over KARAFKA_LITE_BOOTSTRAP_SERVERS and the App's bootstrap_servers",
-    )
+    _add_broker(parser, "KARAFKA_LITE_BOOTSTRAP_SERVERS and the App's bootstrap_servers")
     parser.add_argument("--concurrency", metavar="N", type=int, help="worker threads; wins over the App's concurrency")
+    parser.add_argument(
+        "--feed",
+        metavar="TOPIC=FILE",
+        action="append",
+        default=[],
+        help="before the start, send each line of FILE (JSON; - is standard input) to TOPIC; may be repeated",
+    )
+    _add_log_level(parser)
+    parser.set_defaults(command=_run, parser=parser)
+
+
+def _add_produce(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "produce",
+        help="send the lines of a file to a topic",
+        description="Send the lines of a file to a topic, and wait until all in-sync replicas have them.",
+        epilog=_PRODUCE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.example = "karafka-lite produce my_topic my_file.jsonl --broker localhost:9092"
+    parser.add_argument("topic", metavar="TOPIC", help="where the messages go")
+    parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="default: -, which is standard input")
+    parser.add_argument("--key", metavar="FIELD", help="the field of each JSON object that is the message's key")
+    parser.add_argument("--text", action="store_true", help="send the lines as they are, whatever they hold")
+    _add_broker(parser, "KARAFKA_LITE_BOOTSTRAP_SERVERS; default: localhost:9092")
+    _add_log_level(parser)
+    parser.set_defaults(command=_produce, parser=parser)
+
+
+def _add_broker(parser: argparse.ArgumentParser, over: str) -> None:
+    parser.add_argument("--broker", metavar="HOST:PORT,...", help=f"brokers to start from; wins over {over}")
+
+
+def _add_log_level(parser: argparse.ArgumentParser) -> None:
     levels = f"{', '.join(_LEVELS)} (default: %(default)s)"
     parser.add_argument("--log-level", metavar="LEVEL", type=str.lower, choices=_LEVELS, default="info", help=levels)
-    parser.set_defaults(command=_run, parser=parser)

@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol
 
 import kafka.errors
@@ -122,17 +122,10 @@ class Client:
             BrokerUnavailableError: none answered.
             ConfigurationError: a setting that kafka-python refuses.
         """
-        last_words = _quiet_kafka_loggers()
-        try:
+        with connecting(f"group {self.group_id}", self.bootstrap_servers, self.settings):
             consumer = _new_consumer(
                 bootstrap_servers=self.bootstrap_servers, group_id=self.group_id, **self.settings
             )
-        except kafka.errors.KafkaConnectionError as error:
-            raise BrokerUnavailableError(self._unreachable(str(error))) from error
-        except kafka.errors.KafkaTimeoutError as error:
-            raise BrokerUnavailableError(self._unreachable(last_words.text or str(error))) from error
-        except (kafka.errors.KafkaError, AssertionError, OSError, TypeError, ValueError) as error:
-            raise ConfigurationError(f"kafka-python refuses the settings of group {self.group_id}: {error}") from error
         consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]
         consumer._fetcher.PartitionRecords = _ReadableRecords
         self._notifier = WakeupNotifier(consumer._net)
@@ -301,13 +294,28 @@ class Client:
             f"choose one; commit one with kafka-consumer-groups.sh --reset-offsets, or set 'earliest' or 'latest'"
         )
 
-    def _unreachable(self, cause: str) -> str:
-        servers = ",".join(self.bootstrap_servers)
-        waited = self.settings.get("bootstrap_timeout_ms", KafkaConsumer.DEFAULT_CONFIG["bootstrap_timeout_ms"])
-        return (
-            f"no broker could be reached at {servers} within {waited} ms ({cause}); is Kafka running there? "
+
+@contextmanager
+def connecting(who: str, bootstrap_servers: Sequence[str], settings: Mapping[str, Any]) -> Iterator[None]:
+    """Quiet kafka-python's loggers, and turn what a constructor of its clients raises into our errors.
+
+    Raises:
+        BrokerUnavailableError: no broker answered.
+        ConfigurationError: a setting that kafka-python refuses.
+    """
+    last_words = _quiet_kafka_loggers()
+    try:
+        yield
+    except (kafka.errors.KafkaConnectionError, kafka.errors.KafkaTimeoutError) as error:
+        waited = settings.get("bootstrap_timeout_ms", KafkaConsumer.DEFAULT_CONFIG["bootstrap_timeout_ms"])
+        timed_out = isinstance(error, kafka.errors.KafkaTimeoutError)
+        raise BrokerUnavailableError(
+            f"no broker could be reached at {','.join(bootstrap_servers)} within {waited} ms "
+            f"({(timed_out and last_words.text) or error}); is Kafka running there? "
             f"Another address: --broker HOST:PORT, or KARAFKA_LITE_BOOTSTRAP_SERVERS=HOST:PORT"
-        )
+        ) from error
+    except (kafka.errors.KafkaError, AssertionError, OSError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"kafka-python refuses the settings of {who}: {error}") from error
 
 
 def _new_consumer(**settings: Any) -> Any:

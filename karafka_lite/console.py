@@ -10,12 +10,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from karafka_lite.version import __version__
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from karafka_lite.app import App
 
 _HANDLER = "karafka-lite"
@@ -42,6 +46,28 @@ def banner(app: App) -> None:
         _rich_banner(app)
     else:
         _plain_banner(app)
+
+
+@contextmanager
+def feeding(topic: str, total: int | None, typed: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show the way of ``total`` bytes (None: nobody knows) to a topic; one line at the end, if it came to its end.
+
+    Yields a function that is told how many bytes were read and how many messages acknowledged so far. ``typed``: by a
+    human on the terminal, which then belongs to them.
+    """
+    began, produced = time.monotonic(), 0
+    if typed:
+        print("type one message per line; Ctrl-D ends it", file=sys.stderr, flush=True)
+
+    def update(read: int, acknowledged: int) -> None:
+        nonlocal produced
+        produced = acknowledged
+        draw(read, acknowledged)
+
+    with _rich_progress(topic, total) if on_terminal() and not typed else nullcontext(lambda *_: None) as draw:
+        yield update
+    messages = "1 message" if produced == 1 else f"{produced} messages"
+    print(f"produced {messages} to {topic} in {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
 
 
 def on_terminal() -> bool:
@@ -86,6 +112,35 @@ def _rich_handler() -> logging.Handler:
     )
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     return handler
+
+
+@contextmanager
+def _rich_progress(topic: str, total: int | None) -> Iterator[Callable[[int, int], None]]:
+    from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    counter = TextColumn("{task.fields[messages]:,} messages", markup=False)
+    columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn(), counter]
+    if total is not None:
+        columns.insert(2, TaskProgressColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=_rich_console(), transient=True) as progress:
+        task = progress.add_task(topic, total=total, messages=0)
+        drawn = 0.0
+
+        def draw(read: int, acknowledged: int) -> None:
+            nonlocal drawn
+            if (now := time.monotonic()) - drawn > 0.05:  # it is told of every line
+                drawn = now
+                progress.update(task, completed=read, messages=acknowledged)
+
+        yield draw
+
+
+def _rich_console() -> Console:
+    """That of the log handler, where there is one: then a log line does not tear the progress apart."""
+    from rich.console import Console
+
+    handlers = [handler for handler in logging.getLogger().handlers if handler.name == _HANDLER]
+    return next((handler.console for handler in handlers if hasattr(handler, "console")), Console(stderr=True))
 
 
 def _rich_banner(app: App) -> None:

@@ -5,6 +5,7 @@
         ├── ConfigurationError (also a ValueError)   a mistake in code or settings, found before the network
         ├── BrokerUnavailableError                   no broker answered within ``bootstrap_timeout_ms``
         ├── CommitError                              a blocking mark or commit was not acknowledged in time
+        ├── ProduceError                             a message that no broker has acknowledged
         ├── DeserializationError                     a payload that the route's deserializer refused
         └── FetchError                               bytes that could not be read (corrupt, unknown codec)
 
@@ -33,6 +34,10 @@ class CommitError(KarafkaLiteError):
     A timeout does not mean that it did not happen: the broker may have the offset and only its answer is missing.
     The offset stays stored, and is committed again with the next interval, hand-over or stop.
     """
+
+
+class ProduceError(KarafkaLiteError):
+    """A message that was sent was refused, or not acknowledged in time; in the second case it may have arrived."""
 
 
 class DeserializationError(KarafkaLiteError):

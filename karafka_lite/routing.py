@@ -312,6 +312,11 @@ def resolve_bootstrap_servers(option: str | None, environ: Mapping[str, str], ar
     return _servers(value)
 
 
+def check_topic(topic: str) -> None:
+    """Raises ConfigurationError where Kafka cannot have a topic of this name."""
+    _refuse(*_topic_mistakes((topic,)))
+
+
 # Each check below yields its mistakes as text, so that one exception can tell all of them.
 
 _INT32_MAX = 2**31 - 1  # most of the numbers travel in 32 bits; a bigger one would fail much later, on the IO thread
