@@ -1,0 +1,420 @@
+"""The group coordinator of the embedded broker: the states and errors of Apache Kafka's classic groups, and offsets.
+
+    EMPTY       no members            -> PREPARING   somebody joins
+    PREPARING   waits for all joins   -> COMPLETING  all have joined, or the rebalance timeout is over
+    COMPLETING  waits for the leader  -> STABLE      the leader has said who gets what
+    STABLE                            -> PREPARING   somebody joins, leaves, changes or is not heard of any more
+
+``now`` is the event loop's time. https://cwiki.apache.org/confluence/display/KAFKA/Kafka+Client-side+Assignment+Proposal
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from kafka import errors
+
+from karafka_lite.broker.topics import NODE, Place, Topics, by_partition
+from karafka_lite.broker.wire import Answer, Call, Handler
+
+MAX_SESSION_MS = 1_800_000
+MAX_METADATA = 4096
+
+Offset = tuple[int, str]  # the next offset to read, and the text that was committed with it
+
+
+class State(Enum):
+    """See the drawing above; the values are Kafka's names."""
+
+    EMPTY = "Empty"
+    PREPARING = "PreparingRebalance"
+    COMPLETING = "CompletingRebalance"
+    STABLE = "Stable"
+
+
+@dataclass
+class Member:
+    """``join`` and ``sync`` are the answers that it waits for."""
+
+    id: str
+    instance: str | None = None
+    client_id: str = ""
+    session_s: float = 0.0
+    rebalance_s: float = 0.0
+    protocols: dict[str, bytes] = field(default_factory=dict)
+    heard: float = 0.0
+    assignment: bytes = b""
+    join: asyncio.Future[Answer] | None = None
+    sync: asyncio.Future[int] | None = None
+
+    @property
+    def joining(self) -> bool:
+        return self.join is not None and not self.join.done()
+
+    @property
+    def syncing(self) -> bool:
+        return self.sync is not None and not self.sync.done()
+
+
+@dataclass
+class Group:
+    """One consumer group."""
+
+    id: str
+    state: State = State.EMPTY
+    generation: int = 0
+    members: dict[str, Member] = field(default_factory=dict)
+    expected: dict[str, float] = field(default_factory=dict)  # ids that were given out, until when they may be used
+    leader: str = ""
+    protocol_type: str = ""
+    protocol: str = ""
+    deadline: float = 0.0  # of the joins, later of the assignment
+    hold_until: float = 0.0  # the first rebalance waits for more members to come
+    offsets: dict[Place, Offset] = field(default_factory=dict)
+
+    def common_protocols(self) -> set[str]:
+        return set.intersection(*(set(member.protocols) for member in self.members.values()))
+
+    def rebalance(self, now: float, initial_delay_s: float = 0.0) -> None:
+        """Ask everybody to join again."""
+        if self.state is not State.PREPARING:
+            for member in self.members.values():
+                if member.syncing:
+                    _resolve(member.sync, errors.RebalanceInProgressError.errno)
+            self.hold_until = now + (initial_delay_s if self.state is State.EMPTY else 0.0)
+            self.deadline = now + max((member.rebalance_s for member in self.members.values()), default=0.0)
+            self.state = State.PREPARING
+        self.advance(now)
+
+    def drop(self, member: Member, code: int, now: float) -> None:
+        """It is no member any more; the others share what it had."""
+        del self.members[member.id]
+        _resolve(member.join, _not_joined(code, member.id))
+        _resolve(member.sync, code)
+        self.rebalance(now)
+
+    def advance(self, now: float) -> None:
+        """Whatever is due: silent members go, a rebalance ends when all have joined or the time is over."""
+        self.expected = {member: until for member, until in self.expected.items() if until > now}
+        for member in list(self.members.values()):
+            silent = not member.joining and not member.syncing and now > member.heard + member.session_s
+            unsynced = self.state is State.COMPLETING and not member.sync and now >= self.deadline
+            if (silent or unsynced) and member.id in self.members:
+                self.drop(member, errors.UnknownMemberIdError.errno, now)
+        if self.state is State.PREPARING and now >= self.hold_until:
+            late = [member for member in self.members.values() if not member.joining]
+            if now >= self.deadline or not (late or self.expected):
+                for member in late:
+                    del self.members[member.id]
+                self._complete_join(now)
+
+    def _complete_join(self, now: float) -> None:
+        self.generation += 1
+        if not self.members:
+            self.state, self.leader, self.protocol = State.EMPTY, "", ""
+            return
+        if self.leader not in self.members:
+            self.leader = next(iter(self.members))
+        common = self.common_protocols()
+        votes = Counter(next(name for name in member.protocols if name in common) for member in self.members.values())
+        self.protocol = votes.most_common(1)[0][0]
+        self.state = State.COMPLETING
+        self.deadline = now + max(member.rebalance_s for member in self.members.values())
+        for member in self.members.values():
+            member.heard, member.sync = now, None
+            _resolve(member.join, self.joined(member))
+
+    def share_out(self, assignments: dict[str, bytes], now: float) -> None:
+        """The leader has decided."""
+        self.state = State.STABLE
+        for member in self.members.values():
+            member.assignment, member.heard = assignments.get(member.id, b""), now
+            _resolve(member.sync, 0)
+
+    def joined(self, member: Member) -> Answer:
+        """The answer to a join that worked; the leader learns who else is there."""
+        members = [
+            {"member_id": other.id, "group_instance_id": other.instance, "metadata": other.protocols[self.protocol]}
+            for other in (self.members.values() if member.id == self.leader else ())
+        ]
+        answer = {"error_code": 0, "generation_id": self.generation, "leader": self.leader, "member_id": member.id}
+        return {**answer, "protocol_type": self.protocol_type, "protocol_name": self.protocol, "members": members}
+
+    def member(self, request: Any, generation: int, now: float) -> Member:
+        """Who asks, checked; that it asks counts as a heartbeat."""
+        member = self.members.get(request.member_id)
+        instance = getattr(request, "group_instance_id", None)
+        if instance and any(m.instance == instance and m is not member for m in self.members.values()):
+            raise errors.FencedInstanceIdError()
+        if member is None:
+            raise errors.UnknownMemberIdError()
+        if generation != self.generation:
+            raise errors.IllegalGenerationError()
+        member.heard = now
+        return member
+
+    def check_commit(self, request: Any, generation: int, now: float) -> None:
+        """Who is no member may commit to an empty group only."""
+        if generation < 0 and not request.member_id and self.state is State.EMPTY:
+            return
+        self.member(request, generation, now)
+        if self.state is State.COMPLETING:
+            raise errors.RebalanceInProgressError()
+
+
+class Groups:
+    """All groups. What refuses raises Kafka's own errors."""
+
+    def __init__(self, topics: Topics, *, initial_rebalance_delay_ms: int, min_session_timeout_ms: int) -> None:
+        self.groups: dict[str, Group] = {}
+        self.unstable: Callable[[str], Iterable[Place]]  # places with offsets in an open transaction, by group
+        self._topics = topics
+        self._initial_delay_s = initial_rebalance_delay_ms / 1000
+        self._min_session_ms = min_session_timeout_ms
+
+    def handlers(self) -> dict[str, tuple[int, Handler]]:
+        return {
+            "FindCoordinator": (3, self._find_coordinator),
+            "JoinGroup": (9, self._join),
+            "SyncGroup": (5, self._sync),
+            "Heartbeat": (4, self._heartbeat),
+            "LeaveGroup": (5, self._leave),
+            "OffsetCommit": (8, self._commit),
+            "OffsetFetch": (7, self._offsets),
+            "ListGroups": (4, self._list),
+            "DescribeGroups": (5, self._describe),
+            "DeleteGroups": (2, self._delete),
+        }
+
+    def advance(self) -> None:
+        for group in self.groups.values():
+            group.advance(_now())
+
+    def come_back(self) -> None:
+        """The coordinator was away: nobody could send heartbeats or joins meanwhile."""
+        now = _now()
+        for group in self.groups.values():
+            group.deadline = now + max((member.rebalance_s for member in group.members.values()), default=0.0)
+            for member in group.members.values():
+                member.heard = now
+
+    def kick(self, group_id: str, member_id: str) -> None:
+        """Evict a member, as when its session has expired. Raises KeyError."""
+        group = self.groups[group_id]
+        group.drop(group.members[member_id], errors.UnknownMemberIdError.errno, _now())
+
+    def get(self, group_id: str) -> Group:
+        """The group; made when it is not there."""
+        if not group_id:
+            raise errors.InvalidGroupIdError()
+        return self.groups.setdefault(group_id, Group(group_id))
+
+    def forget_topic(self, name: str) -> None:
+        for group in self.groups.values():
+            group.offsets = {place: offset for place, offset in group.offsets.items() if place[0] != name}
+
+    def check_offset(self, topic: str, part: Any) -> tuple[Place, Offset]:
+        """What is to be committed for one partition."""
+        self._topics.log(topic, part.partition_index)
+        if len(text := part.committed_metadata or "") > MAX_METADATA:
+            raise errors.OffsetMetadataTooLargeError()
+        return (topic, part.partition_index), (part.committed_offset, text)
+
+    # -- membership
+
+    def _find_coordinator(self, call: Call) -> Answer:
+        host, port = self._topics.address
+        return {"error_code": call.error, "node_id": NODE, "host": host, "port": port}
+
+    async def _join(self, call: Call) -> Answer:
+        refusal, joined = call.attempt(self._begin_join, call)
+        if isinstance(joined, asyncio.Future):
+            return await asyncio.shield(joined)  # as in Kafka, a client that hangs up has joined all the same
+        return joined or _not_joined(refusal["error_code"], call.request.member_id)
+
+    def _begin_join(self, call: Call) -> Answer | asyncio.Future[Answer]:
+        """The answer, or the future that will be it."""
+        r, now = call.request, _now()
+        if not self._min_session_ms <= r.session_timeout_ms <= MAX_SESSION_MS:
+            raise errors.InvalidSessionTimeoutError()
+        group, instance = self.get(r.group_id), r.group_instance_id if call.version >= 5 else None
+        protocols = {protocol.name: bytes(protocol.metadata) for protocol in r.protocols}
+        fits = not group.members or (
+            r.protocol_type == group.protocol_type and group.common_protocols() & set(protocols)
+        )
+        if not protocols or not r.protocol_type or not fits:
+            raise errors.InconsistentGroupProtocolError()
+        member = group.members.get(r.member_id)
+        if not r.member_id:
+            member_id = f"{instance or call.client_id or 'member'}-{uuid.uuid4()}"
+            if instance is None and call.version >= 4:
+                group.expected[member_id] = now + r.session_timeout_ms / 1000
+                return _not_joined(errors.MemberIdRequiredError.errno, member_id)
+            for old in [other for other in group.members.values() if instance and other.instance == instance]:
+                group.drop(old, errors.FencedInstanceIdError.errno, now)
+            member = Member(member_id)
+        elif member is None:
+            if group.expected.pop(r.member_id, None) is None:
+                raise errors.UnknownMemberIdError()
+            member = Member(r.member_id)
+        elif instance and member.instance != instance:
+            raise errors.FencedInstanceIdError()
+        elif member.protocols == protocols and (
+            group.state is State.COMPLETING or (group.state is State.STABLE and group.leader != member.id)
+        ):
+            member.heard = now
+            return group.joined(member)  # nothing has changed: its last answer was lost, or it only asks
+        rebalance_ms = r.rebalance_timeout_ms if call.version >= 1 else r.session_timeout_ms
+        member.instance, member.client_id, member.protocols, member.heard = instance, call.client_id, protocols, now
+        member.session_s, member.rebalance_s = r.session_timeout_ms / 1000, rebalance_ms / 1000
+        _resolve(member.join, _not_joined(errors.RebalanceInProgressError.errno, member.id))
+        joined = member.join = asyncio.get_running_loop().create_future()
+        group.members[member.id], group.protocol_type = member, r.protocol_type
+        group.rebalance(now, self._initial_delay_s)
+        return joined
+
+    async def _sync(self, call: Call) -> Answer:
+        r = call.request
+        group = self.groups.get(r.group_id) or Group(r.group_id)
+
+        def begin() -> Member:
+            member = group.member(r, r.generation_id, _now())
+            if group.state is State.PREPARING:
+                raise errors.RebalanceInProgressError()
+            if r.protocol_name not in (None, group.protocol) or r.protocol_type not in (None, group.protocol_type):
+                raise errors.InconsistentGroupProtocolError()
+            return member
+
+        answer, member = call.attempt(begin)
+        if member is not None and group.state is State.COMPLETING:
+            _resolve(member.sync, errors.RebalanceInProgressError.errno)
+            waiting = member.sync = asyncio.get_running_loop().create_future()
+            if member.id == group.leader:
+                group.share_out({one.member_id: bytes(one.assignment) for one in r.assignments}, _now())
+            answer["error_code"] = await asyncio.shield(waiting)
+        if answer["error_code"]:
+            return {**answer, "assignment": b""}
+        names = {"protocol_type": group.protocol_type, "protocol_name": group.protocol}
+        return {**answer, **names, "assignment": member.assignment}
+
+    def _heartbeat(self, call: Call) -> Answer:
+        def beat() -> None:
+            group = self.groups.get(call.request.group_id) or Group("")
+            group.member(call.request, call.request.generation_id, _now())
+            if group.state is State.PREPARING:
+                raise errors.RebalanceInProgressError()
+
+        return call.attempt(beat)[0]
+
+    def _leave(self, call: Call) -> Answer:
+        r = call.request
+        group = self.groups.get(r.group_id) or Group("")
+
+        def leave(one: Any) -> None:
+            instance = getattr(one, "group_instance_id", None)
+            found = [
+                m for m in group.members.values() if m.id == one.member_id or (instance and m.instance == instance)
+            ]
+            if found:
+                group.drop(found[0], errors.UnknownMemberIdError.errno, _now())
+            elif group.expected.pop(one.member_id, None) is None:
+                raise errors.UnknownMemberIdError()
+            group.advance(_now())
+
+        if call.version < 3:
+            return call.attempt(leave, r)[0]
+        ids = [{"member_id": one.member_id, "group_instance_id": one.group_instance_id} for one in r.members]
+        codes = [call.attempt(leave, one)[0] for one in r.members]
+        return {"error_code": call.error, "members": [{**one, **code} for one, code in zip(ids, codes, strict=True)]}
+
+    # -- offsets
+
+    def _commit(self, call: Call) -> Answer:
+        r = call.request
+        generation = r.generation_id_or_member_epoch if call.version >= 1 else -1
+
+        def commit(topic: str, part: Any) -> None:
+            if r.group_id not in self.groups and generation >= 0:
+                raise errors.IllegalGenerationError()
+            group = self.get(r.group_id)
+            group.check_commit(r, generation, _now())
+            group.offsets.update([self.check_offset(topic, part)])
+
+        return {"topics": by_partition(r.topics, lambda topic, part: call.attempt(commit, topic, part)[0])}
+
+    def _offsets(self, call: Call) -> Answer:
+        r = call.request
+        known = self.groups[r.group_id].offsets if r.group_id in self.groups else {}
+        unstable = set(self.unstable(r.group_id)) if r.require_stable else set()
+        wanted: dict[str, list[Answer]] = defaultdict(list)
+        for name, index in known if r.topics is None else [(t.name, p) for t in r.topics for p in t.partition_indexes]:
+            offset, text = known.get((name, index), (-1, ""))
+            code = errors.UnstableOffsetCommitError.errno if (name, index) in unstable else call.error
+            answer = {"partition_index": index, "committed_offset": offset, "metadata": text, "error_code": code}
+            wanted[name].append({**answer, "committed_leader_epoch": -1})
+        return {"error_code": call.error, "topics": [{"name": name, "partitions": wanted[name]} for name in wanted]}
+
+    # -- administration
+
+    def _list(self, call: Call) -> Answer:
+        wanted = set(call.request.states_filter) or {state.value for state in State}
+        groups = [
+            {"group_id": group.id, "protocol_type": group.protocol_type, "group_state": group.state.value}
+            for group in self.groups.values()
+            if group.state.value in wanted
+        ]
+        return {"error_code": call.error, "groups": groups}
+
+    def _describe(self, call: Call) -> Answer:
+        def describe(group_id: str) -> Answer:
+            if group_id not in self.groups:
+                return {"group_state": "Dead", "members": []}
+            group = self.groups[group_id]
+            members = [
+                {
+                    "member_id": member.id,
+                    "group_instance_id": member.instance,
+                    "client_id": member.client_id,
+                    "client_host": "/127.0.0.1",
+                    "member_metadata": member.protocols.get(group.protocol, b""),
+                    "member_assignment": member.assignment,
+                }
+                for member in group.members.values()
+            ]
+            names = {"protocol_type": group.protocol_type, "protocol_data": group.protocol}
+            return {"group_state": group.state.value, **names, "members": members}
+
+        groups = []
+        for group_id in call.request.groups:
+            answer, found = call.attempt(describe, group_id)
+            groups.append({"group_id": group_id, **answer, **(found or {"group_state": "", "members": []})})
+        return {"groups": groups}
+
+    def _delete(self, call: Call) -> Answer:
+        def delete(group_id: str) -> None:
+            if group_id not in self.groups:
+                raise errors.GroupIdNotFoundError()
+            if self.groups[group_id].members:
+                raise errors.NonEmptyGroupError()
+            del self.groups[group_id]
+
+        return {"results": [{"group_id": name, **call.attempt(delete, name)[0]} for name in call.request.groups_names]}
+
+
+def _not_joined(code: int, member_id: str) -> Answer:
+    return {"error_code": code, "generation_id": -1, "protocol_name": "", "leader": "", "member_id": member_id}
+
+
+def _resolve(future: asyncio.Future[Any] | None, answer: Any) -> None:
+    if future is not None and not future.done():
+        future.set_result(answer)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

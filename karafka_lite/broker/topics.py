@@ -1,0 +1,298 @@
+"""Topics of the embedded broker: metadata, produce, fetch, offsets by time, administration."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kafka import errors
+
+from karafka_lite.broker.log import TRANSACTIONAL, Header, PartitionLog
+from karafka_lite.broker.wire import Answer, Call, Handler
+
+log = logging.getLogger("karafka_lite.broker")
+
+NODE, CLUSTER = 1, "karafka-lite-embedded"
+LATEST, EARLIEST, HIGHEST_TIME = -1, -2, -3
+READ_COMMITTED = 1
+NUMBERS = {"max.message.bytes", "retention.bytes"}  # the topic configs that are acted on, with message.timestamp.type
+IGNORED = {"cleanup.policy", "compression.type", "min.insync.replicas", "retention.ms", "segment.bytes", "segment.ms"}
+
+Place = tuple[str, int]
+
+
+@dataclass
+class Topic:
+    """Its partitions and its settings."""
+
+    logs: list[PartitionLog]
+    configs: dict[str, str] = field(default_factory=dict)
+    dropped: bool = False  # messages were dropped to make room: said once
+
+    def limit(self, name: str, otherwise: int) -> int:
+        value = int(self.configs.get(name, otherwise))
+        return value if value >= 0 else 1 << 62  # -1 is "no limit"
+
+    @property
+    def stamps(self) -> bool:
+        return self.configs.get("message.timestamp.type") == "LogAppendTime"
+
+
+class Topics:
+    """All topics. What refuses raises Kafka's own errors."""
+
+    def __init__(self, *, partitions: int, auto_create: bool, max_message_bytes: int, retention_bytes: int) -> None:
+        self.address = ("", 0)
+        self.topics: dict[str, Topic] = {}
+        self.check_transaction: Callable[[Header, Place], None]  # raises where a batch is not in its transaction
+        self.deleted: Callable[[str], None]
+        self._partitions = partitions
+        self._auto_create = auto_create
+        self._max_message_bytes = max_message_bytes
+        self._retention_bytes = retention_bytes
+
+    def handlers(self) -> dict[str, tuple[int, Handler]]:
+        return {
+            "Metadata": (9, self._metadata),
+            "DescribeCluster": (1, self._describe_cluster),
+            "Produce": (9, self._produce),
+            "Fetch": (12, self._fetch),
+            "ListOffsets": (7, self._list_offsets),
+            "CreateTopics": (5, self._create_topics),
+            "DeleteTopics": (5, self._delete_topics),
+            "CreatePartitions": (3, self._create_partitions),
+            "DeleteRecords": (2, self._delete_records),
+        }
+
+    def create(
+        self, name: str, partitions: int, configs: Mapping[str, str] | None = None, *, dry: bool = False
+    ) -> None:
+        """Make a topic; with ``dry`` only check whether it can be made."""
+        configs = dict(configs or {})
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name) or name in (".", ".."):
+            raise errors.InvalidTopicError(f"{name!r} is no name for a topic: 1 to 249 of a-z A-Z 0-9 . _ -")
+        if name in self.topics:
+            raise errors.TopicAlreadyExistsError(f"topic {name!r} exists already")
+        if twin := next((known for known in self.topics if known.replace(".", "_") == name.replace(".", "_")), None):
+            raise errors.InvalidTopicError(f"{name!r} collides with {twin!r}: '.' and '_' count as one")
+        if partitions < 1:
+            raise errors.InvalidPartitionsError(f"a topic has at least one partition, not {partitions}")
+        if strange := configs.keys() - NUMBERS - IGNORED - {"message.timestamp.type"}:
+            raise errors.InvalidConfigurationError(f"not known to the embedded broker: {', '.join(sorted(strange))}")
+        if any(not re.fullmatch(r"-?\d{1,18}", configs.get(number, "0")) for number in NUMBERS):
+            raise errors.InvalidConfigurationError(f"not a number of bytes in {configs}")
+        if not dry:
+            self.topics[name] = Topic([PartitionLog() for _ in range(partitions)], configs)
+
+    def log(self, name: str, partition: int) -> PartitionLog:
+        """The log of a partition."""
+        topic = self.topics.get(name)
+        if topic is None or not 0 <= partition < len(topic.logs):
+            raise errors.UnknownTopicOrPartitionError()
+        return topic.logs[partition]
+
+    def end_transaction(self, place: Place, producer_id: int, epoch: int, *, commit: bool) -> None:
+        """Write the marker of a transaction into one partition that took part in it."""
+        if place[0] in self.topics:
+            retention = self.topics[place[0]].limit("retention.bytes", self._retention_bytes)
+            self.log(*place).end_transaction(producer_id, epoch, _now_ms(), commit=commit, retention_bytes=retention)
+
+    # -- metadata
+
+    def _metadata(self, call: Call) -> Answer:
+        r = call.request
+        every = r.topics is None or (call.version == 0 and not r.topics)
+        may_create = self._auto_create and (call.version < 4 or r.allow_auto_topic_creation)
+        leader = {"leader_id": NODE, "leader_epoch": 0, "replica_nodes": [NODE], "isr_nodes": [NODE]}
+
+        def partitions(name: str) -> list[Answer]:
+            if name not in self.topics:  # as in Kafka, a topic that is created on demand is still unknown this time
+                self.create(name, self._partitions, dry=not may_create)
+                raise errors.UnknownTopicOrPartitionError()
+            return [
+                {"partition_index": index, "error_code": 0, **leader} for index in range(len(self.topics[name].logs))
+            ]
+
+        topics = []
+        for name in list(self.topics) if every else [topic.name for topic in r.topics]:
+            answer, found = call.attempt(partitions, name)
+            topics.append({**answer, "name": name, "partitions": found or []})
+        broker = {"node_id": NODE, "host": self.address[0], "port": self.address[1]}
+        return {"brokers": [broker], "cluster_id": CLUSTER, "controller_id": NODE, "topics": topics}
+
+    def _describe_cluster(self, call: Call) -> Answer:
+        broker = {"broker_id": NODE, "host": self.address[0], "port": self.address[1]}
+        return {"error_code": call.error, "cluster_id": CLUSTER, "controller_id": NODE, "brokers": [broker]}
+
+    # -- messages
+
+    def _produce(self, call: Call) -> Answer | None:
+        topics = []
+        for topic in call.request.topic_data:
+            parts = []
+            for data in topic.partition_data:
+                batch = bytes(data.records or b"")
+                answer, appended = call.attempt(self._append, topic.name, data.index, batch, call.request.acks)
+                offset, start, stamp = appended or (-1, -1, -1)
+                answer.update(base_offset=offset, log_append_time_ms=stamp, log_start_offset=start)
+                parts.append({"index": data.index, **answer})
+            topics.append({"name": topic.name, "partition_responses": parts})
+        return {"responses": topics} if call.request.acks != 0 else None
+
+    def _append(self, name: str, partition: int, batch: bytes, acks: int) -> tuple[int, int, int]:
+        """Returns the batch's offset, where the log starts, and the time that the batch was stamped with, or -1."""
+        if acks not in (-1, 0, 1):
+            raise errors.InvalidRequiredAcksError()
+        found, topic, now_ms = self.log(name, partition), self.topics[name], _now_ms()
+        if len(batch) > (limit := topic.limit("max.message.bytes", self._max_message_bytes)):
+            raise errors.MessageSizeTooLargeError(f"a batch of {len(batch)} bytes, at most {limit} are allowed")
+        header = Header.of(batch)
+        if header.attributes & TRANSACTIONAL:
+            self.check_transaction(header, (name, partition))
+        start, retention = found.start, topic.limit("retention.bytes", self._retention_bytes)
+        offset = found.append(batch, header, now_ms, retention_bytes=retention, stamp=topic.stamps)
+        if found.start > start and not topic.dropped:
+            topic.dropped = True
+            log.warning("%s-%d: over %d bytes, the oldest messages are dropped", name, partition, retention)
+        return offset, found.start, now_ms if topic.stamps else -1
+
+    async def _fetch(self, call: Call) -> Answer:
+        """Answers when there is enough, when something is wrong, or when the time is over."""
+        loop, r = asyncio.get_running_loop(), call.request
+        deadline = loop.time() + r.max_wait_ms / 1000
+        while True:
+            answer, size, failed = self._read(call)
+            if failed or size >= r.min_bytes or loop.time() >= deadline:
+                return answer
+            news = loop.create_future()
+            logs = [self.log(topic.topic, part.partition) for topic in r.topics for part in topic.partitions]
+            for found in logs:
+                found.waiting.add(news)
+            timer = loop.call_at(deadline, news.cancel)
+            try:
+                await asyncio.wait([news])
+            finally:
+                timer.cancel()
+                for found in logs:
+                    found.waiting.discard(news)
+
+    def _read(self, call: Call) -> tuple[Answer, int, bool]:
+        """What can be had now: the answer, its bytes, and whether a partition has an error."""
+        r, topics, size, failed = call.request, [], 0, not call.request.topics
+        for topic in r.topics:
+            parts = []
+            for part in topic.partitions:
+                room = min(part.partition_max_bytes, r.max_bytes - size)
+                answer, found = call.attempt(self._read_partition, topic.topic, part, room, size, r.isolation_level)
+                found = found or {"high_watermark": -1, "aborted_transactions": [], "records": b""}
+                failed |= answer["error_code"] != 0
+                size += len(found["records"])
+                parts.append({"partition_index": part.partition, **answer, **found})
+            topics.append({"topic": topic.topic, "partitions": parts})
+        return {"responses": topics}, size, failed
+
+    def _read_partition(self, name: str, part: Any, room: int, size: int, isolation: int) -> Answer:
+        found, offset = self.log(name, part.partition), part.fetch_offset
+        if not found.start <= offset <= found.end:
+            raise errors.OffsetOutOfRangeError()
+        end = found.stable_end if isolation == READ_COMMITTED else found.end
+        records, behind = found.read(offset, room, end, at_least_one=not size)
+        aborted = [one for one in found.aborted if one.last >= offset and one.first < behind]
+        return {
+            "high_watermark": found.end,
+            "last_stable_offset": found.stable_end,
+            "log_start_offset": found.start,
+            "aborted_transactions": [{"producer_id": one.producer_id, "first_offset": one.first} for one in aborted],
+            "records": records,
+        }
+
+    def _list_offsets(self, call: Call) -> Answer:
+        isolation = call.request.isolation_level if call.version >= 2 else 0
+
+        def find(name: str, part: Any) -> tuple[int, int]:
+            found = self.log(name, part.partition_index)
+            if part.timestamp == LATEST:
+                return (found.stable_end if isolation == READ_COMMITTED else found.end), -1
+            if part.timestamp == EARLIEST:
+                return found.start, -1
+            if part.timestamp < HIGHEST_TIME:
+                raise errors.UnsupportedVersionError()
+            return found.find_time(found.latest_time() if part.timestamp == HIGHEST_TIME else part.timestamp)
+
+        def answer(name: str, part: Any) -> Answer:
+            answer, at = call.attempt(find, name, part)
+            offset, timestamp = at or (-1, -1)
+            return {**answer, "offset": offset, "timestamp": timestamp, "leader_epoch": 0 if offset >= 0 else -1}
+
+        return {"topics": by_partition(call.request.topics, answer)}
+
+    # -- administration
+
+    def _create_topics(self, call: Call) -> Answer:
+        def create(wanted: Any, count: int) -> None:
+            if wanted.replication_factor not in (-1, 1):
+                raise errors.InvalidReplicationFactorError("there is one broker, so there is one replica")
+            configs = {config.name: config.value for config in wanted.configs}
+            self.create(wanted.name, count, configs, dry=call.request.validate_only)
+
+        topics = []
+        for wanted in call.request.topics:
+            count = self._partitions if wanted.num_partitions == -1 else wanted.num_partitions
+            answer, _ = call.attempt(create, wanted, count)
+            topics.append({**answer, "name": wanted.name, "num_partitions": count, "replication_factor": 1})
+        return {"topics": topics}
+
+    def _delete_topics(self, call: Call) -> Answer:
+        def delete(name: str) -> None:
+            self.log(name, 0)
+            for found in self.topics.pop(name).logs:
+                found.wake()  # who waits for a message there is told that the topic has gone
+            self.deleted(name)
+
+        return {"responses": [{"name": name, **call.attempt(delete, name)[0]} for name in call.request.topic_names]}
+
+    def _create_partitions(self, call: Call) -> Answer:
+        def extend(name: str, count: int) -> None:
+            self.log(name, 0)
+            logs = self.topics[name].logs
+            if count <= len(logs):
+                raise errors.InvalidPartitionsError(f"{name} has {len(logs)} partitions already")
+            if not call.request.validate_only:
+                logs.extend(PartitionLog() for _ in range(count - len(logs)))
+
+        topics = call.request.topics
+        return {"results": [{"name": one.name, **call.attempt(extend, one.name, one.count)[0]} for one in topics]}
+
+    def _delete_records(self, call: Call) -> Answer:
+        def delete(name: str, part: Any) -> int:
+            found = self.log(name, part.partition_index)
+            offset = found.end if part.offset == -1 else part.offset
+            if not 0 <= offset <= found.end:
+                raise errors.OffsetOutOfRangeError()
+            found.drop_before(offset)
+            return found.start
+
+        def answer(name: str, part: Any) -> Answer:
+            answer, start = call.attempt(delete, name, part)
+            return {**answer, "low_watermark": -1 if start is None else start}
+
+        return {"topics": by_partition(call.request.topics, answer)}
+
+
+def by_partition(topics: Any, answer: Callable[[str, Any], Answer]) -> list[Answer]:
+    """Answers in the shape that most of Kafka's requests and answers share."""
+    return [
+        {"name": topic.name, "partitions": [
+            {"partition_index": part.partition_index, **answer(topic.name, part)} for part in topic.partitions
+        ]}
+        for topic in topics
+    ]  # fmt: skip
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
