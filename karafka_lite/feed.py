@@ -136,7 +136,7 @@ def _checked(value: bytes, field: str | None) -> bytes | None:
         if isinstance(error, json.JSONDecodeError):
             wrong = f"not JSON ({error.msg} at column {error.colno})"
         else:
-            wrong = f"not JSON in UTF-8 ({error})"
+            wrong = f"not readable as JSON in UTF-8 ({error})"
         raise _Bad(wrong, "correct the line, or send lines as they are: karafka-lite produce --text") from None
     if field is None:
         return None

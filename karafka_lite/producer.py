@@ -32,6 +32,7 @@ CLOSE_S = 5.0
 DEFAULTS: dict[str, Any] = {
     "client_id": "karafka-lite",
     "max_block_ms": 15_000,  # how long a new topic may take to appear
+    "batch_size": 256 << 10,
     "max_request_size": 64 << 20,  # how much is too much, the broker says
 }
 FORCED: dict[str, Any] = {
@@ -132,8 +133,10 @@ class Producer:
         with self._answered:
             if size > 0:
                 self._answered.wait_for(lambda: self._unanswered == 0 or self._unanswered + size <= WINDOW_BYTES)
-            self._unanswered += size
-            self._answered.notify_all()
+            before, self._unanswered = self._unanswered, self._unanswered + size
+            # Half empty, and not each time that one more fits: two threads taking turns at each message cost double.
+            if self._unanswered == 0 or self._unanswered <= WINDOW_BYTES // 2 < before:
+                self._answered.notify_all()
 
 
 def _explained(topic: str, size: int, error: Exception) -> str:
@@ -144,7 +147,7 @@ def _explained(topic: str, size: int, error: Exception) -> str:
         return f"topic {topic} may not be written to ({said}); type: kafka-acls.sh --add --producer --topic {topic}"
     if isinstance(error, kafka.errors.UnknownTopicOrPartitionError | kafka.errors.KafkaTimeoutError):
         return (
-            f"topic {topic} acknowledged nothing in time ({said}): it is missing and not created by itself, or its "
-            f"brokers do not answer; type: kafka-topics.sh --describe --topic {topic}"
+            f"topic {topic} acknowledged nothing in time ({said}): its brokers do not answer, or it is missing and "
+            f"they create none; then type: kafka-topics.sh --create --topic {topic}"
         )
     return f"topic {topic} did not take a message ({said})"

@@ -5,18 +5,20 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 import karafka_lite
-from karafka_lite import cli
+from karafka_lite import cli, producer
 from karafka_lite.app import App
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError
+from karafka_lite.feed import Feed, FeedError
 
 ORDERS = """\
 from karafka_lite import App
@@ -438,6 +440,168 @@ def test_ctrl_c_during_the_import_ends_quietly(run: Run, write: Write) -> None:
     assert ended.err == ""
 
 
+# run --feed
+
+
+@pytest.fixture
+def fed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What ``feed`` was called with, instead of sending anything."""
+    calls: list[Any] = []
+    monkeypatch.setattr(cli, "feed", lambda feeds, servers, settings, show: calls.append((feeds, servers, settings)))
+    return calls
+
+
+def test_feeds_are_sent_to_the_apps_brokers_with_its_settings_before_it_runs(
+    run: Run, write: Write, fed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("orders.py", ORDERS.replace('"event-store"', '"event-store", security_protocol="SSL"'))
+    monkeypatch.setattr(App, "run", lambda app: len(fed) + 40)
+    ended = run("orders", "--feed", "user_events=a=b", "--broker", "kafka-1:9092", "--feed", "user_events=-")
+    assert ended.code == 41, ended.err
+    feeds = [Feed("user_events", "a=b"), Feed("user_events", "-")]
+    assert fed == [(feeds, ["kafka-1:9092"], {"security_protocol": "SSL"})]
+
+
+def test_without_feed_nothing_is_sent(run: Run, write: Write, fed: list[Any]) -> None:
+    write("orders.py", ORDERS)
+    assert run("orders").code == 0
+    assert fed == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(FeedError("f:3: no"), 1), (BrokerUnavailableError("none"), 3), (ConfigurationError("no"), 1)]
+)
+def test_a_feed_that_fails_ends_with_its_code_and_the_app_does_not_run(
+    run: Run, write: Write, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "feed", fail)
+    write("orders.py", ORDERS)
+    ended = run("orders", "--feed", "user_events=f")
+    assert (ended.code, ended.app) == (code, None)
+    assert ended.err.endswith(f"karafka-lite: {error}\n")
+
+
+@pytest.mark.parametrize(
+    ("feed", "words"),
+    [
+        ("usr_events=f", "--feed usr_events=f: the App does not consume 'usr_events', but user_events, clicks"),
+        ("user_events", "--feed user_events: type --feed TOPIC=FILE"),
+        ("user_events=", "--feed user_events=: type --feed TOPIC=FILE"),
+        ("=f", "--feed =f: type --feed TOPIC=FILE"),
+    ],
+)
+def test_a_feed_that_reaches_nobody_is_a_usage_error_with_the_apps_topics(
+    run: Run, write: Write, fed: list[Any], feed: str, words: str
+) -> None:
+    write("orders.py", ORDERS + "@app.topic('clicks', 'user_events', group_id='other')\ndef two(batch, ctx): ...\n")
+    refused(run("orders", "--feed", feed), words, "usage: karafka-lite run")
+    assert fed == []
+
+
+# produce
+
+
+@pytest.fixture
+def produce(run: Run, capsys: pytest.CaptureFixture[str]) -> Run:
+    def produce(*argv: str) -> Ended:
+        try:
+            code: object = cli.main(["produce", *argv])
+        except SystemExit as end:
+            code = end.code
+        captured = capsys.readouterr()
+        return Ended(code, captured.err, captured.out, None)
+
+    return produce
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["t"], Feed("t", "-")),
+        (["t", "-"], Feed("t", "-")),
+        (["t", "f", "--key", "id"], Feed("t", "f", "id")),
+        (["--text", "t", "f"], Feed("t", "f", None, True)),
+    ],
+)
+def test_produce_sends_one_feed(produce: Run, fed: list[Any], argv: list[str], expected: Feed) -> None:
+    assert produce(*argv).code == 0
+    assert fed == [([expected], ["localhost:9092"], {})]
+
+
+def test_the_brokers_of_produce_are_the_option_then_the_environment(
+    produce: Run, fed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KARAFKA_LITE_BOOTSTRAP_SERVERS", "kafka-1:9092,kafka-2:9092")
+    produce("t")
+    produce("t", "--broker", "kafka-3:9092")
+    assert [servers for _, servers, _ in fed] == [["kafka-1:9092", "kafka-2:9092"], ["kafka-3:9092"]]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "required: TOPIC"),
+        (["t", "f", "--key", "id", "--text"], "--key is a field of JSON, which --text does not read"),
+        (["t", "f", "g"], "unknown arguments: g"),
+        (["t", "--keys", "id"], "unknown arguments: --keys id"),
+    ],
+)
+def test_a_usage_error_of_produce_shows_how_it_is_typed(
+    produce: Run, fed: list[Any], argv: list[str], words: str
+) -> None:
+    example = "for example: karafka-lite produce my_topic my_file.jsonl"
+    refused(produce(*argv), words, "usage: karafka-lite produce", example, "karafka-lite produce --help")
+    assert fed == []
+
+
+@pytest.mark.parametrize("file", ["missing", ".", "secret", "nul\0"])
+def test_a_file_that_cannot_be_read_is_one_message(produce: Run, tmp_path: Path, file: str) -> None:
+    (tmp_path / "secret").touch(0o000)
+    if file == "secret" and os.access("secret", os.R_OK):
+        pytest.skip("root may read everything")
+    ended = produce("t", file)
+    refused(ended, f"karafka-lite: {file} cannot be read: ", str(tmp_path), "type a file, or - for standard input")
+    assert ended.err.count("\n") == 1
+
+
+def test_a_closed_standard_input_is_one_message(produce: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    refused(produce("t"), "karafka-lite: standard input is closed; type the name of a file")
+
+
+@pytest.mark.parametrize("option", ["--broker", "the environment"])
+def test_brokers_that_are_none_are_refused_with_their_source(
+    produce: Run, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setenv("KARAFKA_LITE_BOOTSTRAP_SERVERS", "http://x")
+    words = "the environment variable KARAFKA_LITE_BOOTSTRAP_SERVERS" if option != "--broker" else "--broker"
+    refused(
+        produce("t", *(["--broker", "http://x"] if option == "--broker" else [])), words, "'http://x' is no address"
+    )
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["nobody listens", "nobody answers"])
+def test_without_a_broker_produce_ends_with_3_and_leaves_nothing_behind(
+    produce: Run, write: Write, monkeypatch: pytest.MonkeyPatch, listens: bool
+) -> None:
+    monkeypatch.setitem(producer.DEFAULTS, "bootstrap_timeout_ms", 500)
+    write("f", "1\n")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if listens:
+            silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        ended = produce("t", "f", "--broker", address)
+    assert ended.code == 3
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("karafka-lite: ")]
+    assert line.startswith(f"karafka-lite: no broker could be reached at {address} within 500 ms (")
+    assert "--broker HOST:PORT, or KARAFKA_LITE_BOOTSTRAP_SERVERS=HOST:PORT" in line
+    assert "Traceback" not in ended.err
+
+
 # Usage
 
 
@@ -470,6 +634,16 @@ def test_help_has_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) ->
     text = capsys.readouterr().out
     assert "karafka-lite run orders:app" in text
     assert "exit codes: 0 clean" in text
+
+
+def test_help_of_produce_says_what_a_line_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["produce", "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "karafka-lite produce orders orders.jsonl --key customer" in text
+    assert "A line ends at \\n or \\r\\n. Blank lines are left out; with --text" in text
+    assert "exit codes: 0 all was sent" in text
 
 
 # As a process

@@ -125,6 +125,55 @@ def test_a_name_longer_than_the_terminal_is_wide_is_folded_and_not_cut(
     assert terminal.text.count("z") == 200
 
 
+def feed_two_messages(total: int | None, typed: bool = False) -> None:
+    with console.feeding("[red]clicks[/red]", total, typed) as update:
+        update(5, 0)
+        update(10, 2)
+
+
+def test_without_a_terminal_a_feed_is_one_line_at_its_end(pipe: Stream) -> None:
+    with redirect_stderr(pipe):
+        feed_two_messages(10)
+    assert re.fullmatch(r"produced 2 messages to \[red]clicks\[/red] in \d+\.\d s\n", pipe.getvalue())
+
+
+@pytest.mark.parametrize(("total", "seen"), [(10, " 50%"), (None, "0 messages")])
+def test_on_a_terminal_a_feed_has_a_bar_of_bytes_or_else_a_counter_and_the_same_line_at_its_end(
+    terminal: Stream, total: int | None, seen: str
+) -> None:
+    with redirect_stderr(terminal):
+        feed_two_messages(total)
+    assert "[red]clicks[/red] ━" in terminal.text
+    assert seen in terminal.text
+    assert ("%" in terminal.text) == (total is not None)
+    assert re.search(r"produced 2 messages to \[red]clicks\[/red] in \d+\.\d s\n$", terminal.text)
+
+
+def test_a_log_line_does_not_tear_the_bar_apart(terminal: Stream) -> None:
+    with redirect_stderr(terminal):
+        console.configure_logging("info")
+        with console.feeding("clicks", 10, False):
+            logging.getLogger("shop").warning("a broker is slow")
+    (line,) = [line for line in terminal.text.splitlines() if "a broker is slow" in line]
+    assert "━" not in line.partition("a broker is slow")[0].rpartition("\r")[2]
+
+
+def test_what_a_human_types_is_not_painted_over(terminal: Stream) -> None:
+    with redirect_stderr(terminal):
+        feed_two_messages(None, typed=True)
+    first, last = terminal.getvalue().splitlines()
+    assert first == "type one message per line; Ctrl-D ends it"
+    assert last.startswith("produced 2 messages to ")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_feed_that_fails_has_no_line_that_says_it_was_produced(terminal: Stream, is_terminal: bool) -> None:
+    terminal.terminal = is_terminal
+    with redirect_stderr(terminal), pytest.raises(ValueError, match="bad line"), console.feeding("clicks", 10, False):
+        raise ValueError("bad line")
+    assert "produced" not in terminal.text
+
+
 def test_without_a_terminal_a_log_line_has_time_level_and_logger(pipe: Stream) -> None:
     with redirect_stderr(pipe):
         console.configure_logging("info")
@@ -185,7 +234,9 @@ def test_without_a_terminal_rich_is_never_loaded() -> None:
     program = (
         "import sys; from karafka_lite import console; from karafka_lite.app import App\n"
         "app = App('g'); app.topic('t')(lambda batch, ctx: None)\n"
-        "console.configure_logging('info'); console.banner(app); sys.exit('rich' in sys.modules)"
+        "console.configure_logging('info'); console.banner(app)\n"
+        "with console.feeding('t', 10, False) as update: update(10, 1)\n"
+        "sys.exit('rich' in sys.modules)"
     )
     root = Path(karafka_lite.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)

@@ -1,0 +1,391 @@
+"""``karafka-lite produce`` and ``run --feed`` as processes of their own, on a real Kafka; librdkafka is the judge."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType, ResourceType
+from kafka_server import JavaKafka, kafka_source
+from observer import BreakableKafka, Observer, wait_until
+
+from karafka_lite.errors import ProduceError
+from karafka_lite.producer import Producer
+
+COMMAND = [sys.executable, "-m", "karafka_lite"]
+ROOT = Path(__file__).parents[2]
+EARTHQUAKES = ROOT / "examples" / "earthquakes.jsonl"
+
+
+def produce(
+    kafka: Observer, *arguments: str | Path, stdin: bytes | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """``karafka-lite produce …`` to its end."""
+    command = [*COMMAND, "produce", *map(str, arguments), "--broker", kafka.bootstrap_servers]
+    done = subprocess.run(command, input=stdin or b"", capture_output=True, cwd=cwd, timeout=90)
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def stopped(done: subprocess.CompletedProcess[str], *words: str) -> int:
+    """It ended with 1 and one message without traceback that holds ``words``; returns the count it tells."""
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("karafka-lite: ")]
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in line
+    (count,) = re.findall(r"acknowledged: (\d+)", line)
+    return int(count)
+
+
+def values(kafka: Observer, topic: str) -> list[bytes | None]:
+    return [record.value() for record in kafka.records(topic)]
+
+
+# -- what arrives -----------------------------------------------------------------------------------------------------
+
+
+def test_every_line_of_a_file_arrives_in_order_and_the_last_word_is_how_many(kafka: Observer) -> None:
+    topic = kafka.topic()
+    done = produce(kafka, topic, EARTHQUAKES)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(rf"produced 1707 messages to {topic} in \d+\.\d s\n", done.stderr)
+    assert done.stdout == ""
+    assert values(kafka, topic) == EARTHQUAKES.read_bytes().splitlines()
+
+
+def test_a_pipe_in_a_shell_script_that_stops_at_errors(kafka: Observer, tmp_path: Path) -> None:
+    topic = kafka.topic()
+    (tmp_path / "bad.jsonl").write_text('{"n": 1}\nno\n')
+    script = f"""
+set -eu
+karafka_lite() {{ "{sys.executable}" -m karafka_lite "$@"; }}
+cat "{EARTHQUAKES}" | karafka_lite produce {topic} - --broker {kafka.bootstrap_servers}
+echo all sent
+cat bad.jsonl | karafka_lite produce {topic} --broker {kafka.bootstrap_servers}
+echo never said
+"""
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stdout == "all sent\n"
+    assert "<stdin>:2: not JSON" in done.stderr
+    assert values(kafka, topic) == [*EARTHQUAKES.read_bytes().splitlines(), b'{"n": 1}']
+
+
+def test_a_line_is_sent_when_it_is_typed_and_not_when_the_input_ends(kafka: Observer) -> None:
+    topic = kafka.topic()
+    command = [*COMMAND, "produce", topic, "--broker", kafka.bootstrap_servers]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin
+        process.stdin.write(b'{"n": 1}\n')
+        process.stdin.flush()
+        wait_until(lambda: kafka.end_offset(topic) == 1, message="the first line")
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(20) == 0
+
+
+def test_keys_of_a_field_decide_the_partition_as_they_do_everywhere(kafka: Observer, tmp_path: Path) -> None:
+    topic, other = kafka.topic(5), kafka.topic(5)
+    keys = [f"customer-{n}" for n in range(30)]
+    (tmp_path / "f").write_text("".join(json.dumps({"n": n, "id": key}) + "\n" for n, key in enumerate(keys)))
+    assert produce(kafka, topic, "f", "--key", "id", cwd=tmp_path).returncode == 0
+    judged = kafka.produce(other, range(30), keys=keys)
+    placed = {record.key().decode(): record.partition() for record in kafka.records(topic)}
+    assert placed == {key: partition for key, (partition, _) in zip(keys, judged, strict=True)}
+
+
+def test_text_is_sent_as_it_is(kafka: Observer) -> None:
+    topic = kafka.topic()
+    done = produce(kafka, topic, "--text", stdin=b"no json\n\n\xff\x00 \r\nlast")
+    assert done.returncode == 0, done.stderr
+    assert values(kafka, topic) == [b"no json", b"", b"\xff\x00 ", b"last"]
+    assert {record.key() for record in kafka.records(topic)} == {None}
+
+
+def test_a_missing_topic_is_created_by_a_broker_that_permits_it(kafka: Observer) -> None:
+    topic = kafka.name("topic")
+    done = produce(kafka, topic, stdin=b"1\n")
+    kafka.topics.append(topic)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(rf"produced 1 message to {topic} in .* s\n", done.stderr)
+    assert values(kafka, topic) == [b"1"]
+
+
+def test_messages_of_one_line_come_through_a_topic_that_takes_small_batches_only(kafka: Observer) -> None:
+    topic = kafka.topic(max_message_bytes=2000)
+    done = produce(kafka, topic, EARTHQUAKES)
+    assert done.returncode == 0, done.stderr
+    assert values(kafka, topic) == EARTHQUAKES.read_bytes().splitlines()
+
+
+# -- what is said when it does not arrive ------------------------------------------------------------------------------
+
+
+def test_the_count_before_a_bad_line_is_what_the_topic_holds_and_the_hint_sends_the_rest(
+    kafka: Observer, tmp_path: Path
+) -> None:
+    topic = kafka.topic(3)
+    good = [json.dumps({"n": n}) for n in range(3000)]
+    lines = [*good, "no", '{"n": 3000}']
+    (tmp_path / "f").write_text("\n".join(lines))
+    done = produce(kafka, topic, "f", "--key", "n", cwd=tmp_path)
+    assert stopped(done, "f:3001: not JSON (Expecting value at column 1)") == 3000
+    assert len(kafka.records(topic)) == 3000
+
+    lines[3000] = '{"n": -1}'
+    (tmp_path / "f").write_text("\n".join(lines))
+    hint = done.stderr.strip().partition("; the rest: ")[2].replace("karafka-lite", f"{sys.executable} -m karafka_lite")
+    subprocess.run(f"{hint} --broker {kafka.bootstrap_servers}", shell=True, cwd=tmp_path, check=True, timeout=60)
+    assert sorted(record.key() for record in kafka.records(topic)) == sorted(b"%d" % n for n in range(-1, 3001))
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_a_message_that_is_too_large_is_named_and_all_that_were_acknowledged_are_counted(
+    kafka: Observer, tmp_path: Path, partitions: int
+) -> None:
+    topic = kafka.topic(partitions, max_message_bytes=10_000)
+    (tmp_path / "f").write_text("".join(f'"{n} {"x" * (20_000 if n == 1500 else 20)}"\n' for n in range(3000)))
+    count = stopped(produce(kafka, topic, "f", cwd=tmp_path), "f:1501: ", "too large", topic, "max.message.bytes")
+    arrived = values(kafka, topic)
+    assert len(arrived) == count >= 1500
+    assert len(set(arrived)) == count
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_1_and_the_count_that_the_topic_holds(kafka: Observer, number: signal.Signals) -> None:
+    topic = kafka.topic(3)
+    command = [*COMMAND, "produce", topic, "--text", "--broker", kafka.bootstrap_servers]
+    with (
+        subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless,
+        subprocess.Popen(command, stdin=endless.stdout, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        wait_until(lambda: kafka.end_offset(topic, 0) > 1000, message="it sends")
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+        endless.kill()
+    done = subprocess.CompletedProcess(command, process.returncode, "", said)
+    count = stopped(done, f"stopped by {number.name}; ")
+    assert "not answered" not in said
+    assert sum(kafka.end_offset(topic, partition) for partition in range(3)) == count
+
+
+def test_a_signal_breaks_the_wait_for_more_input(kafka: Observer) -> None:
+    topic = kafka.topic()
+    command = [*COMMAND, "produce", topic, "--broker", kafka.bootstrap_servers]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stderr
+        print("1", file=process.stdin, flush=True)
+        wait_until(lambda: kafka.end_offset(topic) == 1, message="the first line")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 1
+        assert process.stderr.read() == f"karafka-lite: stopped by SIGINT; sent to {topic} and acknowledged: 1\n"
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Observer]:
+    """A broker that creates no topics, and lets nobody write to the topic "secret"."""
+    if kafka_source().kind != "java":
+        pytest.skip("a broker with settings of its own is started with Java only")
+    acls = {
+        "auto.create.topics.enable": "false",
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "allow.everyone.if.no.acl.found": "true",
+    }
+    with JavaKafka(settings=acls) as server:
+        observer = Observer(server.bootstrap_servers)
+        yield observer
+        observer.forget_clients()
+
+
+@pytest.mark.kafka
+def test_a_topic_that_is_missing_and_not_created_is_said(strict: Observer) -> None:
+    done = produce(strict, "nowhere", stdin=b"1\n")
+    assert stopped(done, "<stdin>:1: ", "topic nowhere", "kafka-topics.sh --create --topic nowhere") == 0
+
+
+@pytest.mark.kafka
+def test_a_topic_that_we_may_not_write_to_is_said(strict: Observer) -> None:
+    topic = strict.topic()
+    somebody = ("User:somebody", "*", AclOperation.WRITE, AclPermissionType.ALLOW)
+    everybody = ("User:*", "*", AclOperation.DESCRIBE, AclPermissionType.ALLOW)
+    acls = [AclBinding(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, *acl) for acl in (somebody, everybody)]
+    for acl in acls:
+        strict._ask(lambda admin, acl=acl: admin.create_acls([acl])[acl])  # type: ignore[misc]
+    assert stopped(produce(strict, topic, stdin=b"1\n2\n"), "<stdin>:1: ", topic, "kafka-acls.sh") == 0
+
+
+def test_a_broker_that_dies_on_the_way_is_waited_for_and_nothing_is_lost(
+    private_kafka: BreakableKafka, tmp_path: Path
+) -> None:
+    kafka = private_kafka
+    topic = kafka.topic()
+    command = [*COMMAND, "produce", topic, "--broker", kafka.bootstrap_servers]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        for n in range(1000):
+            print(n, file=process.stdin, flush=True)
+        wait_until(lambda: kafka.end_offset(topic) > 0, message="it sends")
+        kafka.kill()
+        for n in range(1000, 2000):
+            print(n, file=process.stdin, flush=True)
+        kafka.restart()
+        _, said = process.communicate(timeout=90)
+    assert process.returncode == 0, said
+    assert said.splitlines()[-1].startswith(f"produced 2000 messages to {topic} in ")
+    assert "Traceback" not in said
+    arrived = [int(value or b"") for value in values(kafka, topic)]
+    assert sorted(set(arrived)) == list(range(2000))
+    assert list(dict.fromkeys(arrived)) == list(range(2000)), "in order, but for repeats"
+
+
+# -- run --feed -------------------------------------------------------------------------------------------------------
+
+CONSUMERS = """
+from karafka_lite import App
+app = App({group!r}, fetch_max_wait_ms=100)
+
+@app.topic({topic!r}, {other!r})
+def count(batch, ctx):
+    print(f"{{ctx.topic}} {{len(batch)}}", flush=True)
+"""
+
+
+def run_with_feed(kafka: Observer, folder: Path, topic: str, other: str, *options: str) -> subprocess.Popen[str]:
+    (folder / "mine.py").write_text(CONSUMERS.format(group=kafka.group(), topic=topic, other=other))
+    command = [*COMMAND, "run", "mine:app", *options]
+    environment = {**os.environ, "KARAFKA_LITE_BOOTSTRAP_SERVERS": kafka.bootstrap_servers}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_run_sends_its_feeds_before_the_app_starts_and_then_consumes_them(kafka: Observer, tmp_path: Path) -> None:
+    topic, other = kafka.topic(), kafka.name("topic")
+    kafka.topics.append(other)
+    (tmp_path / "f").write_text("1\n2\n3\n")
+    (tmp_path / "g").write_text("4\n")
+    feeds = [f"--feed={topic}=f", "--feed", f"{other}=g", f"--feed={topic}=g"]
+    with run_with_feed(kafka, tmp_path, topic, other, *feeds) as process:
+        assert process.stdout
+        seen: dict[str, int] = {}
+        for line in process.stdout:
+            name, count = line.split()
+            seen[name] = seen.get(name, 0) + int(count)
+            if sum(seen.values()) == 5:
+                process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 0, said
+    assert seen == {topic: 4, other: 1}
+    told = [line for line in said.splitlines() if line.startswith("produced ")]
+    assert [line.partition(" in ")[0] for line in told] == [
+        f"produced 3 messages to {topic}",
+        f"produced 1 message to {other}",
+        f"produced 1 message to {topic}",
+    ]
+    assert said.index(told[-1]) < said.index("(earliest)")
+
+
+@pytest.mark.parametrize("file", ["f", "missing"])
+def test_a_feed_that_fails_ends_with_its_exit_code_and_the_app_does_not_start(
+    kafka: Observer, tmp_path: Path, file: str
+) -> None:
+    topic = kafka.topic()
+    (tmp_path / "f").write_text("1\nno\n")
+    with run_with_feed(kafka, tmp_path, topic, topic + "-2", f"--feed={topic}={file}") as process:
+        printed, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert printed == ""
+    assert ("f:2: not JSON" if file == "f" else "missing cannot be read") in said
+    assert "Traceback" not in said
+    assert kafka.end_offset(topic) == (1 if file == "f" else 0)
+
+
+# -- the producer itself ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def producer(kafka: Observer) -> Iterator[Producer]:
+    producer = Producer([kafka.bootstrap_servers], {"group_id": "ignored", "fetch_min_bytes": 1})
+    producer.connect()
+    yield producer
+    producer.close()
+
+
+def test_the_future_holds_the_place_and_all_that_a_message_has_arrives(kafka: Observer, producer: Producer) -> None:
+    topic = kafka.topic(2)
+    sent = [producer.send(topic, b"v", b"k", [("h", b"\x00")], 1, 1234) for _ in range(2)]
+    assert [future.result(20) for future in sent] == [(1, 0), (1, 1)]
+    assert producer.send(topic, None, b"k", partition=0).result(20) == (0, 0)
+    tombstone, first, _ = kafka.records(topic)
+    assert tombstone.value() is None
+    assert (first.value(), first.key(), first.headers(), first.timestamp()[1]) == (b"v", b"k", [("h", b"\x00")], 1234)
+
+
+def test_one_refused_message_does_not_harm_the_others(kafka: Observer, producer: Producer) -> None:
+    topic, small = kafka.topic(), kafka.topic(max_message_bytes=1000)
+    sent = [producer.send(topic, b"1"), producer.send(small, b"x" * 5000), producer.send(topic, b"2")]
+    assert producer.flush(20)
+    assert isinstance(sent[1].exception(0), ProduceError)
+    assert producer.send(topic, b"3").result(20) == (0, 2)
+    assert producer.send(small, b"4").result(20) == (0, 0)
+    assert values(kafka, topic) == [b"1", b"2", b"3"]
+
+
+def test_what_cannot_be_a_message_is_raised_at_once_and_does_not_count_as_on_its_way(
+    kafka: Observer, producer: Producer
+) -> None:
+    topic = kafka.topic()
+    with pytest.raises(TypeError):
+        producer.send(topic, "text")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="partition"):
+        producer.send(topic, b"1", partition=7)
+    assert producer.flush(0)
+
+
+def test_sending_waits_while_too_much_is_unanswered(
+    private_kafka: BreakableKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kafka = private_kafka
+    monkeypatch.setattr("karafka_lite.producer.WINDOW_BYTES", 100_000)
+    topic = kafka.topic()
+    producer = Producer([kafka.bootstrap_servers], {})
+    producer.connect()
+    producer.send(topic, b"first").result(20)
+    kafka.pause()
+    futures = []
+    sender = threading.Thread(target=lambda: futures.extend(producer.send(topic, b"x" * 7952) for _ in range(50)))
+    sender.start()
+    wait_until(lambda: producer._unanswered == 100_000, message="the window is full")
+    sender.join(0.3)
+    assert sender.is_alive()
+    assert producer._unanswered == 100_000
+    assert not producer.flush(0.1)
+    kafka.resume()
+    sender.join(30)
+    assert producer.flush(30)
+    assert [future.result(0) for future in futures] == [(0, offset) for offset in range(1, 51)]
+    producer.close()
+
+
+def test_closing_while_nobody_answers_fails_what_is_unanswered_and_leaves_no_thread(
+    private_kafka: BreakableKafka,
+) -> None:
+    kafka = private_kafka
+    topic = kafka.topic()
+    producer = Producer([kafka.bootstrap_servers], {})
+    producer.connect()
+    producer.send(topic, b"first").result(20)
+    kafka.pause()
+    lost = producer.send(topic, b"second")
+    producer.close(0.2)
+    assert isinstance(lost.exception(0), ProduceError)
+    kafka.resume()
