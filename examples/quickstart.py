@@ -1,4 +1,6 @@
-"""Counts a week of real earthquakes: karafka-lite run examples/quickstart.py (after: python examples/feed.py).
+"""Counts a week of real earthquakes, after: karafka-lite produce earthquakes examples/earthquakes.jsonl.
+
+    karafka-lite run examples.quickstart:app
 
 Data: earthquakes.jsonl, 1,707 events of February 2018. Credit: U.S. Geological Survey.
 """

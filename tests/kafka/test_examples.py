@@ -15,15 +15,15 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_quickstart_counts_all_earthquakes_and_reports_them_at_the_stop(kafka: Observer, tmp_path: Path) -> None:
     environment = {**os.environ, "KARAFKA_LITE_BOOTSTRAP_SERVERS": kafka.bootstrap_servers}
-    fed = subprocess.run(
-        [sys.executable, "examples/feed.py"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-m", "karafka_lite"]
+    feed = [*command, "produce", "earthquakes", "examples/earthquakes.jsonl"]
+    fed = subprocess.run(feed, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     kafka.topics.append("earthquakes")
-    assert "sent 1707 earthquakes" in fed.stdout
+    assert "produced 1707 messages to earthquakes in " in fed.stderr
     told = tmp_path / "told.txt"
     with told.open("wb") as output:
-        command = [sys.executable, "-m", "karafka_lite", "run", "examples/quickstart.py"]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        run = [*command, "run", "examples.quickstart:app"]
+        process = subprocess.Popen(run, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
             wait_until(lambda: "1707 earthquakes so far" in told.read_text(), 30, "all earthquakes are counted")
             process.send_signal(signal.SIGINT)

@@ -1,0 +1,1 @@
+"""To be run from the checkout: karafka-lite run examples.quickstart:app."""
