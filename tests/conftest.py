@@ -126,17 +126,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if KAFKA_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("kafka")
-    items.sort(key=_cost)
+        if "three_nodes" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("three nodes"))  # one worker starts them for all
+    # One after the other, the cheap ones tell of a mistake soon; side by side, the long ones must not be the tail.
+    items.sort(key=_cost, reverse=hasattr(config, "workerinput"))
 
 
 def _cost(item: pytest.Item) -> tuple[bool, bool, bool]:
-    """Sooner is cheaper: no Kafka, one node, three nodes; whatever is marked slow comes last."""
+    """Sooner is cheaper: no Kafka, one node, three nodes; whatever is marked slow is dearest."""
     needs_cluster = "cluster" in getattr(item, "fixturenames", ())
     return item.get_closest_marker("slow") is not None, needs_cluster, item.get_closest_marker("kafka") is not None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """What ``-n auto`` means here: tests mostly wait, so that a core has room for two; one test needs no workers."""
+    if any("::" in argument for argument in config.args):
+        return 0
+    return min(4, 2 * (os.cpu_count() or 1))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -145,9 +156,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         kafka_source()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    # The signal of pytest-timeout comes once, and only to Python: not into librdkafka, not to a teardown behind it.
+    marker = item.get_closest_marker("timeout")
+    limit = float(marker.args[0] if marker else item.config.getini("timeout"))
+    faulthandler.dump_traceback_later(limit + 60, exit=True, file=item.config.stash[_STDERR])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
-    # pytest-timeout watches over tests only; a thread that keeps Python from ending would hang the run for good.
-    faulthandler.dump_traceback_later(30, exit=True, file=config.stash.get(_STDERR, 2))
+    # Nobody watches over the end; a thread that keeps Python from ending would hang the run for good.
+    if not hasattr(config, "workerinput"):  # whom pytest-xdist keeps until the others have ended, too, and then ends
+        faulthandler.dump_traceback_later(30, exit=True, file=config.stash.get(_STDERR, 2))
 
 
 _STDERR = pytest.StashKey[int]()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import functools
 import os
 import random
@@ -432,25 +433,28 @@ POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
 def kafka_home() -> Path:
     """The folder with ``libs/`` and ``bootstrap.checkpoint``, made at the first call on a machine (46 MB, 8 s).
 
-    It is made beside its place and renamed as a whole: an interrupted run leaves no half of it, and of two runs at the
-    same time one wins and the other uses what the winner made.
+    It is made beside its place and renamed as a whole: an interrupted run leaves no half of it. Of several workers or
+    runs at the same time one makes it, and the others wait.
     """
     if CACHE.is_dir():
         return CACHE
     if not shutil.which("mvn"):
         raise RuntimeError("mvn (Maven) is not installed")
     CACHE.parent.mkdir(parents=True, exist_ok=True)
+    with CACHE.with_name(f"{CACHE.name}.lock").open("w") as lock:  # given back by the kernel, however this process ends
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not CACHE.is_dir():
+            _make_home()
+    return CACHE
+
+
+def _make_home() -> None:
     with tempfile.TemporaryDirectory(prefix=f"{CACHE.name}-unfinished-", dir=CACHE.parent) as unfinished:
         home = Path(unfinished, "home")
         home.mkdir()
         _fetch_jars(home, Path(unfinished))
         _make_checkpoint(home, Path(unfinished))
-        try:
-            home.rename(CACHE)
-        except OSError:
-            if not CACHE.is_dir():
-                raise
-    return CACHE
+        home.rename(CACHE)
 
 
 def _fetch_jars(home: Path, scratch: Path) -> None:
@@ -527,14 +531,17 @@ def free_ports(count: int) -> list[int]:
     """Ports below the range that the kernel gives to outgoing connections.
 
     Within it, a client that keeps knocking at a stopped broker may be given the broker's own port as its own, connect
-    to itself, and the restarted broker finds its port taken.
+    to itself, and the restarted broker finds its port taken. Each of pytest-xdist's workers has ports of its own: it
+    would else be given what a broker of another one is about to take, or will take again when it restarts.
     """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    first = 20_000 + worker * 1_500
     sockets: list[socket.socket] = []
     with contextlib.ExitStack() as stack:
         while len(sockets) < count:
             candidate = stack.enter_context(socket.socket())
             with contextlib.suppress(OSError):
-                candidate.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
+                candidate.bind(("127.0.0.1", random.randrange(first, first + 1_500)))
                 sockets.append(candidate)
         return [sock.getsockname()[1] for sock in sockets]
 

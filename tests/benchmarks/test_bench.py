@@ -16,6 +16,7 @@ BENCH = Path(__file__).with_name("bench.py")
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("one hog at a time")
 @pytest.mark.timeout(300)
 def test_a_quick_run_fills_every_row_of_the_table(kafka: Observer, tmp_path: Path) -> None:
     raw = tmp_path / "raw.json"

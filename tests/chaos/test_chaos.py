@@ -17,6 +17,7 @@ SESSION_S = 4.0
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("one hog at a time")
 @pytest.mark.timeout(300)
 def test_members_that_join_leave_are_killed_and_stopped_lose_nothing_and_repeat_nothing_committed(
     kafka: Observer, tmp_path: Path

@@ -6,12 +6,16 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE
 
+import kafka_server
 import pytest
 from confluent_kafka import Consumer
-from kafka_server import kafka_source
+from kafka_server import free_ports, kafka_source
 from observer import BreakableKafka, Observer, wait_until
 
 TESTS = Path(__file__).parents[1]
@@ -150,7 +154,7 @@ def test_wait_until_says_what_it_waited_for_and_what_it_saw() -> None:
 def run_pytest(folder: Path, tests: str, *options: str, **environment: str) -> str:
     """What pytest prints about a file with these tests, under this suite's conftest and settings."""
     (folder / "test_small.py").write_text(tests)
-    house = ["-p", "conftest", "-c", str(TESTS.parent / "pyproject.toml"), "-p", "no:cacheprovider"]
+    house = ["-p", "conftest", "-c", str(TESTS.parent / "pyproject.toml"), "-p", "no:cacheprovider", "-n", "0"]
     command = [sys.executable, "-m", "pytest", *house, *options, str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(TESTS), "CI": "", **environment}
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60).stdout
@@ -195,6 +199,53 @@ def test_users_of_kafka_are_marked_by_themselves_and_run_after_the_fast_ones(tmp
 
     order = run_pytest(tmp_path, tests, "--collect-only", "-q")
     assert order.index("test_fast") < order.index("test_needs") < order.index("test_slow")
+
+
+def test_side_by_side_what_takes_long_starts_first(tmp_path: Path) -> None:
+    tests = "import pytest\ndef test_fast(): pass\n@pytest.mark.slow\ndef test_slow(): pass\n"
+    order = run_pytest(tmp_path, tests, "-n", "1", "-v")
+    assert order.index("::test_slow") < order.index("::test_fast")
+
+
+def test_a_test_that_hangs_fails_with_its_stack_and_the_others_go_on(tmp_path: Path) -> None:
+    tests = """
+import pytest, threading
+@pytest.mark.timeout(1)
+def test_hangs(): threading.Event().wait()
+def test_does_not(): pass
+"""
+    printed = run_pytest(tmp_path, tests, "-n", "2")
+    assert "1 failed, 1 passed" in printed
+    assert "def test_hangs(): threading.Event().wait()" in printed
+    assert "Timeout (>1.0s)" in printed
+
+
+def test_the_brokers_of_two_workers_have_different_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = []
+    for worker in ("gw0", "gw1"):
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
+        ports.append(set(free_ports(1000)))
+    assert len(ports[0]) == len(ports[1]) == 1000
+    assert not ports[0] & ports[1]
+
+
+def test_of_two_workers_without_kafka_one_fetches_it_and_the_other_waits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home, both, fetched = tmp_path / "kafka", threading.Barrier(2), []
+
+    def fetch() -> None:
+        fetched.append(1)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # long enough for the other one to come here as well, if it may
+        home.mkdir(exist_ok=True)
+
+    monkeypatch.setattr(kafka_server, "CACHE", home)
+    monkeypatch.setattr(kafka_server, "_make_home", fetch)
+    monkeypatch.setattr(kafka_server.shutil, "which", lambda name: name)
+    with ThreadPoolExecutor(2) as workers:
+        assert list(workers.map(lambda _: kafka_server.kafka_home(), range(2))) == [home, home]
+    assert fetched == [1]
 
 
 def test_hypothesis_gets_along_with_the_fixtures_of_every_test(tmp_path: Path) -> None:

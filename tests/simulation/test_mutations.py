@@ -149,6 +149,7 @@ def simulate_with(source: str, rule: str, instead: str, folder: Path) -> subproc
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("mutations")  # one core's worth at a time: the others are for tests that watch the clock
 @pytest.mark.parametrize("wrong", MUTATIONS)
 def test_the_simulation_notices_when(wrong: str, tmp_path: Path) -> None:
     done = simulate_with(*MUTATIONS[wrong], tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, get_type_hints
@@ -326,7 +327,7 @@ def register_hook(function: Any) -> Any:
     return router.hook(Hook.ON_SHUTDOWN, store)(function)
 
 
-@pytest.mark.parametrize("function", LAZY, ids=repr)
+@pytest.mark.parametrize("function", LAZY, ids=lambda function: re.sub(" at 0x[0-9a-f]+", "", repr(function)))
 @pytest.mark.parametrize(
     ("register", "arguments"), [(register_handler, "(batch, ctx)"), (register_hook, "(ctx)")], ids=["handler", "hook"]
 )
