@@ -2,9 +2,8 @@
 
 Threads: every method may be called from anywhere; futures are resolved on kafka-python's sender thread.
 
-Not idempotent, on purpose: an idempotent producer of kafka-python fails everybody's later messages after a single one
-that the broker refused. Order is kept by one request at a time; a message whose answer got lost is sent again, and may
-arrive twice.
+Not idempotent: such a producer of kafka-python is dead after one refused message, whosever it was. One request at a
+time keeps the order; a message whose answer got lost is sent again, and may arrive twice.
 
 Private touch point in kafka-python 3.0 (pinned below 3.1), with a test in tests/kafka/test_produce.py:
 
@@ -20,7 +19,6 @@ from typing import Any
 
 import kafka.errors
 from kafka import KafkaProducer
-from kafka.net.compat import KafkaNetClient
 
 from karafka_lite.client import connecting
 from karafka_lite.errors import ProduceError
@@ -28,11 +26,10 @@ from karafka_lite.errors import ProduceError
 WINDOW_BYTES = 32 << 20  # of unanswered messages: kafka-python itself takes any number into its memory
 MESSAGE_BYTES = 2048  # what the objects around one message weigh
 CLOSE_S = 5.0
-
 DEFAULTS: dict[str, Any] = {
     "client_id": "karafka-lite",
-    "max_block_ms": 15_000,  # how long a new topic may take to appear
     "batch_size": 256 << 10,
+    "max_block_ms": 15_000,  # how long a new topic may take to appear
     "max_request_size": 64 << 20,  # how much is too much, the broker says
 }
 FORCED: dict[str, Any] = {
@@ -60,20 +57,8 @@ class Producer:
 
     def connect(self) -> None:
         """Reach a broker, for up to ``bootstrap_timeout_ms``. Raises BrokerUnavailableError, ConfigurationError."""
-        clients: list[Any] = []
-
-        def client(**config: Any) -> Any:
-            clients.append(KafkaNetClient(**config))
-            return clients[0]
-
-        try:
-            with connecting("the producer", self.bootstrap_servers, self.settings):
-                self._producer = KafkaProducer(
-                    **self.settings, bootstrap_servers=self.bootstrap_servers, kafka_client=client
-                )
-        finally:
-            if self._producer is None and clients:  # a constructor that raises leaves its sockets open
-                clients[0].close()
+        with connecting("the producer", self.bootstrap_servers, self.settings):
+            self._producer = KafkaProducer(bootstrap_servers=self.bootstrap_servers, **self.settings)
 
     def send(
         self,
@@ -86,10 +71,8 @@ class Producer:
     ) -> Future[tuple[int, int]]:
         """Send one message; the future holds (partition, offset) once all in-sync replicas have it, or a ProduceError.
 
-        Blocks while 32 MB are unanswered, and for up to ``max_block_ms`` until an unknown topic is there.
-
-        Raises:
-            TypeError, ValueError: this cannot be a message, or not one of that partition.
+        Blocks while 32 MB are unanswered, and for up to ``max_block_ms`` until an unknown topic is there. Raises
+        TypeError or ValueError where this cannot be a message, or not one of that partition.
         """
         future: Future[tuple[int, int]] = Future()
         future.set_running_or_notify_cancel()  # what is on its way cannot be called back
@@ -134,20 +117,18 @@ class Producer:
             if size > 0:
                 self._answered.wait_for(lambda: self._unanswered == 0 or self._unanswered + size <= WINDOW_BYTES)
             before, self._unanswered = self._unanswered, self._unanswered + size
-            # Half empty, and not each time that one more fits: two threads taking turns at each message cost double.
+            # Not each time that one more fits: two threads that take turns at every message cost double.
             if self._unanswered == 0 or self._unanswered <= WINDOW_BYTES // 2 < before:
                 self._answered.notify_all()
 
 
 def _explained(topic: str, size: int, error: Exception) -> str:
     said = f"{type(error).__name__}: {error}"
-    if isinstance(error, (kafka.errors.MessageSizeTooLargeError, kafka.errors.RecordListTooLargeError)):
+    if isinstance(error, kafka.errors.MessageSizeTooLargeError | kafka.errors.RecordListTooLargeError):
         return f"a message of {size} bytes is too large for topic {topic}; raise its max.message.bytes, or send less"
     if isinstance(error, kafka.errors.AuthorizationError):
         return f"topic {topic} may not be written to ({said}); type: kafka-acls.sh --add --producer --topic {topic}"
     if isinstance(error, kafka.errors.UnknownTopicOrPartitionError | kafka.errors.KafkaTimeoutError):
-        return (
-            f"topic {topic} acknowledged nothing in time ({said}): its brokers do not answer, or it is missing and "
-            f"they create none; then type: kafka-topics.sh --create --topic {topic}"
-        )
+        missing = f"is missing and they create none; then type: kafka-topics.sh --create --topic {topic}"
+        return f"topic {topic} acknowledged nothing in time ({said}): its brokers do not answer, or it {missing}"
     return f"topic {topic} did not take a message ({said})"
