@@ -12,7 +12,7 @@ from types import FrameType
 from typing_extensions import Unpack
 
 from karafka_lite.errors import ConfigurationError
-from karafka_lite.member import Exit
+from karafka_lite.member import Exit, Member
 from karafka_lite.routing import Config, Router, Settings, resolve_bootstrap_servers
 from karafka_lite.runner import Runner
 
@@ -125,6 +125,11 @@ class App(Router):
             self.brokers()
         if concurrency is not None:
             self.config = Config.validated(**{**vars(self.config), "concurrency": concurrency})
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """One per group, of this run or of the last one; none before the first."""
+        return self._runner.members if self._runner else ()
 
     def _new_runner(self) -> Runner:
         if not self.groups:

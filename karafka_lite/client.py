@@ -7,6 +7,7 @@ or ``close``.
 Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in tests/kafka/test_cures.py:
 
     consumer._subscription.assign_from_subscribed([])   eager assignors keep the positions of what was revoked
+    consumer._subscription.assignment                   positions, without asking the network
     consumer._fetcher._next_partition_records           a pause amid a fetched chunk blocks the partition for good
     consumer._fetcher.PartitionRecords                  after a corrupt batch ``poll`` never returns
     consumer._cluster.config                            allow_auto_create_topics is not passed on: always True
@@ -123,9 +124,7 @@ class Client:
             ConfigurationError: a setting that kafka-python refuses.
         """
         with connecting(f"group {self.group_id}", self.bootstrap_servers, self.settings):
-            consumer = _new_consumer(
-                bootstrap_servers=self.bootstrap_servers, group_id=self.group_id, **self.settings
-            )
+            consumer = _new_consumer(bootstrap_servers=self.bootstrap_servers, group_id=self.group_id, **self.settings)
         consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]
         consumer._fetcher.PartitionRecords = _ReadableRecords
         self._notifier = WakeupNotifier(consumer._net)
@@ -206,6 +205,11 @@ class Client:
             raise PollError(str(error)) from error
         for place, records in polled.items():
             yield Fetched(tuple(place), records, self._end_offset(place))
+
+    def positions(self) -> dict[TopicPartition, int]:
+        """Where fetching goes on: behind what ``poll`` has returned, and behind markers and what was compacted away."""
+        states = list(self._consumer._subscription.assignment.items())
+        return {tuple(place): state.position.offset for place, state in states if state.position is not None}
 
     def close(self) -> None:
         """Leave the group at once; calls the listener for what is still assigned."""

@@ -6,6 +6,7 @@
         ├── BrokerUnavailableError                   no broker answered within ``bootstrap_timeout_ms``
         ├── CommitError                              a blocking mark or commit was not acknowledged in time
         ├── ProduceError                             a message that no broker has acknowledged
+        ├── ClusterError                             a question about topics or offsets that got no answer
         ├── DeserializationError                     a payload that the route's deserializer refused
         └── FetchError                               bytes that could not be read (corrupt, unknown codec)
 
@@ -38,6 +39,10 @@ class CommitError(KarafkaLiteError):
 
 class ProduceError(KarafkaLiteError):
     """A message that was sent was refused, or not acknowledged in time; in the second case it may have arrived."""
+
+
+class ClusterError(KarafkaLiteError):
+    """The cluster was asked about topics or offsets, and refused or did not answer in time."""
 
 
 class DeserializationError(KarafkaLiteError):

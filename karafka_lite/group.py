@@ -159,6 +159,13 @@ class Group:
         self._settle(partition, now)
         return True
 
+    def polled(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Where fetching goes on behind what ``fetched`` was told: also behind messages that nobody will ever see."""
+        for place, position in positions.items():
+            partition = self.owned.get(place)
+            if partition and partition.seek_to is None:
+                partition.position = position
+
     def fetch_failed(self, place: TopicPartition, now: float) -> float | None:
         """What stands next in ``place`` cannot be read. Returns the seconds until it is tried again."""
         partition = self.owned.get(place)
@@ -176,7 +183,8 @@ class Group:
             if partition.state is not State.ASSIGNED:
                 continue
             if partition.seek_to is not None:
-                plan.seeks[place], partition.seek_to = partition.seek_to, None
+                plan.seeks[place] = partition.position = partition.seek_to
+                partition.seek_to = None
             pause = partition.wants_pause(now)
             if pause != partition.paused:
                 partition.paused = pause

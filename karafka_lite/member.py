@@ -26,6 +26,7 @@ from karafka_lite.group import Commit, Group
 from karafka_lite.messages import Batch, TopicPartition, at
 from karafka_lite.partition import Partition, Run, State
 from karafka_lite.routing import Config, Route
+from karafka_lite.standing import Score, Standing
 from karafka_lite.workers import Workers
 
 log = logging.getLogger("karafka_lite")
@@ -94,6 +95,7 @@ class Member:
         self._missing: set[str] = set(routes)
         self._check_topics_at = 0.0
         self._said: dict[str, float] = {}  # message -> when it was said last
+        self._score = Score(routes)
 
     def start(self) -> None:
         self._poller.start()
@@ -103,6 +105,17 @@ class Member:
             if not self.group.stopping:
                 self.group.stop(time.monotonic())
                 self._carry_out()
+
+    def standing(self) -> Standing:
+        """How far the group has come."""
+        with self._lock:
+            return self._score.standing(self.group_id, self.group)
+
+    def commit_soon(self) -> None:
+        """Commit what is stored without waiting for the interval."""
+        with self._lock:
+            self.group.request_commit()
+            self._carry_out()
 
     # -- the poller
 
@@ -163,8 +176,11 @@ class Member:
                 with self._lock:
                     self.group.fetched(place, records, end_offset, time.monotonic())
                     self._carry_out()
+            with self._lock:
+                self.group.polled(self._client.positions())
         except FetchError as error:
             with self._lock:
+                self._score.unreadable((error.topic, error.partition), error)
                 wait = self.group.fetch_failed((error.topic, error.partition), time.monotonic())
             if wait is not None:
                 log.error("%s; next try in %.1f s", error, wait)
@@ -227,6 +243,7 @@ class Member:
                     self._changed.wait(LOOK_AGAIN_S)
             stuck = self._workers.stacks(self.group.leftovers.values())
             uncommitted = [at(*p.place, p.stored) for p in watched if p.state is State.REVOKED and p.pending]
+            self._score.ended(watched)
         if uncommitted:
             log.error("stored but not committed, these messages will come again: %s", ", ".join(uncommitted))
         for run, stack in stuck:
@@ -258,8 +275,9 @@ class Member:
             self._workers.enter(run)
         error = self._call(run)
         with self._lock:
-            now = time.monotonic()
+            began, now = now, time.monotonic()
             self.group.end(run, failed=error is not None, now=now)
+            self._score.ran(run, error, now - began)
             wait = partition.not_before - now if partition.state is State.ASSIGNED else None
             self._workers.leave()
             self._carry_out()

@@ -84,6 +84,7 @@ class Partition:
 
         self.start: int | None = None  # where this ownership begins; None until known
         self.seek_to: int | None = None  # the next fetch must begin here; until then what is fetched is dropped
+        self.position: int | None = None  # where fetching goes on
         self.paused = False  # as the client was told last
         self.fetch_failures = 0
         self.fetch_at = 0.0
@@ -97,6 +98,7 @@ class Partition:
         self.handed = False  # at least one batch was handed over
         self._lowest = 0
         self.delivered = 0  # behind the highest message that was handed over
+        self.processed = 0  # behind the last message of a run that did not raise
         self.attempt = 1
         self.not_before = 0.0  # end of the back-off
         self.retry_position = 0
@@ -124,6 +126,17 @@ class Partition:
         """Something is stored that the broker does not have."""
         return self.version != self.committed_version
 
+    @property
+    def at_rest(self) -> bool:
+        """Everything before ``position`` was handed over, and no run of it is going on or has to be repeated."""
+        nothing_due = self.seek_to is None and not self.queued and self.attempt == 1
+        return self.state is State.ASSIGNED and nothing_due and not self.busy and self.predecessor is None
+
+    @property
+    def unmarked(self) -> int:
+        """How many offsets of processed messages are behind the last mark, or behind the start without one."""
+        return max(0, self.processed - (self.start or 0 if self.stored is None else self.stored))
+
     def was_handed(self, offset: int) -> bool:
         """Whether the message at ``offset`` was handed over by this ownership."""
         return self.handed and self._lowest <= offset < self.delivered
@@ -146,7 +159,7 @@ class Partition:
 
     def begin_at(self, start: int, *, committed: bool, commit_start: bool) -> None:
         """The starting position is known. ``committed``: the broker has it; ``commit_start``: it has to get it."""
-        self.start = self.seek_to = self.retry_position = self.delivered = start
+        self.start = self.seek_to = self.retry_position = self.delivered = self.processed = start
         if committed:
             self.stored = self.committed = start
         elif commit_start:
@@ -229,8 +242,9 @@ class Partition:
             self.user_state.clear()  # its unmarked messages come again: a buffer would hold them twice
             return
         self.attempt = 1
+        self.processed = following(run.records[-1].offset)
         if not self.policy.manual_offsets:
-            self.mark(following(run.records[-1].offset))
+            self.mark(self.processed)
 
     # -- offsets
 

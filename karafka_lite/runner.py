@@ -28,7 +28,7 @@ class Runner:
         # SimpleQueue.put is reentrant: a signal handler may call it.
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._workers = Workers(config.concurrency)
-        self._members = [
+        self.members = [
             Member(self._workers, self.events, group_id, config, bootstrap_servers, topics, leftovers.get(group_id, ()))
             for group_id, topics in routes.items()
         ]
@@ -43,7 +43,7 @@ class Runner:
     def start(self) -> None:
         """Start all threads; the pollers connect."""
         self._workers.start()
-        for member in self._members:
+        for member in self.members:
             member.start()
 
     def start_aside(self) -> None:
@@ -54,16 +54,16 @@ class Runner:
         """
         self.start()
         threading.Thread(target=self.serve, name="karafka-main", daemon=True).start()
-        for member in self._members:
+        for member in self.members:
             member.connected.wait()
-        if errors := [member.error for member in self._members if member.error is not None]:
+        if errors := [member.error for member in self.members if member.error is not None]:
             self._ended.wait()
             raise errors[0]
 
     def serve(self) -> Exit:
         """Wait for a reason to stop, stop, and say how it ended."""
         left: set[Member] = set()
-        while not all(member in left for member in self._members):
+        while not all(member in left for member in self.members):
             event = self.events.get()
             if event.error is not None:
                 log.critical("stopping: %s", event.error)
@@ -71,7 +71,7 @@ class Runner:
                 self._exit = event.exit
             if event.left is not None:
                 left.add(event.left)
-            for member in self._members:
+            for member in self.members:
                 member.begin_stop()
                 if not member.connected.is_set():
                     left.add(member)  # nothing was joined: its thread ends by itself when the client gives up
@@ -93,4 +93,4 @@ class Runner:
 
     def leftovers(self) -> dict[str, list[Partition]]:
         """Per group, the ownerships whose user code has not returned."""
-        return {member.group_id: list(member.group.leftovers.values()) for member in self._members}
+        return {member.group_id: list(member.group.leftovers.values()) for member in self.members}

@@ -26,6 +26,7 @@ LAYERS = {
     "backoff.py": 1,
     "partition.py": 1,
     "group.py": 1,
+    "standing.py": 1,
     "context.py": 2,
     "routing.py": 2,
     "client.py": 3,
@@ -41,6 +42,7 @@ LAYERS = {
     "testing.py": 6,
     "broker/": 6,
     "feed.py": 6,
+    "drain.py": 6,
     "console.py": 7,
     "target.py": 8,
     "cli.py": 8,
@@ -51,7 +53,7 @@ LAYERS = {
 MAY_IMPORT_KAFKA = {"client.py", "producer.py", "admin.py", "decode.py", "broker/"}
 
 # Pure: what happened, and when, is passed in; what to do comes out.
-PURE = {"messages.py", "backoff.py", "partition.py", "group.py"}
+PURE = {"messages.py", "backoff.py", "partition.py", "group.py", "standing.py"}
 IMPURE_MODULES = {
     *("threading", "_thread", "queue", "concurrent", "multiprocessing", "asyncio", "contextvars"),
     *("time", "sched", "random", "secrets"),
@@ -72,7 +74,7 @@ MUST_NOT_IMPORT = {
     "__init__.py": {"rich", "docker"},
 }
 
-NOT_CORE = {"broker/", "testing.py", "cli.py", "target.py", "feed.py", "console.py", "__main__.py"}
+NOT_CORE = {"broker/", "testing.py", "cli.py", "target.py", "feed.py", "drain.py", "admin.py", "console.py", "__main__.py"}
 MAX_LINES_OF_THE_CORE = 2_500
 MAX_LINES_OF_A_FILE = 500
 

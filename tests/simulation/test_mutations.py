@@ -34,7 +34,7 @@ MUTATIONS = {
     "there is no back-off": ("partition", "self.not_before = now +", "self.not_before = 0.0 *"),
     "a mark does not move the retry position": (
         "partition", "self.retry_position = offset\n", "pass\n"),
-    "automatic: a batch is not marked": ("partition", "self.mark(following(run.records[-1].offset))", "pass"),
+    "automatic: a batch is not marked": ("partition", "self.mark(self.processed)", "pass"),
     "automatic: a failed batch is marked": (
         "partition", "if failed:\n", "if failed:\n            self.mark(following(run.records[-1].offset))\n"),
     "an older mark is not stored": (
@@ -102,8 +102,7 @@ MUTATIONS = {
     "a lost member does not join anew": ("group", "self._join_anew = join_anew", "self._join_anew = False"),
     "a seek is never done": ("group", "if partition.seek_to is not None:", "if False:"),
     "a seek is done again and again": (
-        "group", "plan.seeks[place], partition.seek_to = partition.seek_to, None",
-        "plan.seeks[place] = partition.seek_to"),
+        "group", "partition.seek_to = None\n", "pass\n"),
     "a requested commit waits for the interval": (
         "group", "self._commit_requested = True\n        self.news = True\n\n    def commit_batch",
         "pass\n\n    def commit_batch"),

@@ -1,0 +1,76 @@
+"""How far the groups of a process have come, for ``run --drain``. Pure; changed under its group's lock only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from karafka_lite.group import Group
+from karafka_lite.messages import TopicPartition
+from karafka_lite.partition import Partition, Run
+
+
+@dataclass
+class Tally:
+    """What was done with one topic."""
+
+    messages: int = 0  # of batches whose handler did not raise
+    batches: int = 0
+    failures: int = 0  # batches whose handler raised
+    seconds: float = 0.0  # in the handler
+    unmarked: int = 0  # processed, and behind the last mark at the end of the run
+
+
+class Standing(NamedTuple):
+    """One group, at one moment; by partition, of those that are ours."""
+
+    group_id: str
+    processed: dict[TopicPartition, int]  # behind the last message of a run that did not raise
+    done: dict[TopicPartition, int]  # nothing before this offset is left to do; missing while something is
+    errors: dict[TopicPartition, str]  # of the last run or fetch, where it failed
+    tallies: dict[str, Tally]  # by topic
+    running: bool  # user code runs
+
+
+class Score:
+    """Counts what happens to one group."""
+
+    def __init__(self, topics: Iterable[str]) -> None:
+        self._tallies = {topic: Tally() for topic in topics}
+        self._errors: dict[TopicPartition, str] = {}
+
+    def ran(self, run: Run, error: BaseException | None, seconds: float) -> None:
+        """A run has ended."""
+        if run.hook:
+            return
+        tally = self._tallies[run.partition.place[0]]
+        tally.seconds += seconds
+        if error is None:
+            tally.batches += 1
+            tally.messages += len(run.records)
+            self._errors.pop(run.partition.place, None)
+        else:
+            tally.failures += 1
+            self._errors[run.partition.place] = f"{type(error).__name__}: {error}"
+
+    def unreadable(self, place: TopicPartition, error: Exception) -> None:
+        """What stands next could not be fetched."""
+        self._errors[place] = str(error)
+
+    def ended(self, partitions: Iterable[Partition]) -> None:
+        """The app stops, and ``partitions`` were ours to the end."""
+        for partition in partitions:
+            self._tallies[partition.place[0]].unmarked += partition.unmarked
+
+    def standing(self, group_id: str, group: Group) -> Standing:
+        """A snapshot."""
+        owned = group.owned.items()
+        return Standing(
+            group_id,
+            {place: partition.processed for place, partition in owned if partition.start is not None},
+            {place: p.position for place, p in owned if p.at_rest and p.position is not None},
+            {place: self._errors[place] for place, _ in owned if place in self._errors},
+            {topic: replace(tally) for topic, tally in self._tallies.items()},
+            any(partition.running for partition in [*group.owned.values(), *group.leftovers.values()]),
+        )
