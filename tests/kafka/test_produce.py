@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType, ResourceType
@@ -32,6 +34,17 @@ def produce(
     command = [*COMMAND, "produce", *map(str, arguments), "--broker", kafka.bootstrap_servers]
     done = subprocess.run(command, input=stdin or b"", capture_output=True, cwd=cwd, timeout=90)
     return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@contextmanager
+def process_of(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process with text pipes that is killed behind the block, also when a test fails."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def stopped(done: subprocess.CompletedProcess[str], *words: str) -> int:
@@ -83,10 +96,9 @@ echo never said
 def test_a_line_is_sent_when_it_is_typed_and_not_when_the_input_ends(kafka: Observer) -> None:
     topic = kafka.topic()
     command = [*COMMAND, "produce", topic, "--broker", kafka.bootstrap_servers]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with process_of(command) as process:
         assert process.stdin
-        process.stdin.write(b'{"n": 1}\n')
-        process.stdin.flush()
+        print('{"n": 1}', file=process.stdin, flush=True)
         wait_until(lambda: kafka.end_offset(topic) == 1, message="the first line")
         assert process.poll() is None
         process.stdin.close()
@@ -165,13 +177,12 @@ def test_a_signal_ends_it_with_1_and_the_count_that_the_topic_holds(kafka: Obser
     topic = kafka.topic(3)
     command = [*COMMAND, "produce", topic, "--text", "--broker", kafka.bootstrap_servers]
     with (
-        subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless,
-        subprocess.Popen(command, stdin=endless.stdout, stderr=subprocess.PIPE, text=True) as process,
+        process_of(["yes"]) as endless,
+        process_of(command, stdin=endless.stdout) as process,
     ):
         wait_until(lambda: kafka.end_offset(topic, 0) > 1000, message="it sends")
         process.send_signal(number)
         _, said = process.communicate(timeout=30)
-        endless.kill()
     done = subprocess.CompletedProcess(command, process.returncode, "", said)
     count = stopped(done, f"stopped by {number.name}; ")
     assert "not answered" not in said
@@ -181,7 +192,7 @@ def test_a_signal_ends_it_with_1_and_the_count_that_the_topic_holds(kafka: Obser
 def test_a_signal_breaks_the_wait_for_more_input(kafka: Observer) -> None:
     topic = kafka.topic()
     command = [*COMMAND, "produce", topic, "--broker", kafka.bootstrap_servers]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with process_of(command) as process:
         assert process.stdin
         assert process.stderr
         print("1", file=process.stdin, flush=True)
@@ -230,7 +241,7 @@ def test_a_broker_that_dies_on_the_way_is_waited_for_and_nothing_is_lost(
     kafka = private_kafka
     topic = kafka.topic()
     command = [*COMMAND, "produce", topic, "--broker", kafka.bootstrap_servers]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with process_of(command) as process:
         assert process.stdin
         for n in range(1000):
             print(n, file=process.stdin, flush=True)
@@ -250,22 +261,23 @@ def test_a_broker_that_dies_on_the_way_is_waited_for_and_nothing_is_lost(
 
 # -- run --feed -------------------------------------------------------------------------------------------------------
 
-CONSUMERS = """
+CONSUMERS = r"""
 from karafka_lite import App
 app = App({group!r}, fetch_max_wait_ms=100)
 
 @app.topic({topic!r}, {other!r})
 def count(batch, ctx):
-    print(f"{{ctx.topic}} {{len(batch)}}", flush=True)
+    print(f"{{ctx.topic}} {{len(batch)}}\n", end="", flush=True)  # in one piece
 """
 
 
-def run_with_feed(kafka: Observer, folder: Path, topic: str, other: str, *options: str) -> subprocess.Popen[str]:
+def run_with_feed(
+    kafka: Observer, folder: Path, topic: str, other: str, *options: str
+) -> AbstractContextManager[subprocess.Popen[str]]:
     (folder / "mine.py").write_text(CONSUMERS.format(group=kafka.group(), topic=topic, other=other))
     command = [*COMMAND, "run", "mine:app", *options]
     environment = {**os.environ, "KARAFKA_LITE_BOOTSTRAP_SERVERS": kafka.bootstrap_servers}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return process_of(command, cwd=folder, env=environment)
 
 
 def test_run_sends_its_feeds_before_the_app_starts_and_then_consumes_them(kafka: Observer, tmp_path: Path) -> None:
