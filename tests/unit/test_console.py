@@ -137,6 +137,12 @@ def test_without_a_terminal_a_feed_is_one_line_at_its_end(pipe: Stream) -> None:
     assert re.fullmatch(r"produced 2 messages to \[red]clicks\[/red] in \d+\.\d s\n", pipe.getvalue())
 
 
+def test_one_message_is_one_message(pipe: Stream) -> None:
+    with redirect_stderr(pipe), console.feeding("clicks", 10, False) as update:
+        update(10, 1)
+    assert pipe.getvalue().startswith("produced 1 message to clicks in ")
+
+
 @pytest.mark.parametrize(("total", "seen"), [(10, " 50%"), (None, "0 messages")])
 def test_on_a_terminal_a_feed_has_a_bar_of_bytes_or_else_a_counter_and_the_same_line_at_its_end(
     terminal: Stream, total: int | None, seen: str

@@ -161,6 +161,17 @@ def test_a_line_longer_than_any_message_is_bad_before_it_fills_the_memory(
     assert (good, said) == (1, "f.jsonl:2: longer than 10 bytes; split it: no message is that long")
 
 
+def test_a_file_without_line_ends_is_not_read_to_its_end() -> None:
+    class Endless(io.BytesIO):
+        def readline(self, size: int | None = -1, /) -> bytes:
+            assert size
+            assert 0 < size < 2 * feeding.MAX_LINE_BYTES
+            return b"1" * size
+
+    with pytest.raises(BadLine, match=r"^<stdin>:1: longer than"):
+        next(lines(Endless(), Feed("t")))
+
+
 def test_standard_input_has_a_name_in_messages() -> None:
     with pytest.raises(BadLine, match=r"^<stdin>:1: not JSON"):
         list(lines(io.BytesIO(b"x"), Feed("t", "-")))
@@ -239,6 +250,11 @@ def test_progress_is_told_at_each_line_by_bytes_and_at_the_end_by_all_acknowledg
     (tmp_path / "f").write_bytes(b"1\n\n22\n")
     assert send(Feed("t", str(tmp_path / "f"))).calls == [("t", 6, False), (2, 1), (6, 2), (6, 2), ("end",)]
     assert answers.closed
+
+
+def test_of_a_device_nobody_knows_the_length(sent: Callable[..., Answers]) -> None:
+    sent()
+    assert send(Feed("t", os.devnull)).calls == [("t", None, False), (0, 0), ("end",)]
 
 
 def test_of_a_pipe_nobody_knows_the_length(sent: Callable[..., Answers], tmp_path: Path) -> None:
