@@ -308,6 +308,7 @@ def connecting(who: str, bootstrap_servers: Sequence[str], settings: Mapping[str
         ConfigurationError: a setting that kafka-python refuses.
     """
     last_words = _quiet_kafka_loggers()
+    last_words.text = ""  # of an earlier connection
     try:
         yield
     except (kafka.errors.KafkaConnectionError, kafka.errors.KafkaTimeoutError) as error:

@@ -139,6 +139,12 @@ def test_messages_of_one_line_come_through_a_topic_that_takes_small_batches_only
     assert values(kafka, topic) == EARTHQUAKES.read_bytes().splitlines()
 
 
+def test_how_large_a_message_may_be_is_for_the_topic_to_say(kafka: Observer) -> None:
+    topic = kafka.topic(max_message_bytes=5_000_000)
+    assert produce(kafka, topic, "--text", stdin=b"x" * 4_000_000).returncode == 0
+    assert values(kafka, topic) == [b"x" * 4_000_000]
+
+
 # -- what is said when it does not arrive ------------------------------------------------------------------------------
 
 
