@@ -1,25 +1,30 @@
 """Fixtures and house rules of all tests.
 
 A test that needs Kafka asks for ``kafka`` (shared), ``private_kafka`` (its own, to break) or ``cluster`` (three nodes,
-to break). Where there is no Kafka it is skipped with the reason, or fails when CI=true.
+to break). The first two run it twice, on Apache Kafka and on the embedded broker, which may not be any kinder; with
+``@pytest.mark.apache_only("why")`` once. Where there is no Apache Kafka, what needs it is skipped with the reason, or
+fails when CI=true.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import hypothesis
 import pytest
 from kafka_server import JavaKafka, KafkaSource, kafka_source
-from observer import BreakableKafka, Observer
+from observer import BreakableKafka, Observer, Server
 
-KAFKA_FIXTURES = {"kafka", "private_kafka", "cluster"}
+BROKERS = ["apache", "embedded"]
+ON_BOTH = {"kafka", "private_kafka"}
 
 # How long an example takes says nothing on a machine that also runs brokers.
 hypothesis.settings.register_profile("house", deadline=None)
@@ -29,9 +34,26 @@ hypothesis.settings.load_profile("house")
 # -- Kafka ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def kafka() -> Iterator[Observer]:
+@pytest.fixture
+def kafka(request: pytest.FixtureRequest) -> Observer:
     """One broker for the whole session. Not to be broken; topics and groups of a test have names of their own."""
+    observer: Observer = request.getfixturevalue(f"{request.param}_kafka")
+    return observer
+
+
+@pytest.fixture(scope="session")
+def embedded_kafka() -> Iterator[Observer]:
+    from embedded_kafka import EmbeddedKafka  # here, because it loads kafka-python: see pytest_configure
+
+    with EmbeddedKafka() as server:
+        server.thread.name = "pytest's own broker"  # no leak of the test that happens to need it first
+        observer = Observer(server.bootstrap_servers)
+        yield observer
+        observer.forget_clients()
+
+
+@pytest.fixture(scope="session")
+def apache_kafka() -> Iterator[Observer]:
     source = _require_kafka()
     with source.server() as server:
         observer = Observer(server.bootstrap_servers)
@@ -42,15 +64,23 @@ def kafka() -> Iterator[Observer]:
 
 
 @pytest.fixture
-def private_kafka() -> Iterator[BreakableKafka]:
+def private_kafka(request: pytest.FixtureRequest) -> Iterator[BreakableKafka]:
     """A broker of one node for this test alone: kill, stop, pause, resume, restart."""
-    source = _require_kafka()
-    if source.kind == "external":
-        pytest.skip("this test breaks its broker: not done to an external cluster")
-    with source.server() as server:
+    with _private_server(request.param) as server:
         breakable = BreakableKafka(server)
         yield breakable
         breakable.forget_clients()
+
+
+def _private_server(broker: str) -> AbstractContextManager[Server]:
+    if broker == "embedded":
+        from embedded_kafka import EmbeddedKafka
+
+        return EmbeddedKafka()
+    source = _require_kafka()
+    if source.kind == "external":
+        pytest.skip("this test breaks its broker: not done to an external cluster")
+    return source.server()
 
 
 @pytest.fixture
@@ -87,6 +117,13 @@ def no_broker_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KARAFKA_LITE_BOOTSTRAP_SERVERS", raising=False)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client gives up a request that nobody answers after 1 s instead of 5."""
+    for name in ("REQUEST_MS", "CLOSE_MS"):
+        monkeypatch.setattr(f"karafka_lite.client.{name}", 1000)
+
+
 @pytest.fixture(autouse=True)
 def no_leaked_threads() -> Iterator[None]:
     """A thread that a test started and left behind fails it: it would poll, commit and log into the next tests."""
@@ -120,15 +157,24 @@ def _describe_thread(thread: threading.Thread) -> str:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kafka: needs a real Kafka; set by itself for users of the Kafka fixtures")
     config.addinivalue_line("markers", "slow: takes many seconds; runs last")
+    config.addinivalue_line("markers", "apache_only(why): not on the embedded broker")
     # kafka-python 3.0.12 reads its schemas with a function that Python 3.11 and 3.12 deprecate.
     config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
     config.stash[_STDERR] = os.dup(2)  # before pytest captures it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell; children inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    once = metafunc.definition.get_closest_marker("apache_only")
+    for fixture in ON_BOTH.intersection(metafunc.fixturenames):
+        metafunc.parametrize(fixture, BROKERS[:1] if once else BROKERS, indirect=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if KAFKA_FIXTURES & set(getattr(item, "fixturenames", ())):
+        if {"apache_kafka", "three_nodes"} & set(getattr(item, "fixturenames", ())) or "apache" in _brokers(item):
             item.add_marker("kafka")
         if "three_nodes" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("three nodes"))  # one worker starts them for all
@@ -136,10 +182,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=_cost, reverse=hasattr(config, "workerinput"))
 
 
-def _cost(item: pytest.Item) -> tuple[bool, bool, bool]:
-    """Sooner is cheaper: no Kafka, one node, three nodes; whatever is marked slow is dearest."""
-    needs_cluster = "cluster" in getattr(item, "fixturenames", ())
-    return item.get_closest_marker("slow") is not None, needs_cluster, item.get_closest_marker("kafka") is not None
+def _brokers(item: pytest.Item) -> set[object]:
+    """Those of BROKERS that a test runs on."""
+    callspec = getattr(item, "callspec", None)
+    return {callspec.params.get(fixture) for fixture in ON_BOTH} if callspec else set()
+
+
+def _cost(item: pytest.Item) -> tuple[bool, bool, bool, bool]:
+    """Sooner is cheaper: no Kafka, embedded, one node, three nodes; whatever is marked slow is dearest."""
+    slow, apache = (item.get_closest_marker(name) is not None for name in ("slow", "kafka"))
+    return slow, "three_nodes" in getattr(item, "fixturenames", ()), apache, "embedded" in _brokers(item)
 
 
 @pytest.hookimpl(tryfirst=True)

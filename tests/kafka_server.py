@@ -182,6 +182,8 @@ class JavaKafka:
     def pause(self, node: int = 1) -> None:
         """The broker hangs: connections stay open (new ones open, too) and nobody answers."""
         self._running[node].send_signal(signal.SIGSTOP)
+        # On a busy machine it answers on until all its threads have come to hear of it.
+        os.waitid(os.P_PID, self._running[node].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         self._paused.add(node)
 
     def resume(self, node: int = 1) -> None:

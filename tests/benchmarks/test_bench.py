@@ -16,6 +16,7 @@ BENCH = Path(__file__).with_name("bench.py")
 
 
 @pytest.mark.slow
+@pytest.mark.apache_only("that is whose figures are in the README")
 @pytest.mark.xdist_group("one hog at a time")
 @pytest.mark.timeout(300)
 def test_a_quick_run_fills_every_row_of_the_table(kafka: Observer, tmp_path: Path) -> None:
@@ -29,11 +30,12 @@ def test_a_quick_run_fills_every_row_of_the_table(kafka: Observer, tmp_path: Pat
     table = {(name, unit): figures for name, *figures, unit, _ in lines[2:]}
     assert list(table) == [(row.name, row.unit) for row in ROWS]
     for row, figures in table.items():
-        assert [figure for figure in figures if not _is_measured(figure)] == [], row
+        assert [figure for figure in figures if not _is_measured(figure, *row)] == [], row
     (measured,) = json.loads(raw.read_text())["rounds"]
     assert all(row.figure(measured) for row in ROWS)
 
 
-def _is_measured(figure: str) -> bool:
+def _is_measured(figure: str, name: str, unit: str) -> bool:
     value = float(figure.replace(",", ""))
-    return math.isfinite(value) and value > 0
+    # A call's cost is a difference, and a few ns: on a busy machine it may come out as less than nothing.
+    return math.isfinite(value) and (value > 0 or name == "an empty call, for scale")

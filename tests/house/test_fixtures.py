@@ -182,23 +182,38 @@ NEEDS_KAFKA = "def test_needs(kafka): pass\ndef test_fast(): pass\n"
 def test_without_kafka_its_tests_are_skipped_with_the_reason(tmp_path: Path) -> None:
     printed = run_pytest(tmp_path, NEEDS_KAFKA, PATH="", KARAFKA_LITE_TEST_BOOTSTRAP_SERVERS="")
 
-    assert "1 passed, 1 skipped" in printed
+    assert "2 passed, 1 skipped" in printed  # the embedded broker is always there
     assert "java is not installed; docker is not installed" in printed
 
 
 def test_without_kafka_its_tests_fail_in_ci(tmp_path: Path) -> None:
     printed = run_pytest(tmp_path, NEEDS_KAFKA, PATH="", KARAFKA_LITE_TEST_BOOTSTRAP_SERVERS="", CI="true")
 
-    assert "1 passed, 1 error" in printed
+    assert "2 passed, 1 error" in printed
     assert "java is not installed; docker is not installed" in printed
 
 
 def test_users_of_kafka_are_marked_by_themselves_and_run_after_the_fast_ones(tmp_path: Path) -> None:
     tests = "import pytest\n@pytest.mark.slow\ndef test_slow(): pass\n" + NEEDS_KAFKA
-    assert "2 passed, 1 deselected" in run_pytest(tmp_path, tests, "-m", "not kafka")
+    assert "3 passed, 1 deselected" in run_pytest(tmp_path, tests, "-m", "not kafka")
 
     order = run_pytest(tmp_path, tests, "--collect-only", "-q")
-    assert order.index("test_fast") < order.index("test_needs") < order.index("test_slow")
+    wanted = ["test_fast", "test_needs[embedded]", "test_needs[apache]", "test_slow"]
+    assert sorted(wanted, key=order.index) == wanted
+
+
+def test_a_test_runs_on_both_brokers_or_on_apache_only(tmp_path: Path) -> None:
+    tests = """
+import pytest
+def test_both(kafka): pass
+def test_private(private_kafka): pass
+@pytest.mark.apache_only("it asks for a disk")
+def test_once(kafka): pass
+"""
+    collected = run_pytest(tmp_path, tests, "--collect-only", "-q")
+    found = {line.partition("::")[2] for line in collected.splitlines() if "::" in line}
+    both = {f"{test}[{broker}]" for test in ("test_both", "test_private") for broker in ("apache", "embedded")}
+    assert found == {*both, "test_once[apache]"}
 
 
 def test_side_by_side_what_takes_long_starts_first(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ CONSUMERS = """
 
     topic, group, servers = {topic!r}, {group!r}, {servers!r}
     app = App(group, bootstrap_servers=servers, heartbeat_interval_ms=300, session_timeout_ms=45_000,
-              fetch_max_wait_ms=100, auto_commit_interval_ms=600_000, bootstrap_timeout_ms=60_000)
+              fetch_max_wait_ms=100, auto_commit_interval_ms=600_000, bootstrap_timeout_ms=60_000,
+              reconnect_backoff_max_ms=500)
 
     @app.topic(topic)
     def work(batch, ctx):

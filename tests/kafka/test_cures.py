@@ -425,6 +425,9 @@ def test_without_the_cure_a_static_member_that_ended_keeps_its_partitions_from_t
 # -- _fetcher.PartitionRecords: a corrupt batch ------------------------------------------------------------------------
 
 
+on_disk = pytest.mark.apache_only("it spoils the broker's file")
+
+
 class Disk:
     """The file of partition 0, in which the batch with ``CORRUPT`` can be spoiled and healed while the broker runs."""
 
@@ -434,7 +437,7 @@ class Disk:
         folders = Path(tempfile.gettempdir()).glob(f"karafka-lite-kafka-*/*/data/{topic}-0")
         self._files = [file for folder in folders for file in folder.glob("*.log")]
         if not self._files:
-            pytest.skip("the broker's disk is not on this machine")
+            pytest.skip("Apache Kafka's disk is not on this machine")
 
     def write(self, kafka: Observer, topic: str) -> None:
         for value in (b"good", self.CORRUPT, b"behind"):  # each one a batch
@@ -453,6 +456,7 @@ class Disk:
             file.write(byte)
 
 
+@on_disk
 def test_a_corrupt_batch_holds_up_its_partition_alone_and_until_it_can_be_read_again(
     kafka: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -480,6 +484,7 @@ def test_a_corrupt_batch_holds_up_its_partition_alone_and_until_it_can_be_read_a
     assert [offset for partition, offset in seen if partition == 0] == [0, 1, 2]
 
 
+@on_disk
 def test_a_corrupt_batch_raises_at_each_poll_until_somebody_goes_behind_it(kafka: Observer) -> None:
     topic = kafka.topic()
     disk = Disk(topic)
@@ -495,6 +500,7 @@ def test_a_corrupt_batch_raises_at_each_poll_until_somebody_goes_behind_it(kafka
         assert member.read(1) == [(0, 2)]
 
 
+@on_disk
 def test_without_the_cure_the_poll_behind_a_corrupt_batch_never_returns(kafka: Observer) -> None:
     topic = kafka.topic()
     disk = Disk(topic)

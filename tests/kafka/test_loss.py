@@ -258,6 +258,7 @@ def test_no_heartbeat_answered_for_the_session_means_revoked_and_after_it_the_me
     assert kafka.committed(group, topic) == 50
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_commit_that_fails_stays_pending_is_tried_again_and_never_ends_the_app(
     private_kafka: BreakableKafka, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -291,6 +292,7 @@ def test_a_commit_that_fails_stays_pending_is_tried_again_and_never_ends_the_app
     assert told == [True, (False, True)]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_stop_while_the_broker_is_silent_ends_and_says_which_offsets_are_not_committed(
     private_kafka: BreakableKafka, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -322,12 +322,18 @@ def test_an_older_mark_is_stored_too_with_a_warning_and_its_followers_are_repeat
         assert kafka.committed(group, topic) == 7
     assert marked == [True, True]
     assert kafka.committed(group, topic) == 3
-    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    warnings = warnings_of_ours(caplog)
     assert [text for text in warnings if f"{topic}-0@2" in text and "behind the last mark" in text] == warnings != []
 
     with running(app):
         wait_until(lambda: len(handed) == 2, message="the restart")
     assert handed[1] == [3, 4, 5, 6, 7]
+
+
+def warnings_of_ours(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """kafka-python has some of its own while the machine is busy."""
+    ours = [record for record in caplog.records if record.name.startswith("karafka_lite")]
+    return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]
 
 
 def test_marks_forwards_are_not_warned_about(kafka: Observer, caplog: pytest.LogCaptureFixture) -> None:
@@ -344,7 +350,7 @@ def test_marks_forwards_are_not_warned_about(kafka: Observer, caplog: pytest.Log
 
     with running(app):
         done.reached()
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert warnings_of_ours(caplog) == []
 
 
 def test_a_second_mark_of_the_same_message_is_true(kafka: Observer) -> None:
@@ -516,7 +522,7 @@ def leaky_sockets(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     gc.collect()
 
 
-@pytest.mark.usefixtures("leaky_sockets")
+@pytest.mark.usefixtures("leaky_sockets", "impatient")
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 def test_without_a_broker_a_blocking_mark_or_commit_waits_or_raises_but_is_never_false(
     private_kafka: BreakableKafka,
@@ -541,9 +547,9 @@ def test_without_a_broker_a_blocking_mark_or_commit_waits_or_raises_but_is_never
             answers["asked"] = ctx.commit_offsets()
         else:
             with pytest.raises(CommitError) as short:
-                ctx.mark_as_consumed(batch.last, sync=True, timeout_ms=500)
+                ctx.mark_as_consumed(batch.last, sync=True, timeout_ms=300)
             with pytest.raises(CommitError) as long:
-                ctx.commit_offsets(sync=True, timeout_ms=4500)
+                ctx.commit_offsets(sync=True, timeout_ms=2500)
             answers["raised"] = [str(short.value), str(long.value)]
 
     def lose_the_broker(outage: Callable[[], None], healing: Callable[[], None], before: int) -> None:
@@ -555,7 +561,7 @@ def test_without_a_broker_a_blocking_mark_or_commit_waits_or_raises_but_is_never
         outage()
         for one in gate:
             one.open()
-        wait_until(lambda: "raised" in answers, 30, "the CommitErrors after 5 s without a broker")
+        wait_until(lambda: "raised" in answers, 30, "the CommitErrors after 3 s without a broker")
         assert answers.keys() == {"asked", "raised"}, "commit_offsets() returns at once, the blocking ones still wait"
         healing()
         wait_until(lambda: len(answers) == 4, 60, "the blocking mark and commit return when the broker is back")

@@ -458,7 +458,7 @@ def test_a_member_that_stops_while_its_join_waits_for_the_batches_of_others(kafk
         wait_until(lambda: contexts[0].stopping, message="the guest's join waits for the owner's batch")
         with stopped_aside(guest) as answer, opened(gate):
             if at_once:
-                wait_until(lambda: len(kafka.members(group)) == 1, timeout=5, message="the group is left at once")
+                wait_until(lambda: len(kafka.members(group)) == 1, timeout=2, message="the group is left at once")
             gate.open()
             assert answer() is True
         kafka.produce(topic, [0], 0)
@@ -523,5 +523,6 @@ def test_the_stop_is_quiet_nothing_is_logged_above_info(kafka: Observer, caplog:
     app.topic(topic)(lambda batch, ctx: seen.extend(message.offset for message in batch))
     with running(app):
         wait_until(lambda: len(seen) == 3, message="the messages")
+        caplog.clear()  # at the start kafka-python 3.0.12 may read from the connection that it has just closed
     loud = [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
     assert [line for line in loud if "blocking the event loop" not in line] == []  # a machine with too much to do
