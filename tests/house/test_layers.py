@@ -74,7 +74,17 @@ MUST_NOT_IMPORT = {
     "__init__.py": {"rich", "docker"},
 }
 
-NOT_CORE = {"broker/", "testing.py", "cli.py", "target.py", "feed.py", "drain.py", "admin.py", "console.py", "__main__.py"}
+NOT_CORE = {
+    "broker/",
+    "testing.py",
+    "cli.py",
+    "target.py",
+    "feed.py",
+    "drain.py",
+    "admin.py",
+    "console.py",
+    "__main__.py",
+}
 MAX_LINES_OF_THE_CORE = 2_500
 MAX_LINES_OF_A_FILE = 500
 
