@@ -14,6 +14,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in
     consumer._cluster.add_topic                         asks for a topic by name (and so creates it, where allowed)
     consumer._coordinator._generation                   a lost membership shows here before ``poll`` notices
     consumer._coordinator.heartbeat                     when the last heartbeat was answered
+    consumer._coordinator.poll                          returns when the group is joined; ``poll`` would go on and fetch
     consumer._coordinator.request_rejoin                a loss that we found out, or a join that the client forgets
     consumer._coordinator._send_offset_commit_request   ``commit`` tries again under a later generation
     consumer._coordinator.fetch_committed_offsets       all partitions in one request (the public call takes one)
@@ -193,12 +194,13 @@ class Client:
         fetcher = self._consumer._fetcher
         if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
             fetcher._next_partition_records = None
-        timeout_ms = PAUSED_POLL_MS if paused else IDLE_POLL_MS
-        if self._consumer.group_metadata().state != MemberState.STABLE or self._coordinator.need_rejoin():
-            timeout_ms = JOINING_POLL_MS
-            self.join_anew()  # a join for a new subscription that outlives its poll is forgotten, heartbeats and all
+        joining = self._consumer.group_metadata().state != MemberState.STABLE or self._coordinator.need_rejoin()
         try:
-            polled = self._consumer.poll(timeout_ms)
+            if joining:  # only that: the consumer's poll would go on to fetch from where we do not want to begin
+                self.join_anew()  # a join for a new subscription that outlives its poll is forgotten
+                self._coordinator.poll(timeout_ms=JOINING_POLL_MS)
+                return
+            polled = self._consumer.poll(PAUSED_POLL_MS if paused else IDLE_POLL_MS)
         except (kafka.errors.NoOffsetForPartitionError, kafka.errors.OffsetOutOfRangeError) as error:
             raise ConfigurationError(self._no_start(str(error))) from error
         except kafka.errors.KafkaError as error:
@@ -221,7 +223,7 @@ class Client:
             deadline = time.monotonic() + CLOSE_MS / 1000
             while consumer.group_metadata().state == MemberState.REBALANCING and time.monotonic() < deadline:
                 self.join_anew()  # as in ``poll``
-                consumer.poll(JOINING_POLL_MS)
+                self._coordinator.poll(timeout_ms=JOINING_POLL_MS)
         except Exception as error:
             log.debug("group %s: while leaving: %r", self.group_id, error)
         try:

@@ -163,7 +163,7 @@ class Group:
         """Where fetching goes on behind what ``fetched`` was told: also behind messages that nobody will ever see."""
         for place, position in positions.items():
             partition = self.owned.get(place)
-            if partition and partition.seek_to is None:
+            if partition and partition.start is not None and partition.seek_to is None:
                 partition.position = position
 
     def fetch_failed(self, place: TopicPartition, now: float) -> float | None:

@@ -96,6 +96,7 @@ class Member:
         self._check_topics_at = 0.0
         self._said: dict[str, float] = {}  # message -> when it was said last
         self._score = Score(routes)
+        self._last: list[Partition] = []  # what was ours when the stop began
 
     def start(self) -> None:
         self._poller.start()
@@ -103,6 +104,7 @@ class Member:
     def begin_stop(self) -> None:
         with self._lock:
             if not self.group.stopping:
+                self._last = list(self.group.owned.values())
                 self.group.stop(time.monotonic())
                 self._carry_out()
 
@@ -233,7 +235,6 @@ class Member:
         """
         deadline = time.monotonic() + self._drain_s
         with self._lock:
-            watched = list(self.group.owned.values())
             while self.group.owned or (self.group.leftovers and time.monotonic() < deadline):
                 now = time.monotonic()
                 self._check_membership(now)
@@ -242,8 +243,8 @@ class Member:
                 if self.group.owned or self.group.leftovers:
                     self._changed.wait(LOOK_AGAIN_S)
             stuck = self._workers.stacks(self.group.leftovers.values())
-            uncommitted = [at(*p.place, p.stored) for p in watched if p.state is State.REVOKED and p.pending]
-            self._score.ended(watched)
+            uncommitted = [at(*p.place, p.stored) for p in self._last if p.state is State.REVOKED and p.pending]
+            self._score.ended(self._last)
         if uncommitted:
             log.error("stored but not committed, these messages will come again: %s", ", ".join(uncommitted))
         for run, stack in stuck:
