@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -233,6 +234,22 @@ def test_does_not(): pass
     assert "1 failed, 1 passed" in printed
     assert "def test_hangs(): threading.Event().wait()" in printed
     assert "Timeout (>1.0s)" in printed
+
+
+def test_the_signal_of_ctrl_c_works_also_in_a_run_that_a_shell_started_in_the_background(tmp_path: Path) -> None:
+    tests = """
+import signal, subprocess, sys
+def test_here(): assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_below():
+    program = "import signal; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    subprocess.run([sys.executable, "-c", program], check=True)
+"""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what such a shell does, and what children inherit
+    try:
+        printed = run_pytest(tmp_path, tests, "-n", "1")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "2 passed" in printed
 
 
 def test_the_brokers_of_two_workers_have_different_ports(monkeypatch: pytest.MonkeyPatch) -> None:

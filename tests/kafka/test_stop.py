@@ -523,6 +523,7 @@ def test_the_stop_is_quiet_nothing_is_logged_above_info(kafka: Observer, caplog:
     app.topic(topic)(lambda batch, ctx: seen.extend(message.offset for message in batch))
     with running(app):
         wait_until(lambda: len(seen) == 3, message="the messages")
-        caplog.clear()  # at the start kafka-python 3.0.12 may read from the connection that it has just closed
     loud = [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
-    assert [line for line in loud if "blocking the event loop" not in line] == []  # a machine with too much to do
+    # kafka-python 3.0.12 on a busy machine; and where one turn of its loop closes a connection before it reads from it
+    noise = ("blocking the event loop", "(closed)>: Error receiving network data")
+    assert [line for line in loud if not any(text in line for text in noise)] == []
