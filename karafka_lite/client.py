@@ -4,7 +4,7 @@ Threads: ``commit`` belongs to the committer; ``lost``, ``join_anew`` and ``wake
 and never block; all else is the poller's. The rebalance listener runs on kafka-python's own IO thread, inside ``poll``
 or ``close``.
 
-Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in tests/kafka/test_cures.py:
+Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in tests/kafka (most in test_cures.py):
 
     consumer._subscription.assign_from_subscribed([])   eager assignors keep the positions of what was revoked
     consumer._subscription.assignment                   positions, without asking the network
@@ -17,6 +17,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in
     consumer._coordinator.poll                          returns when the group is joined; ``poll`` would go on and fetch
     consumer._coordinator.request_rejoin                a loss that we found out, or a join that the client forgets
     consumer._coordinator._send_offset_commit_request   ``commit`` tries again under a later generation
+    consumer._coordinator.coordinator_id                leaving while our join is pending needs another connection
     consumer._coordinator.fetch_committed_offsets       all partitions in one request (the public call takes one)
     consumer._net, consumer._manager                    a notifier that the listener can await; commits of our own
     consumer._client                                    a constructor that raises leaves its IO thread behind
@@ -218,14 +219,9 @@ class Client:
         consumer, self._consumer = self._consumer, None
         if consumer is None:
             return
-        try:
-            # LeaveGroup would wait behind a pending JoinGroup: 5 to 12 s, and a zombie member for the others.
-            deadline = time.monotonic() + CLOSE_MS / 1000
-            while consumer.group_metadata().state == MemberState.REBALANCING and time.monotonic() < deadline:
-                self.join_anew()  # as in ``poll``
-                self._coordinator.poll(timeout_ms=JOINING_POLL_MS)
-        except Exception as error:
-            log.debug("group %s: while leaving: %r", self.group_id, error)
+        if consumer.group_metadata().state == MemberState.REBALANCING and self._coordinator.coordinator_id is not None:
+            # LeaveGroup would wait behind our pending JoinGroup, for the others' batches: it takes another connection.
+            self._coordinator.coordinator_id = int(str(self._coordinator.coordinator_id).rpartition("-")[2])
         try:
             consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
         except Exception as error:

@@ -264,6 +264,17 @@ def test_without_the_cure_a_join_that_ends_between_two_polls_is_thrown_away(
         member.until_assigned()
 
 
+def test_a_poll_that_joins_ends_when_the_group_is_joined_also_where_there_is_nothing_to_read(
+    kafka: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(karafka_lite.client, "JOINING_POLL_MS", 60_000)
+    topic = kafka.topic()
+    app = make_app(kafka, auto_offset_reset="latest")
+    app.topic(topic)(lambda batch, ctx: None)
+    with running(app):
+        wait_until(lambda: kafka.committed(app.config.group_id, topic) == 0, 30, "the starting position is committed")
+
+
 # -- request_rejoin while joining: a join for a new subscription that outlives its poll --------------------------------
 
 
