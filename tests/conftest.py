@@ -156,6 +156,8 @@ def _describe_thread(thread: threading.Thread) -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kafka: needs a real Kafka; set by itself for users of the Kafka fixtures")
+    # Not required in CI: its machines run in containers themselves, most without the right to run others.
+    config.addinivalue_line("markers", "docker: needs a Docker daemon; skipped without one, with CI=true as well")
     config.addinivalue_line("markers", "slow: takes many seconds; runs last")
     config.addinivalue_line("markers", "apache_only(why): not on the embedded broker")
     # kafka-python 3.0.12 reads its schemas with a function that Python 3.11 and 3.12 deprecate.

@@ -29,13 +29,15 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Self
 
+if TYPE_CHECKING:  # it loads kafka-python, which warns of its own deprecated call: pytest reads its filters first
+    from docker_kafka import DockerKafka
+
 KAFKA_VERSION = "4.3.1"
 CACHE = Path.home() / ".cache" / "karafka-lite" / f"kafka-{KAFKA_VERSION}"
-IMAGE = f"apache/kafka:{KAFKA_VERSION}"
 
 # What makes a test broker quick and small; Kafka's own default stands behind.
 QUICK: Mapping[str, object] = {
@@ -67,7 +69,11 @@ class KafkaSource:
 
     def server(self) -> ExternalKafka | JavaKafka | DockerKafka:
         """One node, as a context manager that was not entered yet."""
-        return {"external": ExternalKafka, "java": JavaKafka, "docker": DockerKafka}[self.kind]()
+        if self.kind == "docker":
+            from docker_kafka import DockerKafka
+
+            return DockerKafka()
+        return {"external": ExternalKafka, "java": JavaKafka}[self.kind]()
 
 
 @functools.cache
@@ -78,7 +84,9 @@ def kafka_source() -> KafkaSource:
     no_java = _why_no_java()
     if not no_java:
         return KafkaSource("java")
-    no_docker = _why_no_docker()
+    from docker_kafka import why_no_docker
+
+    no_docker = why_no_docker()
     if not no_docker:
         return KafkaSource("docker")
     return KafkaSource(
@@ -99,16 +107,6 @@ def _why_no_java() -> str:
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
         return f"Kafka's jars could not be fetched: {error}"
     return ""
-
-
-def _why_no_docker() -> str:
-    if not shutil.which("docker"):
-        return "docker is not installed"
-    try:
-        answer = subprocess.run(["docker", "info"], capture_output=True, text=True, timeout=30)
-    except subprocess.TimeoutExpired:
-        return "docker does not answer"
-    return "" if answer.returncode == 0 else "docker does not answer"
 
 
 # -- the three kinds --------------------------------------------------------------------------------------------------
@@ -270,87 +268,6 @@ class JavaKafka:
             if process.poll() is not None:
                 log = (self._folder / str(node) / "server.log").read_text(errors="replace")
                 raise RuntimeError(f"Kafka node {node} ended with {process.returncode}:\n{log[-4000:]}")
-
-
-class DockerKafka:
-    """One node in a container. Never tried by its author for want of a Docker daemon: mistrust it first."""
-
-    def __init__(self, settings: Mapping[str, object] | None = None, *, timeout: float = 120) -> None:
-        self.settings = dict(settings or {})
-        self.timeout = timeout
-        self._name = f"karafka-lite-test-{uuid.uuid4().hex[:12]}"
-        (self._port,) = free_ports(1)  # chosen here: the broker must know its published port before it starts
-
-    def __enter__(self) -> Self:
-        self._guard = _Guard('docker rm -f -v "$1"', self._name)
-        env = [f"--env={name}={value}" for name, value in self._environment().items()]
-        try:
-            self._docker(
-                "run", "--detach", f"--publish=127.0.0.1:{self._port}:9092", *env, f"--name={self._name}", IMAGE
-            )
-            self.wait_until_ready()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._guard.let_go()
-        self._guard.wait()
-
-    @property
-    def bootstrap_servers(self) -> str:
-        return f"127.0.0.1:{self._port}"
-
-    def kill(self, node: int = 1) -> None:
-        self._docker("kill", self._name)
-
-    def stop(self, node: int = 1) -> None:
-        self._docker("stop", "--time=20", self._name)
-
-    def pause(self, node: int = 1) -> None:
-        self._docker("pause", self._name)
-
-    def resume(self, node: int = 1) -> None:
-        self._docker("unpause", self._name)
-
-    def restart(self, node: int = 1) -> None:
-        self._docker("restart", self._name)
-        self.wait_until_ready()
-
-    def wait_until_ready(self) -> None:
-        wait_until_serving({1: self.bootstrap_servers}, self.timeout, self._check_alive)
-
-    def _environment(self) -> dict[str, object]:
-        properties: dict[str, object] = {
-            "process.roles": "broker,controller",
-            "node.id": 1,
-            "controller.quorum.voters": "1@localhost:9093",
-            # INTERNAL: the broker calls itself as well, and the host's port does not exist inside the container.
-            "listeners": "HOST://:9092,INTERNAL://:19092,CONTROLLER://:9093",
-            "advertised.listeners": f"HOST://127.0.0.1:{self._port},INTERNAL://localhost:19092",
-            "inter.broker.listener.name": "INTERNAL",
-            "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": "HOST:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
-            **_replication(1),
-            **QUICK,
-            **self.settings,
-        }
-        env = {"KAFKA_" + name.upper().replace(".", "_"): value for name, value in properties.items()}
-        return {"CLUSTER_ID": new_cluster_id(), **env}
-
-    def _docker(self, *arguments: str) -> None:
-        done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=self.timeout)
-        if done.returncode:
-            raise RuntimeError(f"docker {arguments[0]}: {done.stderr[-4000:]}")
-
-    def _check_alive(self) -> None:
-        state = ["docker", "inspect", "--format={{.State.Running}}", self._name]
-        if subprocess.run(state, capture_output=True, text=True, timeout=30).stdout.strip() != "true":
-            logs = subprocess.run(
-                ["docker", "logs", "--tail=50", self._name], capture_output=True, text=True, timeout=30
-            )
-            raise RuntimeError(f"the container of Kafka ended:\n{logs.stdout}{logs.stderr}")
 
 
 def _replication(nodes: int) -> dict[str, object]:

@@ -177,21 +177,22 @@ def test_ends_in_time():
     assert "3 passed, 1 error" in printed
 
 
+NOWHERE = {"PATH": "", "DOCKER_HOST": "unix:///nowhere", "KARAFKA_LITE_TEST_BOOTSTRAP_SERVERS": ""}
 NEEDS_KAFKA = "def test_needs(kafka): pass\ndef test_fast(): pass\n"
 
 
 def test_without_kafka_its_tests_are_skipped_with_the_reason(tmp_path: Path) -> None:
-    printed = run_pytest(tmp_path, NEEDS_KAFKA, PATH="", KARAFKA_LITE_TEST_BOOTSTRAP_SERVERS="")
+    printed = run_pytest(tmp_path, NEEDS_KAFKA, **NOWHERE)
 
     assert "2 passed, 1 skipped" in printed  # the embedded broker is always there
-    assert "java is not installed; docker is not installed" in printed
+    assert "java is not installed; no Docker daemon answers" in printed
 
 
 def test_without_kafka_its_tests_fail_in_ci(tmp_path: Path) -> None:
-    printed = run_pytest(tmp_path, NEEDS_KAFKA, PATH="", KARAFKA_LITE_TEST_BOOTSTRAP_SERVERS="", CI="true")
+    printed = run_pytest(tmp_path, NEEDS_KAFKA, **NOWHERE, CI="true")
 
     assert "2 passed, 1 error" in printed
-    assert "java is not installed; docker is not installed" in printed
+    assert "java is not installed; no Docker daemon answers" in printed
 
 
 def test_users_of_kafka_are_marked_by_themselves_and_run_after_the_fast_ones(tmp_path: Path) -> None:
