@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
 
 from karafka_lite import console, target
 from karafka_lite.app import App
@@ -18,6 +22,10 @@ from karafka_lite.errors import BrokerUnavailableError, KarafkaLiteError
 from karafka_lite.feed import Feed, feed
 from karafka_lite.routing import resolve_bootstrap_servers
 from karafka_lite.version import __version__
+
+if TYPE_CHECKING:
+    from karafka_lite.broker.docker import DockerBroker
+    from karafka_lite.broker.embedded import EmbeddedBroker
 
 _LEVELS = ("debug", "info", "warning", "error")
 
@@ -30,6 +38,8 @@ examples:
   karafka-lite run examples/quickstart.py            a file
   karafka-lite run orders:app --broker kafka-1:9092,kafka-2:9092 --concurrency 10 --log-level debug
   karafka-lite run orders:app --feed orders=orders.jsonl    first sends each line of the file to the topic
+  karafka-lite run orders:app --broker embedded      without a Kafka: a broker of this process, which keeps nothing
+  karafka-lite run orders:app --broker docker        an Apache Kafka in a container, removed at the end
 
 exit codes: 0 clean; 1 configuration, usage or import error, or a critical exception; 2 forced; 3 no broker
 """
@@ -48,6 +58,18 @@ exit codes: 0 all was sent and acknowledged; 1 not all; 3 no broker
 """
 
 
+_BROKER_EXAMPLES = """\
+examples:
+  karafka-lite broker                                      in this process, at 127.0.0.1:9092
+  karafka-lite broker --topic orders:3 --topic clicks      with topics of 3 partitions and of 1
+  karafka-lite broker --docker                             Apache Kafka in a container, removed at the end
+
+It is for development and tests: nothing is kept when it ends. Production is Apache Kafka.
+
+exit codes: 0 stopped by Ctrl-C or SIGTERM; 1 configuration or usage error; 3 no Docker, or no Kafka in its container
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit code.
 
@@ -59,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         return command(arguments)
-    except KeyboardInterrupt:  # while importing; a running app has its own way to stop
+    except KeyboardInterrupt:  # while importing, or while a broker starts; what runs has its own way to stop
         return 1
     except target.Refused as refused:
         print(refused, file=sys.stderr)
@@ -72,12 +94,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     console.configure_logging(arguments.log_level)  # before the import: the user's module may log
     app = target.load(arguments.target)
-    app.override(bootstrap_servers=arguments.broker, concurrency=arguments.concurrency)
+    app.override(concurrency=arguments.concurrency)
     feeds = _feeds(app, arguments)
-    console.banner(app)
-    if feeds:
-        feed(feeds, app.brokers(), app.config.settings, console.feeding)
-    return app.run()
+    with _broker_of(app, arguments) as kind:
+        console.banner(app, kind)
+        if feeds:
+            feed(feeds, app.brokers(), app.config.settings, console.feeding)
+        return app.run()
+
+
+@contextmanager
+def _broker_of(app: App, arguments: argparse.Namespace) -> Iterator[str]:
+    """Points the App at ``--broker``; yields the kind of broker that was started for it, "" for a Kafka elsewhere."""
+    kind = arguments.broker if arguments.broker in ("embedded", "docker") else ""
+    if arguments.image and kind != "docker":
+        arguments.parser.error("--image is what --broker docker starts: type --broker docker --image IMAGE")
+    if not kind:
+        app.override(bootstrap_servers=arguments.broker)
+        yield kind
+        return
+    topics = {topic: 1 for routes in app.groups.values() for topic in routes}
+    with _sigterm_as_ctrl_c(), _new_broker(kind, topics, 0, arguments.image) as broker:
+        app.override(bootstrap_servers=broker.bootstrap_servers)
+        yield kind
 
 
 def _feeds(app: App, arguments: argparse.Namespace) -> list[Feed]:
@@ -103,6 +142,43 @@ def _produce(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _broker(arguments: argparse.Namespace) -> int:
+    topics = dict(arguments.topics)
+    if len(topics) < len(arguments.topics):
+        arguments.parser.error("a topic stands twice: type --topic once for each")
+    if arguments.image and not arguments.docker:
+        arguments.parser.error("--image is what --docker starts: type --docker --image IMAGE")
+    kind = "docker" if arguments.docker else "embedded"
+    console.configure_logging(arguments.log_level)
+    with _sigterm_as_ctrl_c(), _new_broker(kind, topics, arguments.port, arguments.image) as broker:
+        console.serving(kind, broker.bootstrap_servers, topics)
+        try:
+            getattr(broker, "wait", threading.Event().wait)()  # a container may end by itself
+        except KeyboardInterrupt:
+            return 0
+    return 1
+
+
+def _new_broker(kind: str, topics: Mapping[str, int], port: int, image: str | None) -> DockerBroker | EmbeddedBroker:
+    if kind == "docker":
+        from karafka_lite.broker.docker import IMAGE, DockerBroker
+
+        return DockerBroker(topics, port=port, image=image or IMAGE)
+    from karafka_lite.broker.embedded import EmbeddedBroker
+
+    return EmbeddedBroker(topics, port=port)
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """So that SIGTERM, too, ends a broker behind its ``with``. An App that runs has handlers of its own meanwhile."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with our exit code for usage errors (its own is 2, which says "forced" here)."""
 
@@ -126,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
     _add_produce(commands)
+    _add_broker(commands)
     return parser
 
 
@@ -139,7 +216,9 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("target", metavar="module:app", help="where the App is; ':app' may be left out")
-    _add_broker(parser, "KARAFKA_LITE_BOOTSTRAP_SERVERS and the App's bootstrap_servers")
+    here = "'embedded' or 'docker' starts one for this run"
+    _add_servers(parser, f"KARAFKA_LITE_BOOTSTRAP_SERVERS and the App's bootstrap_servers; {here}")
+    _add_image(parser, "--broker docker")
     parser.add_argument("--concurrency", metavar="N", type=int, help="worker threads; wins over the App's concurrency")
     parser.add_argument(
         "--feed",
@@ -166,13 +245,60 @@ def _add_produce(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="default: -, which is standard input")
     parser.add_argument("--key", metavar="FIELD", help="the field of each JSON object that is the message's key")
     parser.add_argument("--text", action="store_true", help="send the lines as they are, whatever they hold")
-    _add_broker(parser, "KARAFKA_LITE_BOOTSTRAP_SERVERS; default: localhost:9092")
+    _add_servers(parser, "KARAFKA_LITE_BOOTSTRAP_SERVERS; default: localhost:9092")
     _add_log_level(parser)
     parser.set_defaults(command=_produce, parser=parser)
 
 
-def _add_broker(parser: argparse.ArgumentParser, over: str) -> None:
+def _add_broker(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "broker",
+        help="run a broker for development, for several terminals",
+        description="Run a broker for development at 127.0.0.1 until Ctrl-C or SIGTERM.",
+        epilog=_BROKER_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.example = "karafka-lite broker --port 9092 --topic user_events:3 --topic clicks"
+    parser.add_argument("--port", metavar="PORT", type=_port, default=9092, help="of 127.0.0.1 (default: %(default)s)")
+    parser.add_argument(
+        "--topic",
+        metavar="NAME[:PARTITIONS]",
+        dest="topics",
+        type=_topic,
+        action="append",
+        default=[],
+        help="a topic to begin with, of 1 partition unless given; may be repeated",
+    )
+    parser.add_argument("--docker", action="store_true", help="Apache Kafka in a container; needs karafka-lite[docker]")
+    _add_image(parser, "--docker")
+    _add_log_level(parser)
+    parser.set_defaults(command=_broker, parser=parser)
+
+
+def _port(typed: str) -> int:
+    if not (typed.isdecimal() and 0 < int(typed) < 65_536):
+        raise argparse.ArgumentTypeError(f"{typed!r} is no port: type a number from 1 to 65535")
+    return int(typed)
+
+
+def _topic(typed: str) -> tuple[str, int]:
+    name, colon, partitions = typed.partition(":")
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name) or name in (".", ".."):
+        raise argparse.ArgumentTypeError(
+            f"{name!r} cannot be a topic of Kafka: type 1 to 249 of a-z A-Z 0-9 . _ - (but not just . or ..)"
+        )
+    if colon and not (partitions.isdecimal() and int(partitions)):
+        raise argparse.ArgumentTypeError(f"{partitions!r} partitions: type a number from 1, as in {name}:3")
+    return name, int(partitions or 1)
+
+
+def _add_servers(parser: argparse.ArgumentParser, over: str) -> None:
     parser.add_argument("--broker", metavar="HOST:PORT,...", help=f"brokers to start from; wins over {over}")
+
+
+def _add_image(parser: argparse.ArgumentParser, option: str) -> None:
+    parser.add_argument("--image", metavar="IMAGE", help=f"of Kafka, for {option} (default: apache/kafka:4.3.1)")
 
 
 def _add_log_level(parser: argparse.ArgumentParser) -> None:

@@ -11,18 +11,19 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from karafka_lite.version import __version__
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from karafka_lite.app import App
 
 _HANDLER = "karafka-lite"
+_NOTHING_KEPT = "the {} broker is for development and tests: nothing is kept when it ends"
 
 
 def configure_logging(level: str) -> None:
@@ -40,12 +41,30 @@ def configure_logging(level: str) -> None:
     root.setLevel(level.upper())
 
 
-def banner(app: App) -> None:
-    """Say what is about to run: version, groups, topics, brokers, how to stop."""
+def banner(app: App, broker: str = "") -> None:
+    """Say what is about to run: version, groups, topics, brokers, how to stop.
+
+    ``broker``: the kind of the broker that was started for this run, and ends with it.
+    """
     if on_terminal():
-        _rich_banner(app)
+        _rich_banner(app, broker)
     else:
-        _plain_banner(app)
+        _plain_banner(app, broker)
+
+
+def serving(broker: str, servers: str, topics: Mapping[str, int]) -> None:
+    """Say that a broker of the kind ``broker`` serves, and what to type in the next terminal."""
+    counts = [f"{topic} ({count} partition{'s' if count > 1 else ''})" for topic, count in topics.items()]
+    lines = [f"{broker} broker at {servers}, for development and tests: nothing is kept when it ends"]
+    lines += [f"topics: {', '.join(counts)}"] if counts else []
+    lines.append(f"in the next terminal: karafka-lite run module:app --broker {servers}")
+    lines.append("stop with Ctrl-C or SIGTERM")
+    if on_terminal():
+        from rich.text import Text
+
+        _rich_panel(Text("\n".join(lines)))
+    else:
+        print("\n".join([f"karafka-lite {__version__}, {lines[0]}", *lines[1:]]), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -94,10 +113,11 @@ def _plain_handler() -> logging.Handler:
     return handler
 
 
-def _plain_banner(app: App) -> None:
+def _plain_banner(app: App, broker: str) -> None:
     # Every line stands for itself: a log collector takes lines apart.
     lines = [f"karafka-lite {__version__}, {app.config.concurrency} workers, brokers: {', '.join(app.brokers())}"]
     lines += [f"group {row.group}: {row.topic} -> {row.function} ({row.offsets} offsets)" for row in _rows(app)]
+    lines += [_NOTHING_KEPT.format(broker)] if broker else []
     lines.append("stop with Ctrl-C or SIGTERM")
     print("\n".join(lines), file=sys.stderr, flush=True)
 
@@ -143,9 +163,8 @@ def _rich_console() -> Console:
     return next((handler.console for handler in handlers if hasattr(handler, "console")), Console(stderr=True))
 
 
-def _rich_banner(app: App) -> None:
-    from rich.console import Console, Group
-    from rich.panel import Panel
+def _rich_banner(app: App, broker: str) -> None:
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
@@ -155,8 +174,14 @@ def _rich_banner(app: App) -> None:
     for row in _rows(app):
         table.add_row(*map(Text, row))
     brokers = Text.assemble(("brokers ", "dim"), ", ".join(app.brokers()))
+    nothing_kept = [Text(_NOTHING_KEPT.format(broker))] if broker else []
     end = Text.assemble((f"{app.config.concurrency} workers, stop with ", "dim"), ("Ctrl-C", "bold"))
-    panel = Panel(
-        Group(table, Text(), brokers, end), title=f"karafka-lite {__version__}", border_style="cyan", expand=False
-    )
+    _rich_panel(Group(table, Text(), brokers, *nothing_kept, end))
+
+
+def _rich_panel(inside: RenderableType) -> None:
+    from rich.console import Console
+    from rich.panel import Panel
+
+    panel = Panel(inside, title=f"karafka-lite {__version__}", border_style="cyan", expand=False)
     Console(stderr=True).print(panel)

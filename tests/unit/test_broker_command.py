@@ -1,0 +1,238 @@
+"""``karafka-lite broker`` and ``run --broker embedded|docker``: what is started, told, and ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from karafka_lite import cli, console, target
+from karafka_lite.app import App
+from karafka_lite.broker import docker
+from karafka_lite.errors import BrokerUnavailableError, ConfigurationError
+
+
+class Started(NamedTuple):
+    kind: str
+    topics: Mapping[str, int]
+    port: int
+    image: str | None
+
+
+class Ended(NamedTuple):
+    code: object
+    err: str
+
+
+class Brokers:
+    """Stands in for both brokers: notes what was started and how the App ran, and whether it was ended."""
+
+    def __init__(self) -> None:
+        self.started: list[Started] = []
+        self.ended = 0
+        self.ran_at: list[list[str]] = []
+        self.bootstrap_servers = "127.0.0.1:29999"
+        self.fails: Exception | None = None
+        self.while_it_serves: Callable[[], object] = lambda: None
+
+    def new(self, kind: str, topics: Mapping[str, int], port: int, image: str | None) -> Brokers:
+        self.started.append(Started(kind, topics, port, image))
+        return self
+
+    def __enter__(self) -> Brokers:
+        if self.fails:
+            raise self.fails
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.ended += 1
+
+    def wait(self) -> None:
+        self.while_it_serves()
+        pytest.fail("nobody ended it")
+
+    def run(self, app: App) -> int:
+        self.ran_at.append(app.brokers())
+        self.while_it_serves()
+        return 0
+
+
+@pytest.fixture
+def brokers(monkeypatch: pytest.MonkeyPatch) -> Brokers:
+    brokers = Brokers()
+    app = App("event-store", bootstrap_servers="kafka:9092")
+    app.topic("user_events")(lambda batch, ctx: None)
+    app.topic("user_events", "clicks", group_id="statistics")(lambda batch, ctx: None)
+    monkeypatch.setattr(cli, "_new_broker", brokers.new)
+    monkeypatch.setattr(target, "load", lambda typed: app)
+    monkeypatch.setattr(console, "configure_logging", lambda level: None)
+    monkeypatch.setattr(App, "run", lambda app: brokers.run(app))
+    return brokers
+
+
+@pytest.fixture
+def call(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*argv: str) -> Ended:
+        try:
+            code: object = cli.main(argv)
+        except SystemExit as end:
+            code = end.code
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "Traceback" not in captured.err
+        return Ended(code, captured.err)
+
+    yield call
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+Call = Callable[..., Ended]
+
+
+@pytest.mark.parametrize("kind", ["embedded", "docker"])
+def test_run_starts_a_broker_with_the_apps_topics_for_the_app_alone(
+    call: Call, brokers: Brokers, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("KARAFKA_LITE_BOOTSTRAP_SERVERS", "elsewhere:9092")
+    brokers.while_it_serves = lambda: brokers.ended and pytest.fail("the broker ended before the app")
+    ended = call("run", "orders", "--broker", kind)
+    assert ended.code == 0
+    assert brokers.started == [Started(kind, {"user_events": 1, "clicks": 1}, 0, None)]
+    assert brokers.ran_at == [["127.0.0.1:29999"]]
+    assert brokers.ended == 1
+    assert f"the {kind} broker is for development and tests: nothing is kept when it ends" in ended.err
+
+
+def test_run_with_a_kafka_elsewhere_starts_none(call: Call, brokers: Brokers) -> None:
+    ended = call("run", "orders", "--broker", "docker:9092")
+    assert ended.code == 0
+    assert not brokers.started
+    assert brokers.ran_at == [["docker:9092"]]
+    assert "nothing is kept" not in ended.err
+
+
+def test_the_image_is_passed_on(call: Call, brokers: Brokers) -> None:
+    call("run", "orders", "--broker", "docker", "--image", "mine:1")
+    brokers.while_it_serves = lambda: os.kill(os.getpid(), signal.SIGINT)
+    call("broker", "--docker", "--image", "mine:2")
+    assert [started.image for started in brokers.started] == ["mine:1", "mine:2"]
+
+
+def test_without_docker_run_ends_with_3_and_nothing_ran(call: Call, brokers: Brokers) -> None:
+    brokers.fails = BrokerUnavailableError("no Docker daemon answers; type: --broker embedded")
+    ended = call("run", "orders", "--broker", "docker")
+    assert ended == Ended(3, "karafka-lite: no Docker daemon answers; type: --broker embedded\n")
+    assert not brokers.ran_at
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_behind_the_app_still_ends_the_broker(call: Call, brokers: Brokers, number: int) -> None:
+    brokers.while_it_serves = lambda: os.kill(os.getpid(), number)  # the stand-in for App.run leaves the signals alone
+    assert call("run", "orders", "--broker", "embedded").code == 1
+    assert brokers.ended == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_the_broker_serves_until_a_signal_and_says_what_to_type_next(call: Call, brokers: Brokers, number: int) -> None:
+    brokers.while_it_serves = lambda: os.kill(os.getpid(), number)
+    ended = call("broker", "--topic", "user_events:3", "--topic", "clicks", "--port", "29999")
+    assert ended.code == 0
+    assert brokers.started == [Started("embedded", {"user_events": 3, "clicks": 1}, 29999, None)]
+    assert brokers.ended == 1
+    first, topics, next_terminal, end = ended.err.splitlines()
+    assert "embedded broker at 127.0.0.1:29999" in first
+    assert "nothing is kept" in first
+    assert topics == "topics: user_events (3 partitions), clicks (1 partition)"
+    assert next_terminal == "in the next terminal: karafka-lite run module:app --broker 127.0.0.1:29999"
+    assert end == "stop with Ctrl-C or SIGTERM"
+
+
+def test_the_broker_is_at_9092_unless_told(call: Call, brokers: Brokers) -> None:
+    brokers.while_it_serves = lambda: os.kill(os.getpid(), signal.SIGINT)
+    ended = call("broker", "--docker")
+    assert brokers.started == [Started("docker", {}, 9092, None)]
+    assert "topics" not in ended.err
+
+
+def test_a_container_that_ends_by_itself_ends_the_command_with_3(call: Call, brokers: Brokers) -> None:
+    def end() -> None:
+        raise BrokerUnavailableError("the container ended by itself")
+
+    brokers.while_it_serves = end
+    assert call("broker", "--docker").code == 3
+    assert brokers.ended == 1
+
+
+def test_a_taken_port_ends_with_1(call: Call, brokers: Brokers) -> None:
+    brokers.fails = ConfigurationError("127.0.0.1:9092 is taken; type: --port 9093")
+    assert call("broker") == Ended(1, "karafka-lite: 127.0.0.1:9092 is taken; type: --port 9093\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--topic", "a b"], "'a b' cannot be a topic of Kafka"),
+        (["--topic", ""], "'' cannot be a topic of Kafka"),
+        (["--topic", ".."], "'..' cannot be a topic of Kafka"),
+        (["--topic", "a" * 250], "cannot be a topic of Kafka"),
+        (["--topic", "orders:"], "type a number from 1, as in orders:3"),
+        (["--topic", "orders:0"], "type a number from 1, as in orders:3"),
+        (["--topic", "orders:-1"], "type a number from 1, as in orders:3"),
+        (["--topic", "orders", "--topic", "orders:3"], "a topic stands twice"),
+        (["--port", "0"], "'0' is no port"),
+        (["--port", "65536"], "'65536' is no port"),
+        (["--port", "kafka"], "'kafka' is no port"),
+        (["--image", "mine"], "type --docker --image IMAGE"),
+    ],
+)
+def test_a_usage_error_of_broker_shows_how_it_is_typed(
+    call: Call, brokers: Brokers, argv: list[str], words: str
+) -> None:
+    ended = call("broker", *argv)
+    assert ended.code == 1
+    assert words in ended.err
+    assert "for example: karafka-lite broker --port 9092 --topic user_events:3 --topic clicks" in ended.err
+    assert not brokers.started
+
+
+@pytest.mark.parametrize("broker", [[], ["--broker", "embedded"], ["--broker", "kafka:9092"]])
+def test_an_image_without_docker_is_a_usage_error_of_run(call: Call, brokers: Brokers, broker: list[str]) -> None:
+    ended = call("run", "orders", *broker, "--image", "mine")
+    assert ended.code == 1
+    assert "type --broker docker --image IMAGE" in ended.err
+    assert not brokers.started
+    assert not brokers.ran_at
+
+
+def test_the_commands_help_names_what_production_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["broker", "--help"])
+    text = capsys.readouterr().out
+    assert "Production is Apache Kafka" in text
+    assert "exit codes: 0 stopped" in text
+    assert f"default: {docker.IMAGE}" in text
+
+
+def test_run_embedded_runs_without_a_kafka(tmp_path: Path) -> None:
+
+    (tmp_path / "f").write_text('{"id": 7}\n')
+    (tmp_path / "mine.py").write_text(
+        "import os, signal\n"
+        "from karafka_lite import App\n"
+        'app = App("mine", bootstrap_servers="nowhere.invalid:9092")\n'
+        '@app.topic("user_events")\n'
+        "def store(batch, ctx):\n"
+        "    print(batch.payloads)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    command = [sys.executable, "-m", "karafka_lite", "run", "mine", "--broker", "embedded", "--feed", "user_events=f"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "[{'id': 7}]\n"), done.stderr
