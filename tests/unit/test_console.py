@@ -248,3 +248,18 @@ def test_without_a_terminal_rich_is_never_loaded() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
+
+
+def test_a_broker_of_this_run_is_said_to_keep_nothing(app: App, terminal: Stream, pipe: Stream) -> None:
+    for stream in (terminal, pipe):
+        with redirect_stderr(stream):
+            console.banner(app, "embedded")
+        assert "the embedded broker is for development and tests: nothing is kept when it ends" in stream.text
+
+
+def test_on_a_terminal_a_broker_for_other_terminals_says_what_to_type_there(terminal: Stream) -> None:
+    with redirect_stderr(terminal):
+        console.serving("docker", "127.0.0.1:9092", {"[red]clicks": 1})
+    assert terminal.text.startswith("╭")
+    assert "[red]clicks (1 partition)" in terminal.text
+    assert "karafka-lite run module:app --broker 127.0.0.1:9092" in terminal.text
