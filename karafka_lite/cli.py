@@ -12,12 +12,14 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from karafka_lite import console, target
 from karafka_lite.app import App
+from karafka_lite.drain import Drain
 from karafka_lite.errors import BrokerUnavailableError, KarafkaLiteError
 from karafka_lite.feed import Feed, feed
 from karafka_lite.routing import resolve_bootstrap_servers
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from karafka_lite.broker.docker import DockerBroker
     from karafka_lite.broker.embedded import EmbeddedBroker
 
+DRAIN_TIMEOUT_S = 60.0
 _LEVELS = ("debug", "info", "warning", "error")
 
 _RUN_EXAMPLES = """\
@@ -38,10 +41,12 @@ examples:
   karafka-lite run examples/quickstart.py            a file
   karafka-lite run orders:app --broker kafka-1:9092,kafka-2:9092 --concurrency 10 --log-level debug
   karafka-lite run orders:app --feed orders=orders.jsonl    first sends each line of the file to the topic
+  karafka-lite run orders:app --drain                to the end of its topics, then stops: for scripts and cron
   karafka-lite run orders:app --broker embedded      without a Kafka: a broker of this process, which keeps nothing
   karafka-lite run orders:app --broker docker        an Apache Kafka in a container, removed at the end
 
-exit codes: 0 clean; 1 configuration, usage or import error, or a critical exception; 2 forced; 3 no broker
+exit codes: 0 clean; 1 configuration, usage or import error, or a critical exception; 2 forced; 3 no broker;
+4 --drain did not come to the end
 """
 
 _PRODUCE_EXAMPLES = """\
@@ -95,12 +100,23 @@ def _run(arguments: argparse.Namespace) -> int:
     console.configure_logging(arguments.log_level)  # before the import: the user's module may log
     app = target.load(arguments.target)
     app.override(concurrency=arguments.concurrency)
+    if arguments.drain_timeout and not arguments.drain:
+        arguments.parser.error("--drain-timeout belongs to --drain: type both, or none")
     feeds = _feeds(app, arguments)
     with _broker_of(app, arguments) as kind:
         console.banner(app, kind)
         if feeds:
             feed(feeds, app.brokers(), app.config.settings, console.feeding)
-        return app.run()
+        return _drain(app, arguments.drain_timeout or DRAIN_TIMEOUT_S) if arguments.drain else app.run()
+
+
+def _drain(app: App, timeout_s: float) -> int:
+    began = time.monotonic()
+    with closing(Drain(app, timeout_s)) as drain:
+        drain.prepare()
+        code = drain.run(console.draining)
+    console.drained(drain.standings, time.monotonic() - began, drain.complaint)
+    return code
 
 
 @contextmanager
@@ -227,6 +243,9 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
         default=[],
         help="before the start, send each line of FILE (JSON; - is standard input) to TOPIC; may be repeated",
     )
+    parser.add_argument("--drain", action="store_true", help="process what is in the topics now, then stop")
+    patience = "how long nothing may be processed while no handler runs (default: 60), then exit 4"
+    parser.add_argument("--drain-timeout", metavar="SECONDS", type=_seconds, help=f"with --drain: {patience}")
     _add_log_level(parser)
     parser.set_defaults(command=_run, parser=parser)
 
@@ -274,6 +293,16 @@ def _add_broker(commands: argparse._SubParsersAction[_Parser]) -> None:
     _add_image(parser, "--docker")
     _add_log_level(parser)
     parser.set_defaults(command=_broker, parser=parser)
+
+
+def _seconds(typed: str) -> float:
+    try:
+        seconds = float(typed)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{typed!r}: type a number of seconds above 0")
+    return seconds
 
 
 def _port(typed: str) -> int:

@@ -11,10 +11,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
+from karafka_lite.standing import Standing
 from karafka_lite.version import __version__
 
 if TYPE_CHECKING:
@@ -89,6 +90,39 @@ def feeding(topic: str, total: int | None, typed: bool) -> Iterator[Callable[[in
     print(f"produced {messages} to {topic} in {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def draining(total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many of ``total`` offsets are processed; yields a function that is told."""
+    if not on_terminal():
+        yield lambda done: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Progress(*columns, console=_rich_console(), transient=True) as progress:
+        task = progress.add_task("draining", total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def drained(standings: Sequence[Standing], seconds: float, complaint: str) -> None:
+    """Say what a drained run has done, by topic; ``complaint``: why it did not come to the end."""
+    rows = [(s.group_id, topic, tally) for s in standings for topic, tally in s.tallies.items()]
+    total = sum(tally.messages for _, _, tally in rows)
+    end = f"not drained: {complaint}" if complaint else f"drained: {total} messages in {seconds:.1f} s"
+    cells = [
+        (group, topic, f"{t.messages}", f"{t.batches}", f"{t.failures}", f"{t.seconds:.1f}", f"{t.unmarked}")
+        for group, topic, t in rows
+    ]
+    names = ("group", "topic", "messages", "batches", "failures", "seconds", "unmarked")
+    if on_terminal():
+        _rich_table(names, cells, end)
+        return
+    for group, topic, *numbers in cells:
+        told = ", ".join(f"{number} {name}" for name, number in zip(names[2:], numbers, strict=True))
+        print(f"group {group}: {topic}: {told}", file=sys.stderr)
+    print(end, file=sys.stderr, flush=True)
+
+
 def on_terminal() -> bool:
     """True when standard error is a terminal that can do more than print lines."""
     return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
@@ -132,6 +166,20 @@ def _rich_handler() -> logging.Handler:
     )
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     return handler
+
+
+def _rich_table(names: Sequence[str], rows: Sequence[Sequence[str]], end: str) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for index, name in enumerate(names):
+        table.add_column(name, overflow="fold", justify="left" if index < 2 else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = _rich_console()
+    console.print(table)
+    console.print(Text(end))
 
 
 @contextmanager

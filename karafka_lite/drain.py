@@ -57,7 +57,7 @@ class _Goal:
 
 
 class Drain:
-    """One drained run: ``prepare``, then ``run``; behind it ``standings`` is what was done.
+    """One drained run: ``prepare``, ``run``, ``close``; behind the run ``standings`` is what was done.
 
     ``timeout_s``: how long nothing may be processed while no handler runs. ``complaint``: why the end was not reached
     ("" when it was).
@@ -115,11 +115,14 @@ class Drain:
             finally:
                 self._over.set()
                 watcher.join()
-                self._admin.close()
         self.standings = self._look()
         if not self._reached and not self.complaint:
             self.complaint = "stopped before the end"
         return code if code or self._reached else NOT_DRAINED
+
+    def close(self) -> None:
+        """Hang up."""
+        self._admin.close()
 
     # -- the watcher's thread
 

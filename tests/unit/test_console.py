@@ -16,6 +16,7 @@ import pytest
 import karafka_lite
 from karafka_lite import console
 from karafka_lite.app import App
+from karafka_lite.standing import Standing, Tally
 
 
 class Stream(io.StringIO):
@@ -248,6 +249,41 @@ def test_without_a_terminal_rich_is_never_loaded() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
+
+
+# -- a drained run ----------------------------------------------------------------------------------------------------
+
+
+def standings() -> list[Standing]:
+    tally = Tally(messages=1707, batches=4, failures=1, seconds=0.25, unmarked=3)
+    return [Standing("counter", {}, {}, {}, {"[red]quakes": tally}, False)]
+
+
+def test_a_drained_run_is_summed_up_in_lines_of_their_own(pipe: Stream) -> None:
+    with redirect_stderr(pipe):
+        with console.draining(10) as update:
+            update(5)
+        console.drained(standings(), 0.52, "")
+    assert pipe.text.splitlines() == [
+        "group counter: [red]quakes: 1707 messages, 4 batches, 1 failures, 0.2 seconds, 3 unmarked",
+        "drained: 1707 messages in 0.5 s",
+    ]
+
+
+def test_a_drained_run_is_summed_up_in_a_table_on_a_terminal(terminal: Stream) -> None:
+    with redirect_stderr(terminal):
+        with console.draining(10) as update:
+            update(5)
+        console.drained(standings(), 0.52, "")
+    assert re.search(r"group +topic +messages +batches +failures +seconds +unmarked", terminal.text)
+    assert re.search(r"counter +\[red\]quakes +1707 +4 +1 +0\.2 +3", terminal.text)
+    assert "drained: 1707 messages in 0.5 s" in terminal.text
+
+
+def test_a_run_that_did_not_come_to_the_end_says_why(pipe: Stream) -> None:
+    with redirect_stderr(pipe):
+        console.drained(standings(), 0.52, "stopped before the end")
+    assert pipe.text.splitlines()[-1] == "not drained: stopped before the end"
 
 
 def test_a_broker_of_this_run_is_said_to_keep_nothing(app: App, terminal: Stream, pipe: Stream) -> None:
