@@ -80,13 +80,14 @@ class EmbeddedBroker:
             handlers, max_request_bytes=max_request_bytes, request_timeout_s=request_timeout_ms / 1000
         )
         self._up = False
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread | None = None
 
     # -- life
 
     def start(self) -> None:
         """Returns when it serves."""
+        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="karafka-lite-broker", daemon=True)
         self._thread.start()
         try:
@@ -145,10 +146,9 @@ class EmbeddedBroker:
         """Be back, on the same port; members have a whole session to come back."""
         try:
             self._port = asyncio.run_coroutine_threadsafe(self._server.listen(HOST, self._port), self._loop).result()
-        except OSError as error:
-            taken = (
-                "is taken, by another broker perhaps" if error.errno == errno.EADDRINUSE else f"cannot be used: {error}"
-            )
+        except (OSError, OverflowError) as error:
+            in_use = getattr(error, "errno", None) == errno.EADDRINUSE
+            taken = "is taken, by another broker perhaps" if in_use else f"cannot be used: {error}"
             raise ConfigurationError(f"port {self._port} of {HOST} {taken}; type another one, or 0 for any") from None
         self._topics.address = (HOST, self._port)
         self._call(self._groups.come_back)
@@ -180,6 +180,8 @@ class EmbeddedBroker:
 
     def _call(self, action: Callable[[], T]) -> T:
         """Do it in the broker's thread."""
+        if self._thread is None:
+            raise RuntimeError("the broker does not run: start() it, or use it as a context manager")
 
         async def do() -> T:
             return action()

@@ -75,7 +75,7 @@ class Group:
     protocol_type: str = ""
     protocol: str = ""
     deadline: float = 0.0  # of the joins, later of the assignment
-    hold_until: float = 0.0  # the first rebalance waits for more members to come
+    hold_until: float | None = None  # the first rebalance waits this long, and not for the ids that were given out
     offsets: dict[Place, Offset] = field(default_factory=dict)
 
     def common_protocols(self) -> set[str]:
@@ -87,7 +87,7 @@ class Group:
             for member in self.members.values():
                 if member.syncing:
                     _resolve(member.sync, errors.RebalanceInProgressError.errno)
-            self.hold_until = now + (initial_delay_s if self.state is State.EMPTY else 0.0)
+            self.hold_until = now + initial_delay_s if self.state is State.EMPTY else None
             self.deadline = now + max((member.rebalance_s for member in self.members.values()), default=0.0)
             self.state = State.PREPARING
         self.advance(now)
@@ -104,12 +104,12 @@ class Group:
         self.expected = {member: until for member, until in self.expected.items() if until > now}
         for member in list(self.members.values()):
             silent = not member.joining and not member.syncing and now > member.heard + member.session_s
-            unsynced = self.state is State.COMPLETING and not member.sync and now >= self.deadline
+            unsynced = self.state is not State.PREPARING and not member.sync and now >= self.deadline
             if (silent or unsynced) and member.id in self.members:
                 self.drop(member, errors.UnknownMemberIdError.errno, now)
-        if self.state is State.PREPARING and now >= self.hold_until:
+        if self.state is State.PREPARING and now >= (self.hold_until or now):
             late = [member for member in self.members.values() if not member.joining]
-            if now >= self.deadline or not (late or self.expected):
+            if now >= self.deadline or not (late or (self.expected and self.hold_until is None)):
                 for member in late:
                     del self.members[member.id]
                 self._complete_join(now)
@@ -161,11 +161,8 @@ class Group:
 
     def check_commit(self, request: Any, generation: int, now: float) -> None:
         """Who is no member may commit to an empty group only."""
-        if generation < 0 and not request.member_id and self.state is State.EMPTY:
-            return
-        self.member(request, generation, now)
-        if self.state is State.COMPLETING:
-            raise errors.RebalanceInProgressError()
+        if generation >= 0 or self.state is not State.EMPTY:
+            self.member(request, generation, now)
 
 
 class Groups:
@@ -209,11 +206,12 @@ class Groups:
         group = self.groups[group_id]
         group.drop(group.members[member_id], errors.UnknownMemberIdError.errno, _now())
 
-    def get(self, group_id: str) -> Group:
-        """The group; made when it is not there."""
+    def get(self, group_id: str, *, make: bool = True) -> Group:
+        """The group; where there is none a new one, which is kept with ``make``."""
         if not group_id:
             raise errors.InvalidGroupIdError()
-        return self.groups.setdefault(group_id, Group(group_id))
+        group = self.groups.get(group_id) or Group(group_id)
+        return self.groups.setdefault(group_id, group) if make else group
 
     def forget_topic(self, name: str) -> None:
         for group in self.groups.values():
@@ -243,7 +241,7 @@ class Groups:
         r, now = call.request, _now()
         if not self._min_session_ms <= r.session_timeout_ms <= MAX_SESSION_MS:
             raise errors.InvalidSessionTimeoutError()
-        group, instance = self.get(r.group_id), r.group_instance_id if call.version >= 5 else None
+        group, instance = self.get(r.group_id, make=not r.member_id), r.group_instance_id if call.version >= 5 else None
         protocols = {protocol.name: bytes(protocol.metadata) for protocol in r.protocols}
         fits = not group.members or (
             r.protocol_type == group.protocol_type and group.common_protocols() & set(protocols)
@@ -281,21 +279,24 @@ class Groups:
 
     async def _sync(self, call: Call) -> Answer:
         r = call.request
-        group = self.groups.get(r.group_id) or Group(r.group_id)
 
-        def begin() -> Member:
+        def begin() -> tuple[Group, Member]:
+            group = self.get(r.group_id, make=False)
             member = group.member(r, r.generation_id, _now())
+            if call.version >= 5 and (r.protocol_type, r.protocol_name) != (group.protocol_type, group.protocol):
+                raise errors.InconsistentGroupProtocolError()
             if group.state is State.PREPARING:
                 raise errors.RebalanceInProgressError()
-            if r.protocol_name not in (None, group.protocol) or r.protocol_type not in (None, group.protocol_type):
-                raise errors.InconsistentGroupProtocolError()
-            return member
+            return group, member
 
-        answer, member = call.attempt(begin)
-        if member is not None and group.state is State.COMPLETING:
+        answer, found = call.attempt(begin)
+        if found is not None:
+            group, member = found
             _resolve(member.sync, errors.RebalanceInProgressError.errno)
             waiting = member.sync = asyncio.get_running_loop().create_future()
-            if member.id == group.leader:
+            if group.state is State.STABLE:
+                _resolve(waiting, 0)
+            elif member.id == group.leader:
                 group.share_out({one.member_id: bytes(one.assignment) for one in r.assignments}, _now())
             answer["error_code"] = await asyncio.shield(waiting)
         if answer["error_code"]:
@@ -305,7 +306,7 @@ class Groups:
 
     def _heartbeat(self, call: Call) -> Answer:
         def beat() -> None:
-            group = self.groups.get(call.request.group_id) or Group("")
+            group = self.get(call.request.group_id, make=False)
             group.member(call.request, call.request.generation_id, _now())
             if group.state is State.PREPARING:
                 raise errors.RebalanceInProgressError()
@@ -314,9 +315,9 @@ class Groups:
 
     def _leave(self, call: Call) -> Answer:
         r = call.request
-        group = self.groups.get(r.group_id) or Group("")
 
         def leave(one: Any) -> None:
+            group = self.get(r.group_id, make=False)
             instance = getattr(one, "group_instance_id", None)
             found = [
                 m for m in group.members.values() if m.id == one.member_id or (instance and m.instance == instance)
@@ -344,6 +345,8 @@ class Groups:
                 raise errors.IllegalGenerationError()
             group = self.get(r.group_id)
             group.check_commit(r, generation, _now())
+            if group.state is State.COMPLETING:
+                raise errors.RebalanceInProgressError()
             group.offsets.update([self.check_offset(topic, part)])
 
         return {"topics": by_partition(r.topics, lambda topic, part: call.attempt(commit, topic, part)[0])}

@@ -43,14 +43,13 @@ class Header(NamedTuple):
     @classmethod
     def of(cls, batch: bytes) -> Header:
         """The header of the one batch that Kafka takes per partition and request; raises Kafka's errors."""
-        if len(batch) < _HEADER.size:
-            raise errors.CorruptRecordError()
-        header = cls(*_HEADER.unpack_from(batch))
-        if header.magic != 2 or header.length + 12 < len(batch):
+        header = cls(*_HEADER.unpack_from(batch.ljust(_HEADER.size, b"\0")))
+        if header.magic != 2 or header.length + 12 != len(batch):
             raise errors.InvalidRecordError("exactly one record batch of format 2 is taken for each partition")
-        if header.length + 12 > len(batch) or header.crc != calc_crc32c(batch[_CRC_FROM:]):
+        if header.crc != calc_crc32c(batch[_CRC_FROM:]):
             raise errors.CorruptRecordError()
-        if header.attributes & CONTROL or header.records < 1 or header.records != header.last_offset_delta + 1:
+        count = header.last_offset_delta + 1
+        if header.base_offset or header.attributes & CONTROL or header.records < 1 or header.records != count:
             raise errors.InvalidRecordError()
         return header
 
@@ -93,14 +92,14 @@ class PartitionLog:
     @property
     def stable_end(self) -> int:
         """The last stable offset: what is before it is decided, committed or aborted."""
-        return min(self._open.values(), default=self.end)
+        return max(self.start, min(self._open.values(), default=self.end))
 
     def append(self, data: bytes, header: Header, now_ms: int, *, retention_bytes: int, stamp: bool) -> int:
         """Append one batch and return its base offset; a batch that a producer sends again keeps its first one.
 
         ``stamp``: the time of the messages is the time of the append. Raises Kafka's errors.
         """
-        if header.max_timestamp > now_ms + FUTURE_MS:
+        if header.max_timestamp > now_ms + FUTURE_MS and not stamp:
             raise errors.InvalidTimestampError("the message is more than an hour ahead of the broker's clock")
         if header.producer_id != NO_PRODUCER and (duplicate := self._check_sequence(header)) is not None:
             return duplicate
@@ -210,6 +209,6 @@ def _times(batch: Batch) -> list[tuple[int, int]]:
     """(offset, time in ms) of each message."""
     try:
         records: Any = MemoryRecords(batch.data).next_batch()
-        return [] if records.is_control_batch else [(record.offset, record.timestamp) for record in records]
+        return [(record.offset, record.timestamp) for record in records]
     except Exception:  # compressed with a codec that is not installed here: the batch's start is early, never late
         return [(batch.base, batch.max_timestamp)]

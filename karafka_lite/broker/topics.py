@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,17 +75,18 @@ class Topics:
     ) -> None:
         """Make a topic; with ``dry`` only check whether it can be made."""
         configs = dict(configs or {})
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name) or name in (".", ".."):
-            raise errors.InvalidTopicError(f"{name!r} is no name for a topic: 1 to 249 of a-z A-Z 0-9 . _ -")
+        check_name(name)
         if name in self.topics:
             raise errors.TopicAlreadyExistsError(f"topic {name!r} exists already")
         if twin := next((known for known in self.topics if known.replace(".", "_") == name.replace(".", "_")), None):
             raise errors.InvalidTopicError(f"{name!r} collides with {twin!r}: '.' and '_' count as one")
         if partitions < 1:
             raise errors.InvalidPartitionsError(f"a topic has at least one partition, not {partitions}")
+        if configs.get("message.timestamp.type", "CreateTime") not in ("CreateTime", "LogAppendTime"):
+            raise errors.InvalidConfigurationError("message.timestamp.type is CreateTime or LogAppendTime")
         if strange := configs.keys() - NUMBERS - IGNORED - {"message.timestamp.type"}:
             raise errors.InvalidConfigurationError(f"not known to the embedded broker: {', '.join(sorted(strange))}")
-        if any(not re.fullmatch(r"-?\d{1,18}", configs.get(number, "0")) for number in NUMBERS):
+        if not all(re.fullmatch(r"-1|\d{1,18}", configs.get(number, "0")) for number in NUMBERS):
             raise errors.InvalidConfigurationError(f"not a number of bytes in {configs}")
         if not dry:
             self.topics[name] = Topic([PartitionLog() for _ in range(partitions)], configs)
@@ -98,7 +100,7 @@ class Topics:
 
     def end_transaction(self, place: Place, producer_id: int, epoch: int, *, commit: bool) -> None:
         """Write the marker of a transaction into one partition that took part in it."""
-        if place[0] in self.topics:
+        if place[0] in self.topics and place[1] < len(self.topics[place[0]].logs):  # else it was deleted meanwhile
             retention = self.topics[place[0]].limit("retention.bytes", self._retention_bytes)
             self.log(*place).end_transaction(producer_id, epoch, _now_ms(), commit=commit, retention_bytes=retention)
 
@@ -112,7 +114,9 @@ class Topics:
 
         def partitions(name: str) -> list[Answer]:
             if name not in self.topics:  # as in Kafka, a topic that is created on demand is still unknown this time
-                self.create(name, self._partitions, dry=not may_create)
+                check_name(name)
+                with suppress(errors.InvalidTopicError):  # it collides with another
+                    self.create(name, self._partitions, dry=not may_create)
                 raise errors.UnknownTopicOrPartitionError()
             return [
                 {"partition_index": index, "error_code": 0, **leader} for index in range(len(self.topics[name].logs))
@@ -137,22 +141,24 @@ class Topics:
             parts = []
             for data in topic.partition_data:
                 batch = bytes(data.records or b"")
-                answer, appended = call.attempt(self._append, topic.name, data.index, batch, call.request.acks)
+                answer, appended = call.attempt(self._append, topic.name, data.index, batch, call.request)
                 offset, start, stamp = appended or (-1, -1, -1)
                 answer.update(base_offset=offset, log_append_time_ms=stamp, log_start_offset=start)
                 parts.append({"index": data.index, **answer})
             topics.append({"name": topic.name, "partition_responses": parts})
         return {"responses": topics} if call.request.acks != 0 else None
 
-    def _append(self, name: str, partition: int, batch: bytes, acks: int) -> tuple[int, int, int]:
+    def _append(self, name: str, partition: int, batch: bytes, request: Any) -> tuple[int, int, int]:
         """Returns the batch's offset, where the log starts, and the time that the batch was stamped with, or -1."""
-        if acks not in (-1, 0, 1):
+        if request.acks not in (-1, 0, 1):
             raise errors.InvalidRequiredAcksError()
         found, topic, now_ms = self.log(name, partition), self.topics[name], _now_ms()
         if len(batch) > (limit := topic.limit("max.message.bytes", self._max_message_bytes)):
             raise errors.MessageSizeTooLargeError(f"a batch of {len(batch)} bytes, at most {limit} are allowed")
         header = Header.of(batch)
         if header.attributes & TRANSACTIONAL:
+            if request.transactional_id is None:
+                raise errors.TransactionalIdAuthorizationFailedError()
             self.check_transaction(header, (name, partition))
         start, retention = found.start, topic.limit("retention.bytes", self._retention_bytes)
         offset = found.append(batch, header, now_ms, retention_bytes=retention, stamp=topic.stamps)
@@ -202,7 +208,7 @@ class Topics:
             raise errors.OffsetOutOfRangeError()
         end = found.stable_end if isolation == READ_COMMITTED else found.end
         records, behind = found.read(offset, room, end, at_least_one=not size)
-        aborted = [one for one in found.aborted if one.last >= offset and one.first < behind]
+        aborted = [one for one in found.aborted if isolation and one.last >= offset and one.first < behind]
         return {
             "high_watermark": found.end,
             "last_stable_offset": found.stable_end,
@@ -220,7 +226,7 @@ class Topics:
                 return (found.stable_end if isolation == READ_COMMITTED else found.end), -1
             if part.timestamp == EARLIEST:
                 return found.start, -1
-            if part.timestamp < HIGHEST_TIME:
+            if part.timestamp < (HIGHEST_TIME if call.version >= 7 else EARLIEST):
                 raise errors.UnsupportedVersionError()
             return found.find_time(found.latest_time() if part.timestamp == HIGHEST_TIME else part.timestamp)
 
@@ -235,6 +241,8 @@ class Topics:
 
     def _create_topics(self, call: Call) -> Answer:
         def create(wanted: Any, count: int) -> None:
+            if [topic.name for topic in call.request.topics].count(wanted.name) > 1:
+                raise errors.InvalidRequestError("one topic twice")
             if wanted.replication_factor not in (-1, 1):
                 raise errors.InvalidReplicationFactorError("there is one broker, so there is one replica")
             configs = {config.name: config.value for config in wanted.configs}
@@ -282,6 +290,11 @@ class Topics:
             return {**answer, "low_watermark": -1 if start is None else start}
 
         return {"topics": by_partition(call.request.topics, answer)}
+
+
+def check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name) or name in (".", ".."):
+        raise errors.InvalidTopicError(f"{name!r} is no name for a topic: 1 to 249 of a-z A-Z 0-9 . _ -")
 
 
 def by_partition(topics: Any, answer: Callable[[str, Any], Answer]) -> list[Answer]:

@@ -70,8 +70,10 @@ class Transactions:
         r = call.request
 
         def begin() -> tuple[int, int]:
-            if not r.transactional_id:
+            if r.transactional_id is None:
                 return next(self._ids), 0
+            if not r.transactional_id:
+                raise errors.InvalidRequestError()
             if not 0 < r.transaction_timeout_ms <= MAX_TIMEOUT_MS:
                 raise errors.InvalidTransactionTimeoutError()
             known = self._known.get(r.transactional_id)
@@ -84,7 +86,7 @@ class Transactions:
                 known.epoch += 1
             if known is None or known.epoch >= MAX_EPOCH:
                 known = self._known[r.transactional_id] = Transaction(next(self._ids), 0.0)
-            known.timeout_s = r.transaction_timeout_ms / 1000
+            known.committed, known.timeout_s = None, r.transaction_timeout_ms / 1000
             return known.producer_id, known.epoch
 
         answer, given = call.attempt(begin)
@@ -98,13 +100,15 @@ class Transactions:
         def add() -> None:
             ids = r.v3_and_below_transactional_id, r.v3_and_below_producer_id, r.v3_and_below_producer_epoch
             transaction = self._get(*ids, call.version >= 2)
-            for place in places:
-                self._topics.log(*place)
             transaction.begin()
             transaction.places.update(places)
 
-        code = call.attempt(add)[0]["error_code"]
-        topics = [(t.name, [{"partition_index": p, "partition_error_code": code} for p in t.partitions])
+        known = {place: call.attempt(self._topics.log, *place)[0]["error_code"] for place in places}
+        if any(known.values()):  # all or none
+            codes = {place: code or errors.OperationNotAttemptedError.errno for place, code in known.items()}
+        else:
+            codes = dict.fromkeys(places, call.attempt(add)[0]["error_code"])
+        topics = [(t.name, [{"partition_index": p, "partition_error_code": codes[t.name, p]} for p in t.partitions])
                   for t in r.v3_and_below_topics]  # fmt: skip
         return {"results_by_topic_v3_and_below": [{"name": n, "results_by_partition": parts} for n, parts in topics]}
 
