@@ -48,6 +48,7 @@ QUICK: Mapping[str, object] = {
     "share.coordinator.state.topic.num.partitions": 1,  # 50
     "log.cleaner.dedupe.buffer.size": 4 << 20,  # 128 MB
     "log.segment.delete.delay.ms": 1000,  # 60000
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": 500,  # 10000; how late a timeout may be
     "num.network.threads": 2,  # 3
     "num.io.threads": 2,  # 8
     "background.threads": 2,  # 10
