@@ -223,7 +223,7 @@ def test_each_of_two_members_stays_until_all_partitions_are_at_their_end(kafka: 
     handlers = """
         @app.topic(TOPIC)
         def save(batch, ctx):
-            print(ctx.partition, flush=True)
+            print(f"{ctx.partition}\\n", end="", flush=True)  # in one piece
             while ctx.partition == 1 and not os.path.exists("../go"):
                 time.sleep(0.01)
     """
