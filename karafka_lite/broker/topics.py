@@ -21,6 +21,7 @@ log = logging.getLogger("karafka_lite.broker")
 NODE, CLUSTER = 1, "karafka-lite-embedded"
 LATEST, EARLIEST, HIGHEST_TIME = -1, -2, -3
 READ_COMMITTED = 1
+MAX_FETCH_BYTES = 8 << 20  # fetch.max.bytes, 55 MiB in Kafka: an answer is copied a few times on its way
 NUMBERS = {"max.message.bytes", "retention.bytes"}  # the topic configs that are acted on, with message.timestamp.type
 IGNORED = {"cleanup.policy", "compression.type", "min.insync.replicas", "retention.ms", "segment.bytes", "segment.ms"}
 
@@ -193,7 +194,7 @@ class Topics:
         for topic in r.topics:
             parts = []
             for part in topic.partitions:
-                room = min(part.partition_max_bytes, r.max_bytes - size)
+                room = min(part.partition_max_bytes, min(r.max_bytes, MAX_FETCH_BYTES) - size)
                 answer, found = call.attempt(self._read_partition, topic.topic, part, room, size, r.isolation_level)
                 found = found or {"high_watermark": -1, "aborted_transactions": [], "records": b""}
                 failed |= answer["error_code"] != 0

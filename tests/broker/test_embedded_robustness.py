@@ -238,7 +238,7 @@ def test_requests_behind_one_that_waits_are_answered_in_their_order(broker: Embe
 PROGRAM = """
 import sys
 from karafka_lite.broker.embedded import EmbeddedBroker
-with EmbeddedBroker(["topic"], retention_bytes=8 << 20) as broker:
+with EmbeddedBroker(["topic"], retention_bytes=16 << 20) as broker:
     print(broker.bootstrap_servers, flush=True)
     sys.stdin.read()
 """
@@ -258,7 +258,7 @@ def test_a_broker_stays_within_100_mb_when_far_more_is_sent_than_it_retains(tmp_
         for _ in range(100):
             assert produce(wire, TOPIC, batch)[0] == 0
         code, first = offset_at(wire, TOPIC, -2)
-        assert (code, first) == (0, 100 - (8 << 20) // len(batch))
+        assert (code, first) == (0, 100 - (16 << 20) // len(batch))
         assert fetch(wire, TOPIC, 0).error_code == 1
         assert len(fetch(wire, TOPIC, first, max_bytes=50 << 20, partition_max_bytes=50 << 20).records) < 8 << 20
         status = Path(f"/proc/{process.pid}/status")
@@ -267,7 +267,7 @@ def test_a_broker_stays_within_100_mb_when_far_more_is_sent_than_it_retains(tmp_
             assert int(peak) < 100_000
     _, said = process.communicate("", timeout=20)
     assert process.returncode == 0
-    assert said.strip() == "topic-0: over 8388608 bytes, the oldest messages are dropped", "once, and nothing else"
+    assert said.strip() == "topic-0: over 16777216 bytes, the oldest messages are dropped", "once, and nothing else"
 
 
 # -- faults -----------------------------------------------------------------------------------------------------------
