@@ -111,6 +111,12 @@ def test_what_is_no_request_ends_the_connection_at_once(broker: EmbeddedBroker, 
         assert time.monotonic() - began < 0.9, "not only after the timeout"
 
 
+def test_the_versions_that_are_offered_are_those_that_are_answered(broker: EmbeddedBroker) -> None:
+    with contextlib.closing(Wire(broker.bootstrap_servers)) as wire:
+        offered = {api.api_key: (api.min_version, api.max_version) for api in wire.ask("ApiVersions").api_keys}
+    assert offered == {api.key: (api.lowest, api.top) for api in APIS.values()}
+
+
 def test_random_bytes_do_no_harm(broker: EmbeddedBroker) -> None:
     dice = random.Random(1)
     for _ in range(100):
