@@ -21,7 +21,7 @@ log = logging.getLogger("karafka_lite.broker")
 NODE, CLUSTER = 1, "karafka-lite-embedded"
 LATEST, EARLIEST, HIGHEST_TIME = -1, -2, -3
 READ_COMMITTED = 1
-MAX_FETCH_BYTES = 8 << 20  # fetch.max.bytes, 55 MiB in Kafka: an answer is copied a few times on its way
+MAX_FETCH_BYTES = 4 << 20  # fetch.max.bytes, 55 MiB in Kafka: an answer is copied a few times on its way
 NUMBERS = {"max.message.bytes", "retention.bytes"}  # the topic configs that are acted on, with message.timestamp.type
 IGNORED = {"cleanup.policy", "compression.type", "min.insync.replicas", "retention.ms", "segment.bytes", "segment.ms"}
 
