@@ -936,7 +936,9 @@ def test_questions_that_the_transaction_coordinator_refuses(wire: Wire) -> None:
     assert one.add((topic, 0)) == one.add((topic, 0)) == [NONE]
     assert one.end(commit=True) == one.end(commit=True) == NONE, "again, because the answer was lost"
     assert one.end(commit=False) == INVALID_TXN_STATE, "it was committed"
+    epoch = one.epoch
     assert one.init(one.pid, one.epoch) == NONE
+    assert one.epoch > epoch
     assert one.end(commit=True) == INVALID_TXN_STATE, "nothing is open"
     pid, one.pid = one.pid, 4711
     assert one.add((topic, 0)) == [UNMAPPED_PRODUCER]
