@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import sys
 import threading
@@ -20,9 +19,9 @@ from typing import TYPE_CHECKING, NoReturn
 from karafka_lite import console, target
 from karafka_lite.app import App
 from karafka_lite.drain import Drain
-from karafka_lite.errors import BrokerUnavailableError, KarafkaLiteError
+from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, KarafkaLiteError
 from karafka_lite.feed import Feed, feed
-from karafka_lite.routing import resolve_bootstrap_servers
+from karafka_lite.routing import check_topic, resolve_bootstrap_servers
 from karafka_lite.version import __version__
 
 if TYPE_CHECKING:
@@ -222,14 +221,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _command(
+    commands: argparse._SubParsersAction[_Parser],
+    name: str,
+    command: Callable[[argparse.Namespace], int],
+    does: str,
+    description: str,
+    examples: str,
+) -> _Parser:
+    formatter = argparse.RawDescriptionHelpFormatter
     parser = commands.add_parser(
-        "run",
-        help="run the consumers of an App until Ctrl-C or SIGTERM",
-        description="Run the consumers of an App until Ctrl-C or SIGTERM.",
-        epilog=_RUN_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        name, help=does, description=description, epilog=examples, formatter_class=formatter, allow_abbrev=False
+    )
+    parser.set_defaults(command=command, parser=parser)
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
+    does = "run the consumers of an App until Ctrl-C or SIGTERM"
+    parser = _command(
+        commands, "run", _run, does, "Run the consumers of an App until Ctrl-C or SIGTERM.", _RUN_EXAMPLES
     )
     parser.add_argument("target", metavar="module:app", help="where the App is; ':app' may be left out")
     here = "'embedded' or 'docker' starts one for this run"
@@ -247,17 +258,17 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     patience = "how long nothing may be processed while no handler runs (default: 60), then exit 4"
     parser.add_argument("--drain-timeout", metavar="SECONDS", type=_seconds, help=f"with --drain: {patience}")
     _add_log_level(parser)
-    parser.set_defaults(command=_run, parser=parser)
 
 
 def _add_produce(commands: argparse._SubParsersAction[_Parser]) -> None:
-    parser = commands.add_parser(
+    does = "send the lines of a file to a topic"
+    parser = _command(
+        commands,
         "produce",
-        help="send the lines of a file to a topic",
-        description="Send the lines of a file to a topic, and wait until all in-sync replicas have them.",
-        epilog=_PRODUCE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        _produce,
+        does,
+        "Send the lines of a file to a topic, and wait until all in-sync replicas have them.",
+        _PRODUCE_EXAMPLES,
     )
     parser.example = "karafka-lite produce my_topic my_file.jsonl --broker localhost:9092"
     parser.add_argument("topic", metavar="TOPIC", help="where the messages go")
@@ -266,17 +277,17 @@ def _add_produce(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument("--text", action="store_true", help="send the lines as they are, whatever they hold")
     _add_servers(parser, "KARAFKA_LITE_BOOTSTRAP_SERVERS; default: localhost:9092")
     _add_log_level(parser)
-    parser.set_defaults(command=_produce, parser=parser)
 
 
 def _add_broker(commands: argparse._SubParsersAction[_Parser]) -> None:
-    parser = commands.add_parser(
+    does = "run a broker for development, for several terminals"
+    parser = _command(
+        commands,
         "broker",
-        help="run a broker for development, for several terminals",
-        description="Run a broker for development at 127.0.0.1 until Ctrl-C or SIGTERM.",
-        epilog=_BROKER_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        _broker,
+        does,
+        "Run a broker for development at 127.0.0.1 until Ctrl-C or SIGTERM.",
+        _BROKER_EXAMPLES,
     )
     parser.example = "karafka-lite broker --port 9092 --topic user_events:3 --topic clicks"
     parser.add_argument("--port", metavar="PORT", type=_port, default=9092, help="of 127.0.0.1 (default: %(default)s)")
@@ -292,7 +303,6 @@ def _add_broker(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument("--docker", action="store_true", help="Apache Kafka in a container; needs karafka-lite[docker]")
     _add_image(parser, "--docker")
     _add_log_level(parser)
-    parser.set_defaults(command=_broker, parser=parser)
 
 
 def _seconds(typed: str) -> float:
@@ -313,10 +323,10 @@ def _port(typed: str) -> int:
 
 def _topic(typed: str) -> tuple[str, int]:
     name, colon, partitions = typed.partition(":")
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name) or name in (".", ".."):
-        raise argparse.ArgumentTypeError(
-            f"{name!r} cannot be a topic of Kafka: type 1 to 249 of a-z A-Z 0-9 . _ - (but not just . or ..)"
-        )
+    try:
+        check_topic(name)
+    except ConfigurationError as mistake:
+        raise argparse.ArgumentTypeError(str(mistake)) from None
     if colon and not (partitions.isdecimal() and int(partitions)):
         raise argparse.ArgumentTypeError(f"{partitions!r} partitions: type a number from 1, as in {name}:3")
     return name, int(partitions or 1)
