@@ -42,6 +42,7 @@ from kafka.structs import MemberState
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, FetchError, KarafkaLiteError
 from karafka_lite.group import PollPlan
 from karafka_lite.messages import Record, TopicPartition, at
+from karafka_lite.partition import Target, Time
 
 log = logging.getLogger("karafka_lite")
 kafka_log = logging.getLogger("karafka_lite.kafka")
@@ -167,6 +168,20 @@ class Client:
         except kafka.errors.KafkaError as error:
             log.debug("group %s: not all starting offsets are known yet: %s", self.group_id, error)
         return starts
+
+    def offset_of(self, place: TopicPartition, target: Target) -> int | None:
+        """Where ``target`` is; None while the cluster cannot say it. Behind the end there is the end."""
+        wanted, consumer = Place(*place), self._consumer
+        try:
+            if isinstance(target, Time):
+                found = consumer.offsets_for_times({wanted: target.ms}, timeout_ms=REQUEST_MS)[wanted]
+                if found is not None:
+                    return int(found.offset)
+            ask = consumer.beginning_offsets if target == "earliest" else consumer.end_offsets
+            return int(ask([wanted], timeout_ms=REQUEST_MS)[wanted])
+        except kafka.errors.KafkaError as error:
+            log.debug("group %s: %s: %s is not known yet: %s", self.group_id, at(*place), target, error)
+            return None
 
     def apply(self, plan: PollPlan) -> None:
         """Carry out what the group wants before the next poll; a partition that has just gone is left alone."""

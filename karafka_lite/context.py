@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 from typing import Any, Protocol
 
 from karafka_lite.messages import Message, at
-from karafka_lite.partition import Partition, State
+from karafka_lite.partition import Partition, Run, State, Target, Time
 
 log = logging.getLogger("karafka_lite")
 
@@ -26,6 +28,12 @@ class Shell(Protocol):
     def commit(self, partition: Partition, timeout_ms: int) -> bool:
         """Wait until everything stored is on the broker; False when ownership ended first; raises CommitError."""
 
+    def redirect(self, partition: Partition, target: Target) -> bool:
+        """Have the next batch start at ``target``; False when not the owner."""
+
+    def rest(self, partition: Partition, ms: float) -> bool:
+        """Hand over no batch for ``ms``; False when not the owner."""
+
 
 class Context:
     """The second argument of a handler and the only one of a hook; a new one for each call.
@@ -35,14 +43,15 @@ class Context:
         attempt: 1 at the first try of this batch; back to 1 after a run that did not raise and with a new ownership.
     """
 
-    __slots__ = ("_ownership", "_shell", "attempt", "group_id", "partition", "topic")
+    __slots__ = ("_ownership", "_run", "_shell", "attempt", "group_id", "partition", "topic")
 
-    def __init__(self, shell: Shell, ownership: Partition, group_id: str, attempt: int) -> None:
-        self.topic, self.partition = ownership.place
+    def __init__(self, shell: Shell, run: Run, group_id: str) -> None:
+        self.topic, self.partition = run.partition.place
         self.group_id = group_id
-        self.attempt = attempt
+        self.attempt = run.attempt
         self._shell = shell
-        self._ownership = ownership
+        self._run = run
+        self._ownership = run.partition
 
     # -- offsets
 
@@ -107,6 +116,73 @@ class Context:
             return self._shell.request_commit(self._ownership)
         return self._shell.owns(self._ownership) and self._shell.commit(self._ownership, timeout_ms)
 
+    # -- flow
+
+    def each(self, batch: Iterable[Message]) -> Iterator[Message]:
+        """The messages of ``batch``, each marked when the loop asks for the next one.
+
+        Ends early when it is time to wrap up (``stopping``) or the partition is gone (``revoked``). What was not handed
+        out is not marked, in automatic mode either, and neither is the message in hand when the loop is left by
+        ``break`` or ``return``: the next batch starts with it, after ``backoff_ms`` when this run marked nothing.
+
+        Example::
+
+            for message in ctx.each(batch):
+                save(message.payload)
+        """
+        run = self._run
+        for message in batch:
+            run.in_hand = message.offset
+            if self.stopping or self.revoked:
+                return
+            yield message
+            if not self.mark_as_consumed(message):
+                return
+        run.in_hand = None
+
+    def seek(self, to: int | str | datetime) -> bool:
+        """Have the next batch start elsewhere; the batch in hand goes on, and is not marked by itself.
+
+        Marks are as ever: what this run marks is stored, and the next batch stores what it marks, be it older or newer.
+
+        Args:
+            to: an offset, ``"earliest"``, ``"latest"``, or a datetime with its time zone (the first message that is not
+                older, else the end). An offset that does not exist goes where ``auto_offset_reset`` says.
+
+        Returns:
+            False: the partition is no longer ours.
+
+        Raises:
+            TypeError, ValueError: nothing to seek to: a negative offset, another word, a datetime without a time zone.
+        """
+        return self._shell.redirect(self._ownership, _target("seek", to))
+
+    def pause(self, ms: float, *, offset: int | None = None) -> bool:
+        """Have no batch of this partition for ``ms`` milliseconds; other partitions go on.
+
+        With ``offset`` the next batch starts there, and this run is not marked by itself; without it only the time
+        changes. A back-off that is longer than the pause stays. It ends with the ownership.
+
+        Returns:
+            False: the partition is no longer ours.
+
+        Raises:
+            TypeError, ValueError: ``ms`` or ``offset`` is negative, or no number.
+        """
+        if isinstance(ms, bool) or not isinstance(ms, int | float):
+            raise TypeError(f"pause takes milliseconds, not {ms!r}; for example: ctx.pause(5000)")
+        if not 0 <= ms < float("inf"):
+            raise ValueError(f"pause takes milliseconds from 0, not {ms!r}")
+        if offset is not None and not isinstance(_target("pause", offset), int):
+            raise TypeError(f"pause starts again at an offset, not at {offset!r}; type ctx.seek({offset!r}) as well")
+        if not self._shell.rest(self._ownership, ms):
+            return False
+        return offset is None or self._shell.redirect(self._ownership, offset)
+
+    def resume(self) -> bool:
+        """End a ``pause`` early; may be called from another thread. False: the partition is no longer ours."""
+        return self._shell.rest(self._ownership, 0)
+
     # -- ownership
 
     @property
@@ -153,3 +229,17 @@ class Context:
 
     def __repr__(self) -> str:
         return f"<Context {at(self.topic, self.partition)} group={self.group_id} attempt={self.attempt}>"
+
+
+def _target(what: str, to: object) -> Target:
+    if isinstance(to, datetime):
+        if to.utcoffset() is None:
+            raise ValueError(f"{to!r} has no time zone; for example: datetime(2026, 1, 31, tzinfo=timezone.utc)")
+        return Time(int(to.timestamp() * 1000))
+    if to == "earliest" or to == "latest":
+        return to
+    if isinstance(to, bool) or not isinstance(to, int | str):
+        raise TypeError(f"{what} takes an offset, 'earliest', 'latest' or a datetime, not {to!r}")
+    if isinstance(to, str) or to < 0:
+        raise ValueError(f"{what} takes an offset from 0, 'earliest', 'latest' or a datetime, not {to!r}")
+    return to

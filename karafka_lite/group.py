@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from karafka_lite.backoff import Backoff
 from karafka_lite.messages import Record, TopicPartition
-from karafka_lite.partition import Partition, Policy, Run, State
+from karafka_lite.partition import Partition, Policy, Run, State, Target
 
 FINAL_COMMIT_S = 5.0  # a last commit is tried at least so long, also when the handlers used up the whole drain
 COMMIT_RETRY = Backoff(100, 1000)
@@ -175,6 +175,16 @@ class Group:
         """Ownerships whose starting position is not known: ask the cluster, then call ``started``."""
         return [place for place, partition in self.owned.items() if partition.start is None]
 
+    def sought(self) -> dict[TopicPartition, Target]:
+        """Where the user wants to begin, and only the cluster knows the offset: ask it, then call ``found``."""
+        return {place: p.target for place, p in self.owned.items() if p.target is not None and p.start is not None}
+
+    def found(self, place: TopicPartition, target: Target, offset: int) -> None:
+        """``target`` in ``place`` is ``offset``."""
+        partition = self.owned.get(place)
+        if partition and partition.target == target:
+            partition.begin_next_at(offset)
+
     def poll_plan(self, now: float) -> PollPlan:
         """What has to be done before the next poll; each answer is given once."""
         plan = PollPlan(join_anew=self._join_anew)
@@ -213,6 +223,27 @@ class Group:
         successor = self.owned.get(run.partition.place)
         if successor is not None and successor is not run.partition:
             self._settle(successor, now)
+
+    def redirect(self, partition: Partition, target: Target, now: float) -> bool:
+        """User code wants the next batch to start at ``target``; a running one goes on. False when not the owner."""
+        if partition.over:
+            return False
+        if partition.run and not partition.run.hook:
+            partition.run.redirect = target
+        else:
+            partition.begin_next_at(target)
+        self._settle(partition, now)
+        self.news = True
+        return True
+
+    def rest(self, partition: Partition, until: float, now: float) -> bool:
+        """User code wants no batch before ``until``. False when not the owner."""
+        if partition.over:
+            return False
+        partition.rests_until = until
+        self._settle(partition, now)
+        self.news = True
+        return True
 
     # -- offsets
 

@@ -24,7 +24,7 @@ from karafka_lite.context import Context
 from karafka_lite.errors import BrokerUnavailableError, CommitError, FetchError, KarafkaLiteError
 from karafka_lite.group import Commit, Group
 from karafka_lite.messages import Batch, TopicPartition, at
-from karafka_lite.partition import Partition, Run, State
+from karafka_lite.partition import Partition, Run, State, Target
 from karafka_lite.routing import Config, Route
 from karafka_lite.standing import Score, Standing
 from karafka_lite.workers import Workers
@@ -162,7 +162,7 @@ class Member:
     def _poll_once(self) -> None:
         now = time.monotonic()
         subscribed = self._subscribe_to_what_exists(now)
-        self._find_starts()
+        self._find_positions()
         with self._lock:
             self._check_membership(now)
             self.group.advance(now)
@@ -215,9 +215,13 @@ class Member:
             self._missing = missing
         return len(self._missing) < len(self._routes)
 
-    def _find_starts(self) -> None:
+    def _find_positions(self) -> None:
         with self._lock:
-            places = self.group.unstarted()
+            places, sought = self.group.unstarted(), self.group.sought()
+        for place, target in sought.items():
+            if (offset := self._client.offset_of(place, target)) is not None:
+                with self._lock:
+                    self.group.found(place, target, offset)
         if not places:
             return
         starts = self._client.starts(places)
@@ -289,7 +293,7 @@ class Member:
         """The user's function; what it raised."""
         topic = run.partition.place[0]
         route = self._routes[topic]
-        context = Context(self, run.partition, self.group_id, run.attempt)
+        context = Context(self, run, self.group_id)
         if run.hook:
             for function in route.hooks[run.hook]:
                 try:
@@ -404,6 +408,22 @@ class Member:
                     )
                 self._changed.wait(min(LOOK_AGAIN_S, deadline - now))
         return True
+
+    def redirect(self, partition: Partition, target: Target) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            self._check_membership(now)
+            redirected = self.group.redirect(partition, target, now)
+            self._carry_out()
+            return redirected
+
+    def rest(self, partition: Partition, ms: float) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            self._check_membership(now)
+            rests = self.group.rest(partition, now + ms / 1000, now)
+            self._carry_out()
+            return rests
 
     # -- what the client tells (Rebalance), on its IO thread
 

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from karafka_lite.backoff import Backoff
 from karafka_lite.messages import Record, TopicPartition, at, following
@@ -45,6 +45,16 @@ class Hook(Enum):
     ON_REVOKED = "on_revoked"
 
 
+class Time(NamedTuple):
+    """The first message that is not older, as a place to begin at."""
+
+    ms: int
+
+
+# Where a batch may begin: an offset, or what only the cluster can turn into one.
+Target = int | Literal["earliest", "latest"] | Time
+
+
 class Policy(NamedTuple):
     """What a route asks of its partitions."""
 
@@ -64,6 +74,9 @@ class Run:
     records: Sequence[Record]
     end_offset: int | None
     attempt: int
+    version: int = 0  # of the marks when it began
+    in_hand: int | None = None  # ``each`` stands at this message, which is not marked
+    redirect: Target | None = None  # where the user wants the next batch to start
 
     def __str__(self) -> str:
         if self.hook:
@@ -84,6 +97,7 @@ class Partition:
 
         self.start: int | None = None  # where this ownership begins; None until known
         self.seek_to: int | None = None  # the next fetch must begin here; until then what is fetched is dropped
+        self.target: Target | None = None  # the same, while only the cluster knows the offset
         self.position: int | None = None  # where fetching goes on
         self.paused = False  # as the client was told last
         self.fetch_failures = 0
@@ -92,7 +106,7 @@ class Partition:
         self.queued = 0
         self.queued_since = 0.0
 
-        self.running = False  # a worker is inside this partition's user code
+        self.run: Run | None = None  # a worker is inside this partition's user code
         self.enlisted = False  # waits for a worker
         self.hook_due: Hook | None = None
         self.handed = False  # at least one batch was handed over
@@ -101,6 +115,7 @@ class Partition:
         self.processed = 0  # behind the last message of a run that did not raise
         self.attempt = 1
         self.not_before = 0.0  # end of the back-off
+        self.rests_until = 0.0  # the user's own pause
         self.retry_position = 0
 
         self.stored: int | None = None
@@ -117,6 +132,11 @@ class Partition:
         return self.state >= RELEASING
 
     @property
+    def running(self) -> bool:
+        """User code of this ownership runs."""
+        return self.run is not None
+
+    @property
     def busy(self) -> bool:
         """User code of this ownership runs, or has yet to run."""
         return self.running or self.hook_due is not None
@@ -129,7 +149,7 @@ class Partition:
     @property
     def at_rest(self) -> bool:
         """Everything before ``position`` was handed over, and no run of it is going on or has to be repeated."""
-        nothing_due = self.seek_to is None and not self.queued and self.attempt == 1
+        nothing_due = self.seek_to is None and self.target is None and not self.queued and self.attempt == 1
         return self.state is State.ASSIGNED and nothing_due and not self.busy and self.predecessor is None
 
     @property
@@ -151,9 +171,10 @@ class Partition:
             return None
         if self.pending and not self.handed:  # a starting position that has to be on the broker first
             return None
+        ready_at = max(self.not_before, self.rests_until)
         if self.queued >= self.policy.max_messages or not self.policy.batch_timeout_ms:
-            return self.not_before
-        return max(self.not_before, self.queued_since + self.policy.batch_timeout_ms / 1000)
+            return ready_at
+        return max(ready_at, self.queued_since + self.policy.batch_timeout_ms / 1000)
 
     # -- messages
 
@@ -167,7 +188,9 @@ class Partition:
 
     def fetched(self, records: Sequence[Record], end_offset: int | None, now: float) -> bool:
         """Queue what was fetched; False where it was dropped because it is not what is to be read next."""
-        if self.state is not State.ASSIGNED or self.start is None or self.seek_to is not None:
+        if self.state is not State.ASSIGNED or self.start is None:
+            return False
+        if self.seek_to is not None or self.target is not None:
             return False
         self.fetch_failures = 0
         if not self.queued:
@@ -215,10 +238,10 @@ class Partition:
         due = self.ready_at()
         if due is None or due > now:
             return None
-        self.running = True
         if self.hook_due:
             hook, self.hook_due = self.hook_due, None
-            return Run(self, hook, (), None, self.attempt)
+            self.run = Run(self, hook, (), None, self.attempt)
+            return self.run
         records, end_offset = self.take()
         self.queued_since = now
         first, behind = records[0].offset, following(records[-1].offset)
@@ -227,24 +250,41 @@ class Partition:
         self.handed = True
         if not self.policy.manual_offsets:
             self.retry_position = first
-        return Run(self, None, records, end_offset, self.attempt)
+        self.run = Run(self, None, records, end_offset, self.attempt, self.version)
+        return self.run
 
     def end(self, run: Run, *, failed: bool, now: float) -> None:
-        """The run is over. Automatic: what succeeded is marked; a failed batch is read again after its back-off."""
-        self.running = False
+        """The run is over. What the user wants to come next comes next; else what succeeded is marked (automatic), and
+        a failed batch is read again after its back-off."""
+        self.run = None
         if run.hook:
             return
         if failed:
             self.not_before = now + self.policy.backoff.delay_ms(self.attempt) / 1000
             self.attempt += 1
-            self.seek_to = self.retry_position
-            self.drop_queue()
             self.user_state.clear()  # its unmarked messages come again: a buffer would hold them twice
+            self.begin_next_at(self.retry_position if run.redirect is None else run.redirect)
             return
         self.attempt = 1
         self.processed = following(run.records[-1].offset)
-        if not self.policy.manual_offsets:
+        if run.redirect is not None:
+            self.begin_next_at(run.redirect)
+        elif run.in_hand is not None:
+            self.processed = run.in_hand
+            self.begin_next_at(run.in_hand)
+            if self.version == run.version:  # else it might spin
+                self.not_before = now + self.policy.backoff.delay_ms(1) / 1000
+        elif not self.policy.manual_offsets:
             self.mark(self.processed)
+
+    def begin_next_at(self, target: Target) -> None:
+        """The next batch starts there, whatever has been fetched."""
+        self.drop_queue()
+        if isinstance(target, int):
+            self.target = None
+            self.seek_to = self.retry_position = target
+        else:
+            self.target, self.seek_to = target, None
 
     # -- offsets
 

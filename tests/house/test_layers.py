@@ -125,11 +125,24 @@ def test_no_file_is_longer_than_one_idea() -> None:
 
 
 def test_the_core_stays_small() -> None:
-    # Comments and docstrings are read too, blank lines are not.
     files = {path: source for path, source in sources().items() if entry(path) not in NOT_CORE}
-    lines = {path: sum(1 for line in source.splitlines() if line.strip()) for path, source in files.items()}
+    lines = {path: lines_of_code(source) for path, source in files.items()}
     total = sum(lines.values())
     assert total < MAX_LINES_OF_THE_CORE, f"{total} lines: {lines}"
+
+
+def lines_of_code(source: str) -> int:
+    """Without blank lines, comments and docstrings: a docstring that is left out makes nothing easier to read."""
+    docs = {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        for first in node.body[:1]
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+        for line in range(first.lineno, (first.end_lineno or first.lineno) + 1)
+    }
+    lines = enumerate(source.splitlines(), start=1)
+    return sum(1 for number, line in lines if line.strip() and not line.strip().startswith("#") and number not in docs)
 
 
 @pytest.mark.parametrize("heavy", ["rich", "docker"])

@@ -47,6 +47,7 @@ class Handlers:
         size = len(run.records)
         fails_at = rng.randrange(size + 1) if rng.random() < settings.failing else None
         returns_at = rng.randrange(size) if rng.random() < 0.05 else None
+        leaves_at = rng.randrange(size) if rng.random() < 0.05 else None  # a loop over ``each`` by ``break``
         hangs_at = rng.randrange(size) if rng.random() < settings.hanging else None
         careful = rng.random() < 0.7  # stops at the first mark that is refused, and wraps up when asked to
         marking = rng.choice([0.0, 0.3, 1.0]) if partition.policy.manual_offsets else rng.choice([0.0, 0.0, 0.3])
@@ -54,6 +55,13 @@ class Handlers:
             yield from self._work(hangs=index == hangs_at)
             if index == fails_at:
                 return True
+            if index == leaves_at:
+                run.in_hand = record.offset
+                return False
+            if rng.random() < 0.01:
+                self._member.rest(partition, rng.choice([0.0, 0.3, 20.0]))
+            if settings.backward_marks and rng.random() < 0.01:
+                self._seek(partition, record.offset)
             if index == returns_at or (careful and partition.state is State.DRAINING and rng.random() < 0.3):
                 return False
             if rng.random() < marking:
@@ -72,10 +80,16 @@ class Handlers:
             self._member.mark(partition, following(run.records[-1].offset))
         return False
 
+    def _seek(self, partition: Partition, before: int) -> None:
+        """Backward: forward would be the user's own wish to skip."""
+        begin = partition.start or 0
+        target = self._rng.choice(["earliest", self._rng.randint(min(begin, before), before)])
+        self._member.redirect(partition, target)
+
     def _mark_older(self, partition: Partition, before: int) -> None:
         """Any message that this ownership was handed."""
         member = self._member
-        records = member.world.broker.logs[partition.place].read(partition.start or 0, 1000)
+        records = member.world.broker.logs[partition.place].read(min(partition.start or 0, before), 1000)
         older = [record.offset for record in records if record.offset <= before]
         member.mark(partition, following(self._rng.choice(older[-20:])))
 

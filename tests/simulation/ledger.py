@@ -57,6 +57,10 @@ class Ownership:
         self.done = 0  # behind the last batch that was processed
         self.attempt = 1
         self.not_before = 0.0
+        self.rests_until = 0.0
+        self.seq_begun = 0  # of stores, when the batch began
+        self.redirect: Any = None  # where the running code wants the next batch to start
+        self.sought: object = None  # where to begin, while nobody knows the offset
         self.retry_position = 0
         self.token: object = None
 
@@ -189,7 +193,7 @@ class Ledger:
             return
         require(o is not None and o.asked is None and not o.lost, "nothing is queued for what is not ours", place)
         assert o is not None
-        follows = o.start is not None and self._log_has(o, o.fetch_next, records)
+        follows = o.start is not None and o.sought is None and self._log_has(o, o.fetch_next, records)
         require(follows, "what is queued follows what was queued before", o, records[0].offset, o.fetch_next)
         if not o.queued:
             o.queued_since = now
@@ -229,10 +233,17 @@ class Ledger:
         require(owned, "a batch is handed over to its owner only", o, o.seen)
         require(not any(p.busy for p in o.predecessors), "an ownership waits for the code of its predecessor", o)
         require(0 < len(records) <= o.policy.max_messages, "a batch has 1 to max_messages messages", o, len(records))
-        require(self._log_has(o, o.hand_next, records), "nothing is skipped, repeated or out of order",
-                o, records[0].offset, o.hand_next)
+        require(
+            self._log_has(o, o.hand_next, records),
+            "nothing is skipped, repeated or out of order",
+            o,
+            records[0].offset,
+            o.hand_next,
+        )
         require(run.attempt == o.attempt, "attempts are counted", o, run.attempt, o.attempt)
         require(now >= o.not_before - EPSILON, "a failed batch waits for its back-off", o, now, o.not_before)
+        require(now >= o.rests_until - EPSILON, "a paused partition rests", o, now, o.rests_until)
+        o.seq_begun, o.redirect = o.seq, None
         if len(records) < o.policy.max_messages:
             wait = o.policy.batch_timeout_ms / 1000
             require(now >= o.queued_since + wait - EPSILON, "a batch waits for max_messages or its timeout", o)
@@ -255,7 +266,10 @@ class Ledger:
         committed = self._broker.committed.get(o.place)
         require(
             committed == o.start or (committed is None and o.start == self._broker.logs[o.place].start),
-            "an owner begins at the committed offset, or where auto_offset_reset points to", o, o.start, committed,
+            "an owner begins at the committed offset, or where auto_offset_reset points to",
+            o,
+            o.start,
+            committed,
         )
 
     def _hook_begun(self, o: Ownership, hook: Hook) -> None:
@@ -279,21 +293,58 @@ class Ledger:
         elif run.hook:
             o.final_hook_done = True
         elif failed:
-            self._batch_failed(o, now)
+            self._batch_failed(o, run, now)
+        elif o.redirect is not None or run.in_hand is not None:
+            self._batch_left(o, run, now)
         else:
             o.attempt = 1
             o.done = run.records[-1].offset + 1
             if not o.policy.manual_offsets and self.marks_count(o):
                 self._stored(o, o.done, now)
 
-    def _batch_failed(self, o: Ownership, now: float) -> None:
+    def _batch_failed(self, o: Ownership, run: Run, now: float) -> None:
         o.not_before = now + o.policy.backoff.delay_ms(o.attempt) / 1000
         o.attempt += 1
-        o.queued = 0
-        o.fetch_next = o.hand_next = o.done = o.retry_position
+        self._begin_next_at(o, o.retry_position if o.redirect is None else o.redirect)
         o.token = None
         self.reached["a handler failed"] += 1
         self.reached["a handler failed during a drain"] += o.asked is not None and not o.ended
+
+    def _batch_left(self, o: Ownership, run: Run, now: float) -> None:
+        o.attempt = 1
+        self._begin_next_at(o, run.in_hand if o.redirect is None else o.redirect)
+        if o.redirect is None:
+            self.reached["a loop over each was left"] += 1
+            if o.seq == o.seq_begun:
+                o.not_before = now + o.policy.backoff.delay_ms(1) / 1000
+
+    def _begin_next_at(self, o: Ownership, target: Any) -> None:
+        o.queued = 0
+        if isinstance(target, int):
+            o.fetch_next = o.hand_next = o.done = o.retry_position = target
+            o.sought = None
+        else:
+            o.sought = target
+
+    def redirected(self, partition: Partition, target: Any, result: bool) -> None:
+        o = self.books[partition]
+        require(result is self.marks_count(o), "a seek counts while the partition is ours", o)
+        if result:
+            o.redirect = target
+            self.reached["user code has sought"] += 1
+
+    def found(self, member: Any, place: TopicPartition, target: object, offset: int) -> None:
+        o = self.open[member].get(place)
+        if o is not None and o.sought == target:
+            self._begin_next_at(o, offset)
+            self.reached["a place that only the cluster knew was found"] += 1
+
+    def rested(self, partition: Partition, until: float, result: bool) -> None:
+        o = self.books[partition]
+        require(result is self.marks_count(o), "a pause counts while the partition is ours", o)
+        if result:
+            o.rests_until = until
+            self.reached["user code has paused"] += 1
 
     # -- offsets
 
@@ -464,8 +515,8 @@ class Ledger:
         if o.start_uncommitted_latest and not o.handed and not o.acked:
             return FOREVER
         if o.queued >= o.policy.max_messages or not o.policy.batch_timeout_ms:
-            return o.not_before
-        return max(o.not_before, o.queued_since + o.policy.batch_timeout_ms / 1000)
+            return max(o.not_before, o.rests_until)
+        return max(o.not_before, o.rests_until, o.queued_since + o.policy.batch_timeout_ms / 1000)
 
     # -- at the end of a world
 

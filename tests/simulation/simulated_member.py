@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from handlers import Handlers
 from ledger import EPSILON, require
@@ -165,6 +165,12 @@ class SimulatedMember:
     def _poll_once(self) -> Steps:
         if places := self.group.unstarted():
             yield from self._find_starts(places)
+        for place, target in self.group.sought().items():
+            yield None
+            offset = self.world.broker.logs[place].start
+            self.ledger.found(self, place, target, offset)
+            self.group.found(place, target, offset)
+            self._carry_out()
         self.check_membership()
         self._advance()
         plan = self.group.poll_plan(self.now)
@@ -315,6 +321,20 @@ class SimulatedMember:
         self.ledger.marked(partition, offset, result, self.now)
         self._carry_out()
         return result
+
+    def redirect(self, partition: Partition, target: Any) -> None:
+        self.check_membership()
+        result = self.group.redirect(partition, target, self.now)
+        self.say("seek", partition, target, result)
+        self.ledger.redirected(partition, target, result)
+        self._carry_out()
+
+    def rest(self, partition: Partition, seconds: float) -> None:
+        self.check_membership()
+        result = self.group.rest(partition, self.now + seconds, self.now)
+        self.say("pause", partition, seconds, result)
+        self.ledger.rested(partition, self.now + seconds, result)
+        self._carry_out()
 
     def request_commit(self, partition: Partition) -> None:
         if not partition.over:

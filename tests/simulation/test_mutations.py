@@ -24,14 +24,14 @@ MUTATIONS = {
     "a drain keeps the queue": (
         "partition", "self.deadline = deadline\n        self.drop_queue()", "self.deadline = deadline"),
     "a failed batch is not read again": (
-        "partition", "self.seek_to = self.retry_position\n", "pass\n"),
+        "partition", "self.begin_next_at(self.retry_position if run.redirect is None else run.redirect)", "pass"),
     "a failed batch is read again behind what was queued": (
-        "partition", "self.seek_to = self.retry_position\n            self.drop_queue()",
-        "self.seek_to = self.retry_position"),
+        "partition", "self.drop_queue()\n        if isinstance(target, int):", "if isinstance(target, int):"),
     "the state survives a failure": ("partition", "self.user_state.clear()", "pass"),
     "attempts are not counted": ("partition", "self.attempt += 1", "pass"),
     "attempts are counted on after a success": ("partition", "return\n        self.attempt = 1", "return"),
-    "there is no back-off": ("partition", "self.not_before = now +", "self.not_before = 0.0 *"),
+    "there is no back-off": ("partition", "self.not_before = now + self.policy.backoff.delay_ms(self.attempt)",
+        "self.not_before = 0.0 * self.policy.backoff.delay_ms(self.attempt)"),
     "a mark does not move the retry position": (
         "partition", "self.retry_position = offset\n", "pass\n"),
     "automatic: a batch is not marked": ("partition", "self.mark(self.processed)", "pass"),
@@ -63,13 +63,28 @@ MUTATIONS = {
     "a partition that could not be read rests for good": (
         "partition", "or now < self.fetch_at", "or self.fetch_at > 0"),
     "a partition is never paused": ("partition", "return self.queued >= limit or", "return"),
-    "what was fetched before a seek is queued": ("partition", " or self.seek_to is not None:", ":"),
+    "what was fetched before a seek is queued": (
+        "partition", "if self.seek_to is not None or self.target is not None:", "if self.target is not None:"),
     "what is left of a chunk is thrown away": (
         "partition", "self._chunks.appendleft((chunk[room:], end_offset))", "self.queued -= len(chunk) - room"),
     "chunks are handed over in the wrong order": ("partition", "self._chunks.popleft()", "self._chunks.pop()"),
+    "the message in hand of a loop that was left is skipped": (
+        "partition", "elif run.in_hand is not None:", "elif False:"),
+    "a loop that is left without a mark spins": ("partition", "if self.version == run.version:", "if False:"),
+    "a seek is forgotten": (
+        "group", "partition.run.redirect = target", "pass"),
+    "a seek of a failed run is forgotten": (
+        "partition", "self.retry_position if run.redirect is None else run.redirect", "self.retry_position"),
+    "a pause is ignored": (
+        "partition", "ready_at = max(self.not_before, self.rests_until)", "ready_at = self.not_before"),
+    "a pause is for good": ("group", "partition.rests_until = until", "partition.rests_until = until + 1e9"),
+    "a loss does not refuse a seek": (
+        "group", "if partition.over:\n            return False\n        if partition.run", "if partition.run"),
+    "what was fetched while a place is looked up is queued": (
+        "partition", "if self.seek_to is not None or self.target is not None:", "if self.seek_to is not None:"),
     "a batch does not wait for its timeout": (
-        "partition", "return max(self.not_before, self.queued_since + self.policy.batch_timeout_ms / 1000)",
-        "return self.not_before"),
+        "partition", "return max(ready_at, self.queued_since + self.policy.batch_timeout_ms / 1000)",
+        "return ready_at"),
     "a job that has passed blocks the partition": (
         "partition", "self.enlisted = False\n        due", "due"),
     "a partition is handed over before its last commit": (

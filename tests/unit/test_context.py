@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from karafka_lite import Batch, CommitError, Context, Message
-from karafka_lite.partition import Partition, Policy, Run, State
+from karafka_lite.partition import Partition, Policy, Run, State, Target, Time
 
 
 @dataclass
@@ -38,6 +39,19 @@ class Shell:
             raise self.commits
         return bool(self.commits)
 
+    def redirect(self, partition: Partition, target: Target) -> bool:
+        self.asked.append(("redirect", target))
+        return self.owns(partition)
+
+    def rest(self, partition: Partition, ms: float) -> bool:
+        self.asked.append(("rest", ms))
+        return self.owns(partition)
+
+
+def run_of(ownership: Partition, attempt: int = 1) -> Run:
+    """A run of user code; its records do not matter here."""
+    return Run(ownership, None, (), None, attempt)
+
 
 def message(offset: int, topic: str = "topic", partition: int = 1) -> Message:
     return Message(topic, partition, offset, value=b'{"id": 1}')
@@ -61,7 +75,7 @@ def ownership() -> Partition:
 
 @pytest.fixture
 def ctx(shell: Shell, ownership: Partition) -> Context:
-    return Context(shell, ownership, "group", attempt=1)
+    return Context(shell, run_of(ownership), "group")
 
 
 # -- what it is -------------------------------------------------------------------------------------------------------
@@ -73,7 +87,7 @@ def test_a_context_tells_whose_messages_these_are(ctx: Context) -> None:
 
 
 def test_attempt_counts_from_one_and_retrying_is_any_later_one(shell: Shell, ownership: Partition) -> None:
-    told = [(ctx.attempt, ctx.retrying) for ctx in (Context(shell, ownership, "group", n) for n in (1, 2, 7))]
+    told = [(ctx.attempt, ctx.retrying) for ctx in (Context(shell, run_of(ownership, n), "group") for n in (1, 2, 7))]
     assert told == [(1, False), (2, True), (7, True)]
 
 
@@ -122,7 +136,7 @@ def test_before_anything_was_handed_over_every_message_is_refused(shell: Shell) 
     partition = Partition(("topic", 1), Policy())
     partition.begin_at(10, committed=True, commit_start=False)
     with pytest.raises(ValueError, match="was never handed"):
-        Context(shell, partition, "group", 1).mark_as_consumed(message(0))
+        Context(shell, run_of(partition), "group").mark_as_consumed(message(0))
 
 
 def test_mistakes_are_told_also_when_the_partition_is_gone(ctx: Context, shell: Shell) -> None:
@@ -269,7 +283,7 @@ def test_a_late_handler_never_touches_the_next_ownership(ctx: Context, shell: Sh
     ctx.state["late"] = True
     assert ctx.mark_as_consumed(message(12)) is False
     assert (successor.stored, successor.user_state) == (10, {})
-    assert Context(shell, successor, "group", 1).revoked is False
+    assert Context(shell, run_of(successor), "group").revoked is False
 
 
 # -- state ------------------------------------------------------------------------------------------------------------
@@ -280,15 +294,124 @@ def test_state_is_a_dict_that_the_contexts_of_one_ownership_share(
 ) -> None:
     assert ctx.state == {}
     ctx.state["rows"] = [1]
-    assert Context(shell, ownership, "group", 2).state == {"rows": [1]}
+    assert Context(shell, run_of(ownership, 2), "group").state == {"rows": [1]}
 
 
 def test_state_is_never_shared_by_two_partitions(ctx: Context, shell: Shell) -> None:
     ctx.state["rows"] = [1]
-    assert Context(shell, Partition(("topic", 2), Policy()), "group", 1).state == {}
-    assert Context(shell, Partition(("topic", 1), Policy()), "group", 1).state == {}, "or by two ownerships of one"
+    assert Context(shell, run_of(Partition(("topic", 2), Policy())), "group").state == {}
+    assert Context(shell, run_of(Partition(("topic", 1), Policy())), "group").state == {}, "or by two ownerships of one"
 
 
 def test_a_context_takes_no_attributes_that_are_not_its_own(ctx: Context) -> None:
     with pytest.raises(AttributeError):
         ctx.rows = []  # type: ignore[attr-defined]
+
+
+# -- each -------------------------------------------------------------------------------------------------------------
+
+
+def batch_of(ownership: Partition) -> Batch:
+    return Batch([message(offset) for offset in range(10, 15)])
+
+
+def test_each_marks_a_message_when_the_loop_asks_for_the_next_one(ctx: Context, ownership: Partition) -> None:
+    stored = []
+    for _ in ctx.each(batch_of(ownership)):
+        stored.append(ownership.stored)
+    assert stored == [None, 11, 12, 13, 14]
+    assert ownership.stored == 15
+
+
+def test_a_loop_that_is_left_leaves_the_message_in_hand_unmarked(shell: Shell, ownership: Partition) -> None:
+    run = run_of(ownership)
+    for one in Context(shell, run, "group").each(batch_of(ownership)):
+        if one.offset == 12:
+            break
+    assert (ownership.stored, run.in_hand) == (12, 12)
+
+
+def test_a_loop_that_came_to_its_end_has_nothing_in_hand(shell: Shell, ownership: Partition) -> None:
+    run = run_of(ownership)
+    assert len(list(Context(shell, run, "group").each(batch_of(ownership)))) == 5
+    assert run.in_hand is None
+
+
+def test_each_ends_before_the_next_message_when_it_is_time_to_wrap_up(shell: Shell, ownership: Partition) -> None:
+    run, seen = run_of(ownership), []
+    for one in Context(shell, run, "group").each(batch_of(ownership)):
+        seen.append(one.offset)
+        if one.offset == 11:
+            ownership.drain(60.0, stopping_app=True)
+    assert seen == [10, 11]
+    assert (ownership.stored, run.in_hand) == (12, 12)
+
+
+def test_each_ends_when_the_partition_is_gone_and_marks_nothing_more(
+    ctx: Context, shell: Shell, ownership: Partition
+) -> None:
+    seen = []
+    for one in ctx.each(batch_of(ownership)):
+        seen.append(one.offset)
+        shell.owner = one.offset < 12
+    assert seen == [10, 11, 12]
+    assert ownership.stored == 12
+
+
+# -- seek, pause, resume ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("to", "target"),
+    [
+        (0, 0),
+        (7, 7),
+        ("earliest", "earliest"),
+        ("latest", "latest"),
+        (datetime(2026, 1, 1, tzinfo=timezone.utc), Time(1_767_225_600_000)),
+        (datetime(2026, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))), Time(1_767_225_600_000)),
+    ],
+)
+def test_seek_takes_an_offset_a_word_or_a_time(ctx: Context, shell: Shell, to: Any, target: object) -> None:
+    assert ctx.seek(to) is True
+    assert shell.asked == [("redirect", target)]
+
+
+@pytest.mark.parametrize(
+    ("to", "error", "words"),
+    [
+        (-1, ValueError, "-1"),
+        ("begin", ValueError, "'earliest'"),
+        (datetime(2026, 1, 1), ValueError, "no time zone"),
+        (None, TypeError, "None"),
+        (True, TypeError, "True"),
+        (1.5, TypeError, "1.5"),
+    ],
+)
+def test_what_nobody_can_seek_to_is_refused(ctx: Context, shell: Shell, to: Any, error: type, words: str) -> None:
+    with pytest.raises(error, match=words):
+        ctx.seek(to)
+    assert shell.asked == []
+
+
+def test_pause_changes_the_time_and_with_an_offset_the_place_too(ctx: Context, shell: Shell) -> None:
+    assert ctx.pause(250) is True
+    assert ctx.pause(0.5, offset=3) is True
+    assert ctx.resume() is True
+    assert shell.asked == [("rest", 250), ("rest", 0.5), ("redirect", 3), ("rest", 0)]
+
+
+@pytest.mark.parametrize(
+    ("ms", "offset", "error"),
+    [(-1, None, ValueError), (float("nan"), None, ValueError), (float("inf"), None, ValueError), ("5", None, TypeError),
+     (True, None, TypeError), (5, -1, ValueError), (5, "latest", TypeError)],
+)  # fmt: skip
+def test_a_pause_that_cannot_be_is_refused(ctx: Context, shell: Shell, ms: Any, offset: Any, error: type) -> None:
+    with pytest.raises(error):
+        ctx.pause(ms, offset=offset)
+    assert shell.asked == []
+
+
+def test_who_is_not_the_owner_any_more_is_told_so(ctx: Context, shell: Shell) -> None:
+    shell.owner = False
+    assert [ctx.seek(3), ctx.pause(5), ctx.pause(5, offset=3), ctx.resume()] == [False] * 4

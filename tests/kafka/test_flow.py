@@ -1,0 +1,358 @@
+"""``ctx.each``, ``ctx.seek``, ``ctx.pause`` and ``ctx.resume``: what comes next, and what is committed."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from harness import Gate, make_app, running, stopped_aside
+from observer import Observer, wait_until
+
+from karafka_lite import App
+
+
+def marked(kafka: Observer, app: App, topic: str, partition: int = 0) -> int | None:
+    """What is committed when everything that is stored has been committed."""
+    app.stop()
+    return kafka.committed(app.config.group_id, topic, partition)
+
+
+# -- each -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
+def test_a_loop_over_each_marks_everything(kafka: Observer, manual: bool) -> None:
+    topic, app, seen = kafka.topic(), make_app(kafka), list[int]()
+    kafka.produce(topic, range(10))
+
+    @app.topic(topic, manual_offsets=manual, max_messages=4)
+    def work(batch: Any, ctx: Any) -> None:
+        seen.extend(message.offset for message in ctx.each(batch))
+
+    with running(app):
+        wait_until(lambda: len(seen) == 10)
+        assert marked(kafka, app, topic) == 10
+    assert seen == list(range(10))
+
+
+@pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
+def test_the_message_in_hand_of_a_loop_that_was_left_comes_first_in_the_next_batch(
+    kafka: Observer, manual: bool
+) -> None:
+    topic, app, batches = kafka.topic(), make_app(kafka), list[list[int]]()
+    kafka.produce(topic, range(6))
+
+    @app.topic(topic, manual_offsets=manual, max_messages=4, backoff_ms=600_000, backoff_max_ms=600_000)
+    def work(batch: Any, ctx: Any) -> None:
+        batches.append([message.offset for message in batch])
+        for message in ctx.each(batch):
+            if message.offset == 2 and len(batches) == 1:
+                break
+
+    with running(app):
+        wait_until(lambda: len(batches) == 2)  # at once: something was marked
+        assert marked(kafka, app, topic) == 6
+    assert batches == [[0, 1, 2, 3], [2, 3, 4, 5]]
+
+
+def test_a_loop_that_was_left_without_a_mark_waits_for_backoff_ms_and_does_not_spin(kafka: Observer) -> None:
+    topic, app, starts = kafka.topic(), make_app(kafka), list[float]()
+    kafka.produce(topic, range(3))
+
+    @app.topic(topic, backoff_ms=400)
+    def work(batch: Any, ctx: Any) -> None:
+        starts.append(time.monotonic())
+        for _ in ctx.each(batch):
+            if len(starts) < 3:
+                return
+
+    with running(app):
+        wait_until(lambda: len(starts) == 3)
+        assert marked(kafka, app, topic) == 3
+    assert min(later - earlier for earlier, later in itertools.pairwise(starts)) > 0.35
+
+
+def test_an_exception_inside_each_repeats_from_the_message_in_hand(kafka: Observer) -> None:
+    topic, app, batches = kafka.topic(), make_app(kafka), list[tuple[int, int]]()
+    kafka.produce(topic, range(5))
+
+    @app.topic(topic, backoff_ms=50)
+    def work(batch: Any, ctx: Any) -> None:
+        batches.append((batch.first_offset, ctx.attempt))
+        for message in ctx.each(batch):
+            if message.offset == 3 and not ctx.retrying:
+                raise OSError("not yet")
+
+    with running(app):
+        wait_until(lambda: len(batches) == 2)
+        assert marked(kafka, app, topic) == 5
+    assert batches == [(0, 1), (3, 2)]
+
+
+def test_each_ends_early_at_a_stop_and_what_it_did_not_hand_out_is_not_marked(kafka: Observer) -> None:
+    topic, app, seen, gate = kafka.topic(), make_app(kafka), list[int](), Gate()
+    kafka.produce(topic, range(10))
+
+    @app.topic(topic)
+    def work(batch: Any, ctx: Any) -> None:
+        for message in ctx.each(batch):
+            seen.append(message.offset)
+            if message.offset == 3:
+                gate.wait()
+                wait_until(lambda: ctx.stopping)
+
+    with running(app):
+        gate.reached()
+        with stopped_aside(app) as answer:
+            gate.open()
+            assert answer() is True
+    assert seen == [0, 1, 2, 3]
+    assert kafka.committed(app.config.group_id, topic) == 4
+
+
+# -- seek -------------------------------------------------------------------------------------------------------------
+
+
+def target_of(word: str) -> Any:
+    times = {"a time": 1_003, "a time between": 1_002.5, "a time behind the end": 9_000}
+    return datetime.fromtimestamp(times[word], timezone.utc) if word in times else word
+
+
+@pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
+@pytest.mark.parametrize(
+    ("to", "next_offset"),
+    [
+        (3, 3),
+        (0, 0),
+        ("earliest", 0),
+        ("latest", 6),
+        ("a time", 3),
+        ("a time between", 3),
+        ("a time behind the end", 6),
+    ],
+)
+def test_the_next_batch_starts_where_seek_points_to(kafka: Observer, to: Any, next_offset: int, manual: bool) -> None:
+    topic, app, batches = kafka.topic(), make_app(kafka), list[int]()
+    kafka.produce(topic, range(6), timestamps=[1_000_000 + 1000 * i for i in range(6)])
+
+    @app.topic(topic, manual_offsets=manual, max_messages=2)
+    def work(batch: Any, ctx: Any) -> None:
+        batches.append(batch.first_offset)
+        if len(batches) == 2:
+            assert ctx.seek(target_of(to)) is True
+        if len(batches) == 3:
+            gate.wait()
+
+    gate = Gate()
+    with running(app):
+        wait_until(lambda: len(batches) >= 2)
+        if next_offset == 6:  # nothing is there before it is produced; what comes too early would be skipped
+            wait_until(lambda: app.members[0].standing().done.get((topic, 0)) == 6, message="the seek is done")
+            kafka.produce(topic, ["new"])
+        gate.reached()
+        gate.open()
+    assert batches[:3] == [0, 2, next_offset]
+
+
+def test_a_run_that_seeks_is_not_marked_by_itself_but_its_own_marks_count(kafka: Observer) -> None:
+    topic, app, batches = kafka.topic(), make_app(kafka), list[int]()
+    kafka.produce(topic, range(6))
+
+    @app.topic(topic, max_messages=2)
+    def work(batch: Any, ctx: Any) -> None:
+        batches.append(batch.first_offset)
+        if len(batches) == 1:
+            ctx.mark_as_consumed(batch.first)
+            ctx.seek(6)
+
+    with running(app):
+        wait_until(lambda: app.members[0].standing().done.get((topic, 0)) == 6, message="the seek is done")
+        assert marked(kafka, app, topic) == 1
+    assert batches == [0]
+
+
+def test_a_seek_of_a_run_that_fails_is_where_the_retry_starts(kafka: Observer) -> None:
+    topic, app, batches = kafka.topic(), make_app(kafka), list[tuple[int, int]]()
+    kafka.produce(topic, range(6))
+
+    @app.topic(topic, max_messages=2, backoff_ms=50)
+    def work(batch: Any, ctx: Any) -> None:
+        batches.append((batch.first_offset, ctx.attempt))
+        if len(batches) == 1:
+            ctx.seek(4)
+            raise OSError("not yet")
+
+    with running(app):
+        wait_until(lambda: len(batches) == 2)
+        assert marked(kafka, app, topic) == 6
+    assert batches == [(0, 1), (4, 2)]
+
+
+def test_what_was_queued_before_a_seek_is_dropped_and_nothing_comes_twice(kafka: Observer) -> None:
+    topic, app, seen = kafka.topic(), make_app(kafka), list[int]()
+    kafka.produce(topic, range(40))
+
+    @app.topic(topic, max_messages=5)
+    def work(batch: Any, ctx: Any) -> None:
+        seen.extend(message.offset for message in batch)
+        if batch.last_offset == 9:
+            ctx.seek(30)
+
+    with running(app):
+        wait_until(lambda: seen[-1:] == [39])
+        assert marked(kafka, app, topic) == 40
+    assert seen == [*range(10), *range(30, 40)]
+
+
+def test_a_seek_is_over_with_the_ownership(kafka: Observer) -> None:
+    topic, group, batches = kafka.topic(), kafka.group(), list[int]()
+    kafka.produce(topic, range(4))
+    app = make_app(kafka, group)
+
+    @app.topic(topic)
+    def work(batch: Any, ctx: Any) -> None:
+        batches.append(batch.first_offset)
+        if len(batches) == 1:
+            ctx.mark_as_consumed(batch[1])
+            ctx.seek(3)
+            app.stop()  # from a handler it only asks
+
+    with running(app):
+        wait_until(lambda: kafka.committed(group, topic) == 2)
+    with running(app):
+        wait_until(lambda: len(batches) == 2)
+    assert batches == [0, 2]
+
+
+# -- pause and resume -------------------------------------------------------------------------------------------------
+
+
+def test_a_paused_partition_has_no_batch_for_so_long_and_the_others_go_on(kafka: Observer) -> None:
+    topic, app = kafka.topic(2), make_app(kafka)
+    kafka.produce(topic, range(2), 0)
+    kafka.produce(topic, range(2), 1)
+    batches: list[tuple[int, int, float]] = []
+
+    @app.topic(topic, max_messages=1)
+    def work(batch: Any, ctx: Any) -> None:
+        batches.append((ctx.partition, batch.first_offset, time.monotonic()))
+        if batch.first_offset == 0 and ctx.partition == 0:
+            assert ctx.pause(700) is True
+
+    with running(app):
+        wait_until(lambda: len(batches) == 4)
+        assert marked(kafka, app, topic, 0) == 2
+    at = {(partition, offset): moment for partition, offset, moment in batches}
+    assert at[0, 1] - at[0, 0] > 0.65
+    assert at[1, 1] < at[0, 1]
+
+
+def test_a_pause_without_an_offset_changes_only_the_time(kafka: Observer) -> None:
+    topic, app, batches = kafka.topic(), make_app(kafka), list[int]()
+    kafka.produce(topic, range(4))
+
+    @app.topic(topic, max_messages=2)
+    def work(batch: Any, ctx: Any) -> None:
+        batches.append(batch.first_offset)
+        ctx.pause(600_000)
+
+    with running(app):
+        wait_until(lambda: batches)
+        assert marked(kafka, app, topic) == 2  # marked by itself; and a stop does not wait for a pause
+    assert batches == [0]
+
+
+def test_a_pause_with_an_offset_starts_there_and_the_run_is_not_marked_by_itself(kafka: Observer) -> None:
+    topic, app, batches = kafka.topic(), make_app(kafka), list[tuple[int, float]]()
+    kafka.produce(topic, range(4))
+
+    @app.topic(topic, max_messages=4)
+    def work(batch: Any, ctx: Any) -> None:
+        batches.append((batch.first_offset, time.monotonic()))
+        if len(batches) == 1:
+            ctx.mark_as_consumed(batch.first)
+            ctx.pause(300, offset=1)
+        else:
+            ctx.pause(600_000, offset=1)
+
+    with running(app):
+        wait_until(lambda: len(batches) == 2)
+        assert marked(kafka, app, topic) == 1
+    assert [offset for offset, _ in batches] == [0, 1]
+    assert batches[1][1] - batches[0][1] > 0.28
+
+
+def test_resume_ends_a_pause_also_from_another_thread(kafka: Observer) -> None:
+    topic, app, batches = kafka.topic(), make_app(kafka), list[int]()
+    kafka.produce(topic, range(2))
+    contexts: list[Any] = []
+
+    @app.topic(topic, max_messages=1)
+    def work(batch: Any, ctx: Any) -> None:
+        batches.append(batch.first_offset)
+        contexts.append(ctx)
+        ctx.pause(600_000)
+
+    with running(app):
+        wait_until(lambda: app.members[0].standing().processed.get((topic, 0)) == 1)
+        thread = threading.Thread(target=contexts[0].resume)
+        thread.start()
+        thread.join()
+        wait_until(lambda: batches == [0, 1])
+
+
+def test_a_back_off_that_is_longer_than_a_pause_stays(kafka: Observer) -> None:
+    topic, app, starts = kafka.topic(), make_app(kafka), list[float]()
+    kafka.produce(topic, range(2))
+
+    @app.topic(topic, backoff_ms=500)
+    def work(batch: Any, ctx: Any) -> None:
+        starts.append(time.monotonic())
+        if not ctx.retrying:
+            ctx.pause(1)
+            raise OSError("not yet")
+
+    with running(app):
+        wait_until(lambda: len(starts) == 2)
+    assert starts[1] - starts[0] > 0.45
+
+
+def test_a_pause_is_over_with_the_ownership(kafka: Observer) -> None:
+    topic, group, batches = kafka.topic(), kafka.group(), list[int]()
+    kafka.produce(topic, range(4))
+    app = make_app(kafka, group)
+
+    @app.topic(topic, max_messages=2)
+    def work(batch: Any, ctx: Any) -> None:
+        batches.append(batch.first_offset)
+        ctx.pause(600_000)
+
+    with running(app):
+        wait_until(lambda: batches == [0])
+    with running(app):
+        wait_until(lambda: batches == [0, 2])
+
+
+def test_a_paused_partition_that_fetches_much_goes_on_with_the_first_message_behind_it(kafka: Observer) -> None:
+    topic, app, seen = kafka.topic(), make_app(kafka), list[int]()
+    kafka.produce(topic, range(5))
+    contexts: list[Any] = []
+
+    @app.topic(topic, max_messages=5)
+    def work(batch: Any, ctx: Any) -> None:
+        seen.extend(message.offset for message in batch)
+        if not contexts:
+            contexts.append(ctx)
+            ctx.pause(600_000)
+
+    with running(app):
+        wait_until(lambda: len(seen) == 5)
+        kafka.produce(topic, range(200))  # more than a queue holds: fetching pauses, too
+        wait_until(lambda: app.members[0].group.owned[topic, 0].queued >= 10)
+        contexts[0].resume()
+        wait_until(lambda: len(seen) == 205)
+    assert seen == list(range(205))
