@@ -295,7 +295,7 @@ class Member:
         route = self._routes[topic]
         context = Context(self, run, self.group_id)
         if run.hook:
-            for function in route.hooks[run.hook]:
+            for function in route.functions(run):
                 try:
                     function(context)
                 except BaseException:
@@ -321,7 +321,7 @@ class Member:
 
     def _name(self, run: Run) -> str:
         route = self._routes[run.partition.place[0]]
-        return ", ".join(map(_name_of, route.hooks[run.hook])) if run.hook else route.name
+        return ", ".join(map(_name_of, route.functions(run))) if run.hook else route.name
 
     # -- the committer
 

@@ -43,6 +43,7 @@ class Hook(Enum):
     ON_SHUTDOWN = "on_shutdown"
     BEFORE_REVOKE = "before_revoke"
     ON_REVOKED = "on_revoked"
+    EVERY = "every"
 
 
 class Time(NamedTuple):
@@ -63,6 +64,7 @@ class Policy(NamedTuple):
     batch_timeout_ms: int = 0
     backoff: Backoff = Backoff()
     hooks: frozenset[Hook] = frozenset()
+    every_ms: tuple[int, ...] = ()  # of each function that is called again and again
 
 
 @dataclass(eq=False)
@@ -77,6 +79,7 @@ class Run:
     version: int = 0  # of the marks when it began
     in_hand: int | None = None  # ``each`` stands at this message, which is not marked
     redirect: Target | None = None  # where the user wants the next batch to start
+    number: int = 0  # which of the functions of ``every``
 
     def __str__(self) -> str:
         if self.hook:
@@ -110,6 +113,7 @@ class Partition:
         self.enlisted = False  # waits for a worker
         self.hook_due: Hook | None = None
         self.handed = False  # at least one batch was handed over
+        self.every_at: list[float] = []  # when each function of ``every`` is due; from the first batch on
         self._lowest = 0
         self.delivered = 0  # behind the highest message that was handed over
         self.processed = 0  # behind the last message of a run that did not raise
@@ -167,7 +171,13 @@ class Partition:
             return None
         if self.hook_due:
             return 0.0
-        if self.state is not State.ASSIGNED or not self.queued:
+        if self.state is not State.ASSIGNED:
+            return None
+        batch_at = self._batch_at()
+        return min(self.every_at if batch_at is None else [batch_at, *self.every_at], default=None)
+
+    def _batch_at(self) -> float | None:
+        if not self.queued:
             return None
         if self.pending and not self.handed:  # a starting position that has to be on the broker first
             return None
@@ -242,11 +252,17 @@ class Partition:
             hook, self.hook_due = self.hook_due, None
             self.run = Run(self, hook, (), None, self.attempt)
             return self.run
+        number = next((i for i, at in enumerate(self.every_at) if at <= now), None)
+        if number is not None:
+            self.run = Run(self, Hook.EVERY, (), None, self.attempt, number=number)
+            return self.run
         records, end_offset = self.take()
         self.queued_since = now
         first, behind = records[0].offset, following(records[-1].offset)
         self._lowest = min(self._lowest, first) if self.handed else first
         self.delivered = max(self.delivered, behind)
+        if not self.handed:
+            self.every_at = [now + ms / 1000 for ms in self.policy.every_ms]
         self.handed = True
         if not self.policy.manual_offsets:
             self.retry_position = first
@@ -257,6 +273,8 @@ class Partition:
         """The run is over. What the user wants to come next comes next; else what succeeded is marked (automatic), and
         a failed batch is read again after its back-off."""
         self.run = None
+        if run.hook is Hook.EVERY:  # from its end on, so that one that takes long leaves room for batches
+            self.every_at[run.number] = now + self.policy.every_ms[run.number] / 1000
         if run.hook:
             return
         if failed:

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 from karafka_lite.backoff import Backoff
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.messages import Batch, Deserializer, Loads, as_deserializer
-from karafka_lite.partition import Hook, Policy
+from karafka_lite.partition import Hook, Policy, Run
 
 Handler = Callable[[Batch, Any], object]
 HookFunction = Callable[[Any], object]
@@ -92,9 +92,21 @@ class Router:
             _refuse(*_function_mistakes("@app.topic", handler, ("batch", "ctx")))
             _refuse(*_taken_mistakes(self.groups.get(group, {}), topics, handler))
             # One dict for all routes of a handler: a hook reaches each of them, also those registered after the hook.
-            hooks = self._hooks_of(handler) or {kind: [] for kind in Hook}
+            first = self._route_of(handler)
+            hooks, every_ms = (first.hooks, first.every_ms) if first else ({kind: [] for kind in Hook}, [])
             self._routes.append(
-                Route(topics, handler, group, manual_offsets, max_messages, batch_timeout_ms, decode, backoff, hooks)
+                Route(
+                    topics,
+                    handler,
+                    group,
+                    manual_offsets,
+                    max_messages,
+                    batch_timeout_ms,
+                    decode,
+                    backoff,
+                    hooks,
+                    every_ms,
+                )
             )
             return handler
 
@@ -123,30 +135,51 @@ class Router:
         """
         return self.hook(Hook.ON_REVOKED, handler)
 
-    def hook(self, kind: Hook, handler: Handler) -> Callable[[HookT], HookT]:
+    def every(self, handler: Handler, *, ms: int) -> Callable[[HookT], HookT]:
+        """Call a function ``(ctx)`` again and again, ``ms`` milliseconds behind its last end; marks count.
+
+        For each partition of ours that was handed a batch, never beside a batch of it, also while no message comes or
+        the partition waits; no more when it is to be given away. An exception is logged. With ``ctx.state`` it makes a
+        buffer that is written by size or by time.
+
+        Raises:
+            ConfigurationError: an unknown ``handler``, or ``ms`` is no number from 1.
+
+        Example::
+
+            @app.every(store, ms=1000)
+            def flush(ctx): ...
+        """
+        return self.hook(Hook.EVERY, handler, ms)
+
+    def hook(self, kind: Hook, handler: Handler, ms: int = 0) -> Callable[[HookT], HookT]:
         """Register a function of ``(ctx)`` for all routes of ``handler``; it is returned unchanged, so hooks stack.
 
         Raises:
             ConfigurationError: ``handler`` has no topic (yet), or the function is not a plain one of ``(ctx)``.
         """
         decorator = f"@app.{kind.value}"
-        hooks = self._hooks_of(handler)
-        if hooks is None:
+        route = self._route_of(handler)
+        if route is None:
             registered = ", ".join(dict.fromkeys(route.name for route in self._routes)) or "none"
             raise ConfigurationError(
                 f"{decorator}: {_name(handler)} is not the handler of a topic (handlers so far: {registered}); "
                 f"type {decorator}(handler), below the handler and its @app.topic"
             )
+        if kind is Hook.EVERY:
+            _refuse(*_int_mistakes("ms", ms))
+        hooks, every_ms = route.hooks, route.every_ms
 
         def register(function: HookT) -> HookT:
             _refuse(*_function_mistakes(decorator, function, ("ctx",)))
             hooks[kind].append(function)
+            every_ms.extend([ms] if kind is Hook.EVERY else [])
             return function
 
         return register
 
-    def _hooks_of(self, handler: Handler) -> dict[Hook, list[HookFunction]] | None:
-        return next((route.hooks for route in self._routes if route.handler == handler), None)
+    def _route_of(self, handler: Handler) -> Route | None:
+        return next((route for route in self._routes if route.handler == handler), None)
 
 
 @dataclass(eq=False)
@@ -156,6 +189,7 @@ class Route:
     Attributes:
         deserialize: ``bytes -> payload``; None where payloads stay bytes.
         hooks: for each kind its functions in the order of registration, shared by all routes of the handler.
+        every_ms: for each function of ``every`` how often, shared likewise.
     """
 
     topics: tuple[str, ...]
@@ -167,6 +201,7 @@ class Route:
     deserialize: Deserializer | None
     backoff: Backoff
     hooks: dict[Hook, list[HookFunction]]
+    every_ms: list[int]
 
     @property
     def name(self) -> str:
@@ -177,7 +212,13 @@ class Route:
     def policy(self) -> Policy:
         """What the rules about offsets need of this route; ``hooks`` are the kinds that have a function."""
         kinds = frozenset(kind for kind, functions in self.hooks.items() if functions)
-        return Policy(self.manual_offsets, self.max_messages, self.batch_timeout_ms, self.backoff, kinds)
+        every_ms = tuple(self.every_ms)
+        return Policy(self.manual_offsets, self.max_messages, self.batch_timeout_ms, self.backoff, kinds, every_ms)
+
+    def functions(self, run: Run) -> list[HookFunction]:
+        """Those that a run of a hook calls."""
+        functions = self.hooks[run.hook] if run.hook else []
+        return functions[run.number : run.number + 1] if run.hook is Hook.EVERY else functions
 
 
 class Settings(TypedDict, total=False):

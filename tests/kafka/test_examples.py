@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,3 +34,30 @@ def test_the_quickstart_counts_all_earthquakes_and_reports_them_at_the_stop(kafk
             process.wait()
     assert "747 CA" in told.read_text(), "the report of on_shutdown"
     assert kafka.committed("earthquake-counter", "earthquakes") == 1707
+
+
+def karafka_lite(arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "karafka_lite", *arguments.split()]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_the_first_command_of_the_readme_ends_with_a_summary_of_all_earthquakes() -> None:
+    (command,) = re.findall(
+        r"^pip install -e \. && karafka-lite (.*--drain)$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    done = karafka_lite(command)
+    assert done.returncode == 0, done.stderr
+    assert "747 CA" in done.stdout
+    assert "earthquakes: 1707 messages, " in done.stderr
+    assert "drained: 1707 messages in " in done.stderr
+
+
+def test_the_buffer_writes_by_size_and_the_rest_at_the_end() -> None:
+    done = karafka_lite(
+        "run examples.buffer:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain"
+    )
+    assert done.returncode == 0, done.stderr
+    sizes = [int(size) for size in re.findall(r"writing (\d+) earthquakes", done.stdout)]
+    assert sum(sizes) == 1707
+    assert max(sizes) == 200
+    assert " 0 unmarked" in done.stderr

@@ -356,3 +356,124 @@ def test_a_paused_partition_that_fetches_much_goes_on_with_the_first_message_beh
         contexts[0].resume()
         wait_until(lambda: len(seen) == 205)
     assert seen == list(range(205))
+
+
+# -- every ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_is_called_again_and_again_also_when_no_message_comes_and_its_marks_count(kafka: Observer) -> None:
+    topic, app, ticks = kafka.topic(2), make_app(kafka), list[int]()
+    kafka.produce(topic, range(3), 0)
+
+    @app.topic(topic, manual_offsets=True)
+    def work(batch: Any, ctx: Any) -> None:
+        ctx.state["buffer"] = batch.last
+
+    @app.every(work, ms=30)
+    def flush(ctx: Any) -> None:
+        ticks.append(ctx.partition)
+        if "buffer" in ctx.state:
+            assert ctx.mark_as_consumed(ctx.state.pop("buffer"), sync=True) is True
+
+    with running(app):
+        wait_until(lambda: kafka.committed(app.config.group_id, topic) == 3)
+        seen = len(ticks)
+        wait_until(lambda: len(ticks) >= seen + 3)
+    assert set(ticks) == {0}, "only for partitions that were handed a batch"
+
+
+def test_every_never_runs_beside_a_batch_and_leaves_room_for_batches(kafka: Observer) -> None:
+    topic, app = kafka.topic(), make_app(kafka)
+    kafka.produce(topic, range(40))
+    inside, beside, seen = list[str](), list[str](), list[int]()
+
+    @app.topic(topic, max_messages=2)
+    def work(batch: Any, ctx: Any) -> None:
+        inside.append("batch")
+        time.sleep(0.005)
+        beside.extend(inside[1:])
+        seen.extend(message.offset for message in batch)
+        inside.clear()
+
+    @app.every(work, ms=1)
+    def tick(ctx: Any) -> None:
+        inside.append("tick")
+        time.sleep(0.01)  # longer than its own interval
+        beside.extend(inside[1:])
+        inside.clear()
+
+    with running(app):
+        wait_until(lambda: len(seen) == 40)
+    assert seen == list(range(40))
+    assert beside == []
+
+
+def test_every_goes_on_while_a_partition_waits_in_back_off_or_in_a_pause(kafka: Observer) -> None:
+    topic, app, ticks = kafka.topic(2), make_app(kafka), list[int]()
+    kafka.produce(topic, range(2), 0)
+    kafka.produce(topic, range(2), 1)
+    waiting: set[int] = set()
+
+    @app.topic(topic, max_messages=1, backoff_ms=600_000, backoff_max_ms=600_000)
+    def work(batch: Any, ctx: Any) -> None:
+        waiting.add(ctx.partition)
+        if ctx.partition == 0:
+            raise OSError("not yet")
+        ctx.pause(600_000)
+
+    @app.every(work, ms=20)
+    def tick(ctx: Any) -> None:
+        ticks.append(ctx.partition)
+
+    with running(app):
+        wait_until(lambda: waiting == {0, 1})
+        ticks.clear()
+        wait_until(lambda: ticks.count(0) >= 3 and ticks.count(1) >= 3)
+
+
+def test_an_exception_in_every_is_logged_and_it_is_called_again(
+    kafka: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, app, ticks = kafka.topic(), make_app(kafka), list[int]()
+    kafka.produce(topic, range(3))
+
+    @app.topic(topic)
+    def work(batch: Any, ctx: Any) -> None: ...
+
+    @app.every(work, ms=20)
+    def tick(ctx: Any) -> None:
+        ticks.append(ctx.attempt)
+        raise OSError("the disk is full")
+
+    with running(app):
+        wait_until(lambda: len(ticks) >= 3)
+    assert ticks[:3] == [1, 1, 1]
+    assert f"{topic}-0 every: " in caplog.text
+    assert "the disk is full" in caplog.text
+    assert kafka.committed(app.config.group_id, topic) == 3
+
+
+def test_every_is_not_called_any_more_once_the_app_stops(kafka: Observer) -> None:
+    topic, app, calls, gate = kafka.topic(), make_app(kafka), list[str](), Gate()
+    kafka.produce(topic, range(3))
+
+    @app.topic(topic)
+    def work(batch: Any, ctx: Any) -> None: ...
+
+    @app.every(work, ms=10)
+    def tick(ctx: Any) -> None:
+        calls.append("tick")
+        if not ctx.stopping:
+            gate.wait()
+            wait_until(lambda: ctx.stopping)
+
+    @app.on_shutdown(work)
+    def end(ctx: Any) -> None:
+        calls.append("end")
+
+    with running(app):
+        gate.reached()
+        with stopped_aside(app) as answer:
+            gate.open()
+            assert answer() is True
+    assert calls == ["tick", "end"]

@@ -58,6 +58,7 @@ class Ownership:
         self.attempt = 1
         self.not_before = 0.0
         self.rests_until = 0.0
+        self.every_at: list[float] = []
         self.seq_begun = 0  # of stores, when the batch began
         self.redirect: Any = None  # where the running code wants the next batch to start
         self.sought: object = None  # where to begin, while nobody knows the offset
@@ -222,7 +223,12 @@ class Ledger:
         require(o.place not in inside, "one run per partition at a time", o, inside.get(o.place))
         require(o.running is None, "one run per ownership at a time", o)
         o.running = inside[o.place] = run
-        if run.hook:
+        if run.hook is Hook.EVERY:
+            owned = o.asked is None and not o.lost and o.handed
+            require(owned, "every is called for what was handed a batch, and no more behind the end", o)
+            require(now >= o.every_at[run.number] - EPSILON, "every keeps to its time", o, now, o.every_at)
+            self.reached["every was called"] += 1
+        elif run.hook:
             self._hook_begun(o, run.hook)
         else:
             self._batch_begun(o, run, now)
@@ -251,6 +257,7 @@ class Ledger:
             require(o.place in self._broker.committed, "a start at the end is committed before anything else", o)
         if not o.handed:
             self._first_batch(o)
+            o.every_at = [now + ms / 1000 for ms in o.policy.every_ms]
         o.handed = True
         o.queued -= len(records)
         o.queued_since = now
@@ -288,7 +295,9 @@ class Ledger:
         o = self.books[run.partition]
         o.running = None
         del o.member.process.inside[o.place]
-        if run.hook is Hook.ON_REVOKED:
+        if run.hook is Hook.EVERY:
+            o.every_at[run.number] = now + o.policy.every_ms[run.number] / 1000
+        elif run.hook is Hook.ON_REVOKED:
             o.revoked_hook_due = False
         elif run.hook:
             o.final_hook_done = True
@@ -509,8 +518,13 @@ class Ledger:
     def _code_due(self, o: Ownership, member: Any) -> float:
         if o.seen is State.DRAINING and not o.code_ended:
             return 0.0
+        if o.seen is not State.ASSIGNED:
+            return FOREVER
+        return min([self._batch_due(o, member), *o.every_at])
+
+    def _batch_due(self, o: Ownership, member: Any) -> float:
         elsewhere = o.partition.predecessor is not None and any(p.member is not member for p in o.predecessors)
-        if o.seen is not State.ASSIGNED or not o.queued or elsewhere or any(p.busy for p in o.predecessors):
+        if not o.queued or elsewhere or any(p.busy for p in o.predecessors):
             return FOREVER
         if o.start_uncommitted_latest and not o.handed and not o.acked:
             return FOREVER

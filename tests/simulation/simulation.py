@@ -77,6 +77,7 @@ SITUATIONS = (
     "an assignment came while stopping",
     "an evicted member went on before it knew",
     "an ownership waited for its predecessor's handler",
+    "every was called",
     "fetched records were dropped",
     "revoke while already ending by stop",
     "stop while already ending by revoke",
@@ -129,7 +130,8 @@ def draw_policies(rng: random.Random) -> dict[str, Policy]:
     def policy(*, manual: bool, batch_timeout_ms: int = 0) -> Policy:
         backoff = Backoff(rng.choice([100, 1000]), rng.choice([1000, 8000]))
         hooks = rng.choice([list(Hook), list(Hook), [], [hook for hook in Hook if rng.random() < 0.5]])
-        return Policy(manual, rng.choice([1, 3, 10]), batch_timeout_ms, backoff, frozenset(hooks))
+        every_ms = rng.choice([(), (), (), (400,), (3000, 700)])
+        return Policy(manual, rng.choice([1, 3, 10]), batch_timeout_ms, backoff, frozenset(hooks), every_ms)
 
     return {
         "auto": policy(manual=False),

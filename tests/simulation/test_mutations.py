@@ -77,6 +77,10 @@ MUTATIONS = {
         "partition", "self.retry_position if run.redirect is None else run.redirect", "self.retry_position"),
     "a pause is ignored": (
         "partition", "ready_at = max(self.not_before, self.rests_until)", "ready_at = self.not_before"),
+    "every is called too early": ("partition", "if at <= now)", "if at <= now + 1.0)"),
+    "every is called once": (
+        "partition", "self.every_at[run.number] = now + self", "self.every_at[run.number] = 1e9 + self"),
+    "every has no time": ("partition", "else [batch_at, *self.every_at]", "else [batch_at]"),
     "a pause is for good": ("group", "partition.rests_until = until", "partition.rests_until = until + 1e9"),
     "a loss does not refuse a seek": (
         "group", "if partition.over:\n            return False\n        if partition.run", "if partition.run"),

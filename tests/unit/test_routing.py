@@ -429,15 +429,41 @@ def test_hooks_return_their_function_so_that_they_stack(router: Router) -> None:
     def close(ctx: Any) -> None: ...
 
     hooks = router.groups["event-store"]["orders"].hooks
-    assert hooks == {Hook.ON_SHUTDOWN: [close], Hook.BEFORE_REVOKE: [close], Hook.ON_REVOKED: []}
+    assert hooks == {Hook.ON_SHUTDOWN: [close], Hook.BEFORE_REVOKE: [close], Hook.ON_REVOKED: [], Hook.EVERY: []}
     assert router.hook(Hook.ON_REVOKED, store)(flush) is flush
 
 
-@pytest.mark.parametrize("kind", Hook)
+@pytest.mark.parametrize("kind", [kind for kind in Hook if kind is not Hook.EVERY])
 def test_each_kind_of_hook_has_a_decorator_of_its_name(router: Router, kind: Hook) -> None:
     router.topic("orders")(store)
     assert getattr(router, kind.value)(store)(flush) is flush
     assert router.groups["event-store"]["orders"].policy.hooks == {kind}
+
+
+def test_every_is_registered_with_its_time_and_stacks(router: Router) -> None:
+    router.topic("orders")(store)
+
+    @router.every(store, ms=500)
+    @router.every(store, ms=20)
+    def tick(ctx: Any) -> None: ...
+
+    router.topic("late")(store)
+    for topic in ("orders", "late"):
+        route = router.groups["event-store"][topic]
+        assert route.hooks[Hook.EVERY] == [tick, tick]
+        assert route.policy.every_ms == (20, 500)
+        assert route.policy.hooks == {Hook.EVERY}
+
+
+@pytest.mark.parametrize("ms", [0, -1, 1.5, True, None, "5"])
+def test_every_needs_milliseconds_from_one(router: Router, ms: Any) -> None:
+    router.topic("orders")(store)
+    assert "ms" in refusal(lambda: router.every(store, ms=ms))
+    assert router.groups["event-store"]["orders"].policy.every_ms == ()
+
+
+def test_every_of_what_is_no_handler_is_refused(router: Router) -> None:
+    assert "@app.every: store is not the handler of a topic" in refusal(lambda: router.every(store, ms=5))
 
 
 def test_hooks_of_one_kind_keep_the_order_of_registration(router: Router) -> None:
