@@ -54,6 +54,7 @@ REQUEST_MS = 5000  # bound of one blocking request; what failed is asked again
 CLOSE_MS = 5000
 SAY_AGAIN_S = 30.0
 NO_GENERATION = -1
+MAX_POLL_INTERVAL_MS: int = KafkaConsumer.DEFAULT_CONFIG["max_poll_interval_ms"]
 
 FORCED: dict[str, Any] = {"enable_auto_commit": False, "metrics_enabled": False}
 DEFAULTS: dict[str, Any] = {

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from karafka_lite.client import SAY_AGAIN_S, Client, PollError, Start
 from karafka_lite.context import Context
 from karafka_lite.errors import BrokerUnavailableError, CommitError, FetchError, KarafkaLiteError
+from karafka_lite.failures import Failures
 from karafka_lite.group import Commit, Group
 from karafka_lite.messages import Batch, TopicPartition, at
 from karafka_lite.partition import Partition, Run, State, Target
@@ -96,6 +97,7 @@ class Member:
         self._check_topics_at = 0.0
         self._said: dict[str, float] = {}  # message -> when it was said last
         self._score = Score(routes)
+        self._failures = Failures(self._name, config)
         self._last: list[Partition] = []  # what was ours when the stop began
 
     def start(self) -> None:
@@ -166,6 +168,7 @@ class Member:
         with self._lock:
             self._check_membership(now)
             self.group.advance(now)
+            self._failures.slow(self.group.owned.values(), now)
             plan = self.group.poll_plan(now)
             paused = any(partition.paused for partition in self.group.owned.values())
             self._carry_out()
@@ -243,6 +246,7 @@ class Member:
                 now = time.monotonic()
                 self._check_membership(now)
                 self.group.advance(now)
+                self._failures.slow(self.group.owned.values(), now)
                 self._carry_out()
                 if self.group.owned or self.group.leftovers:
                     self._changed.wait(LOOK_AGAIN_S)
@@ -280,9 +284,9 @@ class Member:
             self._workers.enter(run)
         error = self._call(run)
         with self._lock:
-            began, now = now, time.monotonic()
+            now = time.monotonic()
             self.group.end(run, failed=error is not None, now=now)
-            self._score.ran(run, error, now - began)
+            self._score.ran(run, error, now - run.began)
             wait = partition.not_before - now if partition.state is State.ASSIGNED else None
             self._workers.leave()
             self._carry_out()
@@ -314,10 +318,7 @@ class Member:
             log.critical("%s: %s raised %r; nothing is marked, the app stops", run, self._name(run), error)
             self._events.put(Event(Exit.ERROR))
             return
-        again = "the partition is ending, its next owner repeats it"
-        if wait is not None:
-            again = f"again from {at(*run.partition.place, run.partition.retry_position)} in {max(wait, 0):.1f} s"
-        log.error("%s: %s failed at attempt %d; %s", run, self._name(run), run.attempt, again, exc_info=error)
+        self._failures.failed(run, error, wait)
 
     def _name(self, run: Run) -> str:
         route = self._routes[run.partition.place[0]]
@@ -444,6 +445,7 @@ class Member:
                 now = time.monotonic()
                 self._check_membership(now)
                 self.group.advance(now)
+                self._failures.slow(leaving, now)
                 self._handing_over = not self.group.released(leaving)
                 self._carry_out()
                 if self._handing_over:

@@ -80,6 +80,8 @@ class Run:
     in_hand: int | None = None  # ``each`` stands at this message, which is not marked
     redirect: Target | None = None  # where the user wants the next batch to start
     number: int = 0  # which of the functions of ``every``
+    began: float = 0.0
+    told: bool = False  # that it takes long
 
     def __str__(self) -> str:
         if self.hook:
@@ -250,11 +252,11 @@ class Partition:
             return None
         if self.hook_due:
             hook, self.hook_due = self.hook_due, None
-            self.run = Run(self, hook, (), None, self.attempt)
+            self.run = Run(self, hook, (), None, self.attempt, began=now)
             return self.run
         number = next((i for i, at in enumerate(self.every_at) if at <= now), None)
         if number is not None:
-            self.run = Run(self, Hook.EVERY, (), None, self.attempt, number=number)
+            self.run = Run(self, Hook.EVERY, (), None, self.attempt, number=number, began=now)
             return self.run
         records, end_offset = self.take()
         self.queued_since = now
@@ -266,7 +268,7 @@ class Partition:
         self.handed = True
         if not self.policy.manual_offsets:
             self.retry_position = first
-        self.run = Run(self, None, records, end_offset, self.attempt, self.version)
+        self.run = Run(self, None, records, end_offset, self.attempt, self.version, began=now)
         return self.run
 
     def end(self, run: Run, *, failed: bool, now: float) -> None:

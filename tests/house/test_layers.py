@@ -33,6 +33,7 @@ LAYERS = {
     "producer.py": 3,
     "admin.py": 3,
     "decode.py": 3,
+    "failures.py": 4,
     "workers.py": 4,
     "member.py": 4,
     "runner.py": 4,

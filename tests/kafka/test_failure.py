@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Gate, Process, make_app, running
+from harness import Gate, Process, make_app, running, stopped_aside
 from observer import Observer, wait_until
 
 from karafka_lite import Batch, Context
@@ -52,10 +52,103 @@ def test_an_exception_is_logged_once_with_where_it_was_which_attempt_and_the_nex
     assert f"{topic}-1@2" in first.getMessage()
     assert "attempt 1; " in first.getMessage()
     assert f"again from {topic}-1@2 in 0.2 s" in first.getMessage()
-    assert "attempt 2; " in second.getMessage()
     assert f"again from {topic}-1@2 in 0.4 s" in second.getMessage()
     assert all("store" in record.getMessage() for record in (first, second)), "the handler is named"
-    assert all(record.exc_info and isinstance(record.exc_info[1], Flaky) for record in (first, second))
+    assert first.exc_info
+    assert isinstance(first.exc_info[1], Flaky)
+    assert second.exc_info is None, "its traceback has been seen"
+    assert "failed at attempt 2 as before, Flaky: broken; again" in second.getMessage()
+
+
+def test_an_exception_that_is_another_one_than_before_is_shown_with_its_traceback(
+    kafka: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, handed = kafka.topic(), []
+    kafka.produce(topic, ["x"])
+    app = make_app(kafka)
+
+    @app.topic(topic, **QUICKLY)
+    def store(batch: Batch, ctx: Context) -> None:
+        handed.append(ctx.attempt)
+        if ctx.attempt <= 4:
+            raise Flaky(["first", "first", "second", "first"][ctx.attempt - 1])
+
+    with running(app):
+        wait_until(lambda: len(handed) == 5, message="a success at the fifth try")
+    assert [bool(record.exc_info) for record in failures(caplog)] == [True, False, True, True]
+
+
+def test_an_error_of_ours_is_one_line_with_the_line_of_the_handler(
+    kafka: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, handed = kafka.topic(), []
+    kafka.produce(topic, [b"{}", b"not json"])
+    app = make_app(kafka)
+
+    @app.topic(topic, **QUICKLY)
+    def store(batch: Batch, ctx: Context) -> None:
+        handed.append(ctx.attempt)
+        if ctx.attempt == 1:
+            ctx.mark_as_consumed(batch.payloads[0])  # not JSON: this raises before the mark does
+        if ctx.attempt == 2:
+            ctx.mark_as_consumed(b"a payload")  # type: ignore[arg-type]
+
+    with running(app):
+        wait_until(lambda: len(handed) == 3, message="a success at the third try")
+    told = failures(caplog)
+    lines = store.__code__.co_firstlineno
+    for record, words, line in zip(told, ["DeserializationError", "TypeError"], [lines + 4, lines + 6], strict=True):
+        assert record.exc_info is None
+        assert words in record.getMessage()
+        assert f" ({__file__}:{line}); again from {topic}-0@" in record.getMessage()
+
+
+def test_a_run_that_holds_up_a_rebalance_or_a_stop_is_warned_of_once_with_the_setting_to_change(
+    kafka: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, app, gate = kafka.topic(), make_app(kafka, drain_timeout_ms=3000), Gate()
+    kafka.produce(topic, ["x"])
+
+    @app.topic(topic)
+    def store(batch: Batch, ctx: Context) -> None:
+        gate.wait()
+
+    def warnings() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "drain_timeout_ms=3000" in record.getMessage()]
+
+    with running(app):
+        gate.reached()
+        with stopped_aside(app) as answer:
+            wait_until(warnings, message="the warning")
+            gate.open()
+            assert answer() is True
+    (warning,) = warnings()
+    assert f"{topic}-0@0" in warning
+    assert "store has been running for " in warning
+    assert "holds up a stop" in warning
+
+
+def test_a_run_near_max_poll_interval_ms_is_warned_of_once_with_the_setting_to_change(
+    kafka: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, gate = kafka.topic(), Gate()
+    app = make_app(kafka, drain_timeout_ms=1000, max_poll_interval_ms=1500)
+    kafka.produce(topic, ["x"])
+
+    @app.topic(topic)
+    def store(batch: Batch, ctx: Context) -> None:
+        gate.wait()
+
+    def warnings() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "max_poll_interval_ms=1500" in record.getMessage()]
+
+    with running(app):
+        gate.reached()
+        wait_until(warnings, message="the warning")
+        gate.open()
+    (warning,) = warnings()
+    assert f"{topic}-0@0" in warning
+    assert "store has been running for 1 s" in warning
 
 
 # -- who waits, and how long ------------------------------------------------------------------------------------------
