@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import kafka.errors
 from kafka import IsolationLevel, KafkaConsumer, OffsetSpec
@@ -17,16 +17,24 @@ from karafka_lite.client import connecting
 from karafka_lite.errors import ClusterError
 from karafka_lite.messages import TopicPartition
 
-READ_S = 5.0  # how long a message is waited for that may not be there
+ASK_AGAIN_S = 0.2
+READ_S = 5.0  # how long messages are waited for that may not be there
 POLL_MS = 100
+MISSING = {  # what the brokers say of a topic that does not exist, or that we may not see
+    kafka.errors.UnknownTopicOrPartitionError.errno,
+    kafka.errors.TopicAuthorizationFailedError.errno,
+    kafka.errors.InvalidTopicError.errno,
+}
 
+T = TypeVar("T")
 Offsets = dict[TopicPartition, int]
 
 
 class Admin:
     """kafka-python's admin client. ``settings`` are those of an App; what only a consumer knows is left out.
 
-    Use as a context manager, or ``connect`` and ``close``. Every question raises ClusterError when it gets no answer.
+    ``connect``, and ``close``. Every question raises ClusterError when it gets no answer within ``patience_s``: a
+    cluster that has just started knows no coordinators and no leaders for a while.
     """
 
     def __init__(self, bootstrap_servers: Sequence[str], settings: Mapping[str, Any]) -> None:
@@ -36,13 +44,8 @@ class Admin:
         committed_only = settings.get("isolation_level") == "read_committed"
         self._isolation = IsolationLevel.READ_COMMITTED if committed_only else IsolationLevel.READ_UNCOMMITTED
         self._admin: Any = None
-
-    def __enter__(self) -> Admin:
-        self.connect()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        bootstrap_ms = KafkaAdminClient.DEFAULT_CONFIG["bootstrap_timeout_ms"]
+        self.patience_s: float = settings.get("bootstrap_timeout_ms", bootstrap_ms) / 1000
 
     def connect(self) -> None:
         """Reach a broker, for up to ``bootstrap_timeout_ms``. Raises BrokerUnavailableError, ConfigurationError."""
@@ -67,9 +70,15 @@ class Admin:
 
     def partitions(self, topics: Collection[str]) -> list[TopicPartition]:
         """All partitions of those of ``topics`` that exist. Asking creates none."""
-        with _asking("topics"):
-            known = {topic["name"]: topic for topic in self._admin.describe_topics() if not topic["error_code"]}
-        found = [known[name] for name in topics if name in known]
+
+        def ask() -> list[Any]:
+            known = [topic for topic in self._admin.describe_topics() if topic["name"] in topics]
+            for topic in known:
+                if topic["error_code"] and topic["error_code"] not in MISSING:
+                    raise kafka.errors.for_code(topic["error_code"])()
+            return [topic for topic in known if not topic["error_code"]]
+
+        found = self._ask("topics", ask)
         return [(topic["name"], part["partition_index"]) for topic in found for part in topic["partitions"]]
 
     def earliest_offsets(self, places: Iterable[TopicPartition]) -> Offsets:
@@ -82,45 +91,57 @@ class Admin:
 
     def committed(self, group_id: str) -> Offsets:
         """What the group has committed."""
-        with _asking(f"offsets of group {group_id}"):
-            offsets = self._admin.list_group_offsets(group_id).get(group_id, {})
-        return {tuple(place): found.offset for place, found in offsets.items() if found.offset >= 0}
+        offsets = self._ask(f"offsets of group {group_id}", lambda: self._admin.list_group_offsets(group_id))
+        return {tuple(place): found.offset for place, found in offsets.get(group_id, {}).items() if found.offset >= 0}
 
-    def nothing_between(self, place: TopicPartition, start: int, end: int) -> bool:
-        """Whether no message can be read from ``start`` on before ``end``: markers of transactions take offsets, too.
+    def finished(self, spans: Mapping[TopicPartition, tuple[int, int]]) -> set[TopicPartition]:
+        """Those of ``spans`` (from, to) in which no message can be read: markers of transactions take offsets, too.
 
-        False also when it cannot be found out within seconds.
+        Without those of which it cannot be found out within seconds.
         """
         known = {name: value for name, value in self._given.items() if name in KafkaConsumer.DEFAULT_CONFIG}
-        settings = {**known, "enable_auto_commit": False, "auto_offset_reset": "none", "group_id": None}
-        settings["metrics_enabled"] = False
-        with connecting("a consumer", self.bootstrap_servers, settings), _asking(f"messages of {place[0]}"):
+        fixed = {"group_id": None, "enable_auto_commit": False, "metrics_enabled": False}
+        settings = {**known, **fixed, "auto_offset_reset": "earliest"}  # where the beginning was deleted
+        with connecting("a consumer", self.bootstrap_servers, settings):
             consumer = KafkaConsumer(bootstrap_servers=self.bootstrap_servers, **settings)
-            try:
-                consumer.assign([Place(*place)])
-                consumer.seek(Place(*place), start)
-                deadline = time.monotonic() + READ_S
-                while time.monotonic() < deadline:
-                    if found := consumer.poll(POLL_MS, max_records=1):
-                        return bool(found[Place(*place)][0].offset >= end)
-                    if consumer.position(Place(*place)) >= end:
-                        return True
-                return False
-            finally:
-                consumer.close(autocommit=False)
+        try:
+            return self._ask("messages", lambda: _finished(consumer, spans))
+        finally:
+            consumer.close(autocommit=False)
 
     def _list_offsets(self, places: Iterable[TopicPartition], spec: Any) -> Offsets:
         wanted = {Place(*place): spec for place in places}
-        if not wanted:
-            return {}
-        with _asking("offsets of topics"):
-            found = self._admin.list_partition_offsets(wanted, self._isolation)
+        ask = partial(self._admin.list_partition_offsets, wanted, self._isolation)
+        found = self._ask("offsets of topics", ask) if wanted else {}
         return {tuple(place): at.offset for place, at in found.items()}
 
+    def _ask(self, what: str, question: Callable[[], T]) -> T:
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            try:
+                return question()
+            except kafka.errors.KafkaError as error:
+                if not error.retriable or time.monotonic() > deadline:
+                    said = f"{type(error).__name__}: {error}"
+                    raise ClusterError(f"the cluster does not tell the {what}: {said}") from error
+            time.sleep(ASK_AGAIN_S)
 
-@contextmanager
-def _asking(what: str) -> Iterator[None]:
-    try:
-        yield
-    except kafka.errors.KafkaError as error:
-        raise ClusterError(f"the cluster does not tell the {what}: {type(error).__name__}: {error}") from error
+
+def _finished(consumer: Any, spans: Mapping[TopicPartition, tuple[int, int]]) -> set[TopicPartition]:
+    unknown = {Place(*place): end for place, (_, end) in spans.items()}
+    consumer.assign(unknown)
+    for place, (start, _) in spans.items():
+        consumer.seek(Place(*place), start)
+    finished: set[TopicPartition] = set()
+    deadline = time.monotonic() + READ_S
+    while unknown and time.monotonic() < deadline:
+        found = consumer.poll(POLL_MS)
+        for place, end in list(unknown.items()):
+            read = found.get(place)
+            if read and read[0].offset < end:
+                del unknown[place]
+            elif read or (consumer.position(place, timeout_ms=POLL_MS) or 0) >= end:
+                finished.add(tuple(place))
+                del unknown[place]
+        consumer.pause(*(place for place in consumer.assignment() if place not in unknown))
+    return finished

@@ -18,6 +18,7 @@ from karafka_lite.runner import Runner
 
 log = logging.getLogger("karafka_lite")
 
+SHOW_CURSOR = b"\x1b[?25h"  # a progress bar may have hidden it
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -151,6 +152,8 @@ def _signals(runner: Runner) -> Iterator[None]:
         if seen == 1:
             runner.ask_to_stop()
             return
+        if os.isatty(2):
+            os.write(2, SHOW_CURSOR)
         os.write(2, b"karafka-lite: stopped by a second signal; what was not committed will come again\n")
         os._exit(Exit.FORCED.value)
 

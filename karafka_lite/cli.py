@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from karafka_lite import console, target
 from karafka_lite.app import App
-from karafka_lite.drain import Drain
+from karafka_lite.drain import NOT_DRAINED, Drain
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, KarafkaLiteError
 from karafka_lite.feed import Feed, feed
 from karafka_lite.routing import check_topic, resolve_bootstrap_servers
@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     ``--help``, ``--version`` and usage errors end in argparse's SystemExit (0, 0 and 1).
     """
+    if sys.stderr is None:  # closed by whoever started us
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     arguments, unknown = _parser().parse_known_args(argv)
     if unknown:  # said by the subcommand, whose usage lists what there is
         arguments.parser.error(f"unknown arguments: {' '.join(unknown)}")
@@ -112,7 +114,12 @@ def _run(arguments: argparse.Namespace) -> int:
 def _drain(app: App, timeout_s: float) -> int:
     began = time.monotonic()
     with closing(Drain(app, timeout_s)) as drain:
-        drain.prepare()
+        try:
+            with _sigterm_as_ctrl_c():
+                drain.prepare()
+        except KeyboardInterrupt:
+            print("karafka-lite: not drained: stopped before the start", file=sys.stderr)
+            return NOT_DRAINED
         code = drain.run(console.draining)
     console.drained(drain.standings, time.monotonic() - began, drain.complaint)
     return code
@@ -145,6 +152,8 @@ def _feeds(app: App, arguments: argparse.Namespace) -> list[Feed]:
         if topic not in topics:
             arguments.parser.error(f"--feed {given}: the App does not consume {topic!r}, but {', '.join(topics)}")
         feeds.append(Feed(topic, file))
+    if [feed.file for feed in feeds].count("-") > 1:
+        arguments.parser.error("--feed TOPIC=- can be typed once: there is one standard input")
     return feeds
 
 

@@ -125,7 +125,7 @@ def drained(standings: Sequence[Standing], seconds: float, complaint: str) -> No
 
 def on_terminal() -> bool:
     """True when standard error is a terminal that can do more than print lines."""
-    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 class _Row(NamedTuple):

@@ -28,6 +28,7 @@ NOT_DRAINED = 4
 LOOK_S = 0.05
 FIRST_ASK_S = 2.0  # until then the group has been joined, and most often nobody else is in it
 ASK_S = 0.5  # how often the cluster is asked what other members have committed
+PATIENCE_S = 5.0  # how long the end waits for an answer; how long nothing is asked when there was none
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
@@ -38,22 +39,34 @@ class _Goal:
 
     begin: Offsets
     end: Offsets
+    beyond: Offsets  # commits behind the end: the topic was made anew, and the client will begin anew, too
+    unsettled: set[TopicPartition]  # without a commit, which "latest" has to make before anything is skipped
     committed: Offsets = field(default_factory=dict)  # as the cluster told last
     readable: Offsets = field(default_factory=dict)  # where it was found that a message comes next
 
     def left(self, standing: Standing) -> list[TopicPartition]:
         """Ours that are not at their end."""
-        return [p for p in standing.processed if standing.done.get(p, -1) < self.end.get(p, -1)]
+        return [place for place in standing.processed if place in self.end and not self._is_done(place, standing)]
+
+    def _is_done(self, place: TopicPartition, standing: Standing) -> bool:
+        done = standing.done.get(place, -1)
+        settled = place not in self.unsettled or place in standing.committed
+        return settled and done >= self.end[place] and done != self.beyond.get(place)
 
     def elsewhere(self, standing: Standing) -> list[TopicPartition]:
         """Those of others that are not known to be at their end."""
         others = [place for place in self.end if place not in standing.processed]
-        return [place for place in others if self.committed.get(place, self.begin[place]) < self.end[place]]
+        return [p for p in others if self.reached(p) < self.end[p] or (p in self.unsettled and p not in self.committed)]
 
-    def done(self, standing: Standing) -> int:
+    def reached(self, place: TopicPartition) -> int:
+        """How far the group has come, by its commits."""
+        return max(self.begin[place], self.committed.get(place, 0))
+
+    def progress(self, standing: Standing) -> int:
         """How many of the offsets between begin and end are processed."""
-        reached = {**self.committed, **standing.processed, **standing.done}
-        return sum(max(0, min(reached.get(p, 0), end) - self.begin[p]) for p, end in self.end.items())
+        at = {place: standing.processed.get(place, self.reached(place)) for place in self.end}
+        at.update((place, max(done, at[place])) for place, done in standing.done.items() if place in at)
+        return sum(max(0, min(at[place], end) - self.begin[place]) for place, end in self.end.items())
 
 
 class Drain:
@@ -90,12 +103,16 @@ class Drain:
                 f"karafka-lite produce {missing[0]} FILE, or leave --drain out to wait for it"
             )
         ends, earliest = self._admin.end_offsets(places), self._admin.earliest_offsets(places)
-        unread = ends if self._app.config.settings.get("auto_offset_reset") == "latest" else earliest
+        latest = self._app.config.settings.get("auto_offset_reset") == "latest"
+        unread = ends if latest else earliest
         for group_id, routes in self._app.groups.items():
             mine = [place for place in places if place[0] in routes]
             committed = self._admin.committed(group_id)
-            begin = {p: min(max(committed.get(p, unread[p]), earliest[p]), ends[p]) for p in mine}
-            self._goals[group_id] = _Goal(begin, {p: ends[p] for p in mine})
+            beyond = {p: committed[p] for p in mine if committed.get(p, 0) > ends[p]}
+            begin = {p: max(unread[p] if p in beyond else committed.get(p, unread[p]), earliest[p]) for p in mine}
+            unsettled = {p for p in mine if latest and p not in committed}
+            self._goals[group_id] = _Goal(begin, {p: ends[p] for p in mine}, beyond, unsettled)
+        self._admin.patience_s = 0.0  # from now on it is asked again and again
 
     @property
     def total(self) -> int:
@@ -114,11 +131,11 @@ class Drain:
                 code = self._app.run()
             finally:
                 self._over.set()
-                watcher.join()
+                watcher.join(PATIENCE_S)  # it may just wait for an answer
         self.standings = self._look()
-        if not self._reached and not self.complaint:
-            self.complaint = "stopped before the end"
-        return code if code or self._reached else NOT_DRAINED
+        if not self.complaint:
+            self.complaint = self._why_not(code)
+        return code or (NOT_DRAINED if self.complaint else 0)
 
     def close(self) -> None:
         """Hang up."""
@@ -134,18 +151,18 @@ class Drain:
             self._app.stop()
 
     def _watch(self, update: Callable[[int], None]) -> None:
-        idle_s, looked_at, before = 0.0, time.monotonic(), -1
+        idle_s, looked_at, furthest = 0.0, time.monotonic(), -1
         self._ask_at = looked_at + FIRST_ASK_S
         while not self._over.wait(LOOK_S):
             if not (standings := self._look()):
                 continue
             left = {s.group_id: self._goals[s.group_id].left(s) for s in standings}
             self._reached = not any(left.values()) and self._others_are_done(standings)
-            done = sum(self._goals[s.group_id].done(s) for s in standings)
-            update(done)
+            progress = sum(self._goals[s.group_id].progress(s) for s in standings)
+            update(progress)
             waited, looked_at = time.monotonic() - looked_at, time.monotonic()
-            if done != before:
-                idle_s, before = 0.0, done
+            if progress > furthest:  # a rebalance, or a batch that is to be repeated, may throw it back
+                idle_s, furthest = 0.0, progress
             elif not any(s.running for s in standings):
                 idle_s += waited
             if idle_s > self._timeout_s:
@@ -165,15 +182,13 @@ class Drain:
         try:
             for standing, goal in waiting:
                 goal.committed = {**goal.committed, **self._admin.committed(standing.group_id)}
-                for place in goal.elsewhere(standing):
-                    next_offset = goal.committed.get(place, goal.begin[place])
-                    if goal.readable.get(place) == next_offset:
-                        continue
-                    if self._admin.nothing_between(place, next_offset, goal.end[place]):
-                        goal.committed[place] = goal.end[place]
-                    else:
-                        goal.readable[place] = next_offset
+                asked = [p for p in goal.elsewhere(standing) if goal.readable.get(p) != goal.reached(p)]
+                spans = {p: (goal.reached(p), goal.end[p]) for p in asked if p not in goal.unsettled}
+                finished = self._admin.finished(spans) if spans else set()
+                goal.committed.update((p, goal.end[p]) for p in finished)
+                goal.readable.update((p, start) for p, (start, _) in spans.items() if p not in finished)
         except KarafkaLiteError as error:
+            self._ask_at = time.monotonic() + PATIENCE_S
             log.warning("--drain: %s; asked again", error)
         return False
 
@@ -188,6 +203,15 @@ class Drain:
                 why = standing.errors.get(place, "no error; does the broker answer?")
                 lines.append(f"  {at(*place, standing.processed[place])} of {goal.end[place]}: {why}")
             for place in goal.elsewhere(standing):
-                reached = goal.committed.get(place, goal.begin[place])
-                lines.append(f"  {at(*place, reached)} of {goal.end[place]}: another member's, who commits no more")
+                where = f"  {at(*place, goal.reached(place))} of {goal.end[place]}: not ours"
+                lines.append(f"{where}; its owner commits no more, or the group has not been joined")
         return "\n".join(lines)
+
+    def _why_not(self, code: int) -> str:
+        """What to say of a run that ended by itself; "" when nothing is missing."""
+        if code:
+            return f"it ended with exit code {code}, see above"
+        if not self._reached:
+            return "stopped before the end"
+        failures = sum(tally.hook_failures for standing in self.standings for tally in standing.tallies.values())
+        return f"{failures} of the hooks raised, see above" if failures else ""

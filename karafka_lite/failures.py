@@ -17,6 +17,7 @@ from karafka_lite.routing import Config
 
 log = logging.getLogger("karafka_lite")
 
+CRITICAL = (SystemExit, KeyboardInterrupt, MemoryError)
 NEAR = 0.8  # of max_poll_interval_ms
 HALF = 0.5  # of drain_timeout_ms
 _HERE = os.path.dirname(__file__)
@@ -31,11 +32,15 @@ class Failures:
         self._max_poll_s = config.settings.get("max_poll_interval_ms", MAX_POLL_INTERVAL_MS) / 1000
         self._last: dict[TopicPartition, str] = {}
 
-    def failed(self, run: Run, error: BaseException, wait: float | None) -> None:
+    def failed(self, run: Run, error: BaseException, wait: float | None) -> bool:
         """The handler raised and is called again in ``wait`` seconds (None: by the partition's next owner).
 
-        A traceback is shown for an error of the user's own, and once while it repeats.
+        A traceback is shown for an error of the user's own, and once while it repeats. Returns whether the app has to
+        stop for it.
         """
+        if isinstance(error, CRITICAL):
+            log.critical("%s: %s raised %r; nothing is marked, the app stops", run, self._name(run), error)
+            return True
         place = run.partition.place
         again = "the partition is ending, its next owner repeats it"
         if wait is not None:
@@ -50,6 +55,7 @@ class Failures:
             log.error("%s as before, %s; %s", what, said, again)
         else:
             log.error("%s; %s", what, again, exc_info=error)
+        return False
 
     def slow(self, partitions: Iterable[Partition], now: float) -> None:
         """Warn, once for each run, of what takes so long that it gets in the way."""

@@ -34,7 +34,6 @@ log = logging.getLogger("karafka_lite")
 
 LOOK_AGAIN_S = 0.1  # how late somebody who waits for a fact sees that the membership was lost
 TOPICS_CHECK_S = 1.0
-CRITICAL = (SystemExit, KeyboardInterrupt, MemoryError)
 
 
 class Exit(Enum):
@@ -290,8 +289,8 @@ class Member:
             wait = partition.not_before - now if partition.state is State.ASSIGNED else None
             self._workers.leave()
             self._carry_out()
-        if error is not None and run.hook is None:
-            self._report_failure(run, error, wait)
+        if error is not None and run.hook is None and self._failures.failed(run, error, wait):
+            self._events.put(Event(Exit.ERROR))
 
     def _call(self, run: Run) -> BaseException | None:
         """The user's function; what it raised."""
@@ -299,12 +298,14 @@ class Member:
         route = self._routes[topic]
         context = Context(self, run, self.group_id)
         if run.hook:
+            failed: BaseException | None = None
             for function in route.functions(run):
                 try:
                     function(context)
-                except BaseException:
+                except BaseException as error:
                     log.exception("%s: %s raised; all else goes on", run, _name_of(function))
-            return None
+                    failed = error
+            return failed
         batch = Batch.of_records(run.partition.place, run.records, run.end_offset, route.deserialize)
         log.debug("%r: attempt %d", batch, run.attempt)
         try:
@@ -312,13 +313,6 @@ class Member:
         except BaseException as error:
             return error
         return None
-
-    def _report_failure(self, run: Run, error: BaseException, wait: float | None) -> None:
-        if isinstance(error, CRITICAL):
-            log.critical("%s: %s raised %r; nothing is marked, the app stops", run, self._name(run), error)
-            self._events.put(Event(Exit.ERROR))
-            return
-        self._failures.failed(run, error, wait)
 
     def _name(self, run: Run) -> str:
         route = self._routes[run.partition.place[0]]

@@ -118,7 +118,7 @@ class Partition:
         self.every_at: list[float] = []  # when each function of ``every`` is due; from the first batch on
         self._lowest = 0
         self.delivered = 0  # behind the highest message that was handed over
-        self.processed = 0  # behind the last message of a run that did not raise
+        self.processed = 0  # behind the last message of a run that did not raise, or where the next one begins
         self.attempt = 1
         self.not_before = 0.0  # end of the back-off
         self.rests_until = 0.0  # the user's own pause
@@ -153,10 +153,18 @@ class Partition:
         return self.version != self.committed_version
 
     @property
-    def at_rest(self) -> bool:
-        """Everything before ``position`` was handed over, and no run of it is going on or has to be repeated."""
-        nothing_due = self.seek_to is None and self.target is None and not self.queued and self.attempt == 1
-        return self.state is State.ASSIGNED and nothing_due and not self.busy and self.predecessor is None
+    def done(self) -> int | None:
+        """Nothing before this offset is left to do; None while something may have to be repeated."""
+        goes_on = self.state is State.ASSIGNED and self.start is not None and self.attempt == 1
+        if not goes_on or self.seek_to is not None or self.target is not None:
+            return None
+        at_rest = not self.queued and not self.busy and self.predecessor is None
+        return max(self.processed, self.position or 0) if at_rest else self.processed
+
+    @property
+    def collects(self) -> bool:
+        """A first try waits for ``max_messages`` or ``batch_timeout_ms``."""
+        return bool(self.queued and self.policy.batch_timeout_ms and self.attempt == 1)
 
     @property
     def unmarked(self) -> int:
@@ -290,7 +298,6 @@ class Partition:
         if run.redirect is not None:
             self.begin_next_at(run.redirect)
         elif run.in_hand is not None:
-            self.processed = run.in_hand
             self.begin_next_at(run.in_hand)
             if self.version == run.version:  # else it might spin
                 self.not_before = now + self.policy.backoff.delay_ms(1) / 1000
@@ -302,7 +309,7 @@ class Partition:
         self.drop_queue()
         if isinstance(target, int):
             self.target = None
-            self.seek_to = self.retry_position = target
+            self.seek_to = self.retry_position = self.processed = target
         else:
             self.target, self.seek_to = target, None
 

@@ -20,6 +20,7 @@ class Tally:
     failures: int = 0  # batches whose handler raised
     seconds: float = 0.0  # in the handler
     unmarked: int = 0  # processed, and behind the last mark at the end of the run
+    hook_failures: int = 0
 
 
 class Standing(NamedTuple):
@@ -27,10 +28,11 @@ class Standing(NamedTuple):
 
     group_id: str
     processed: dict[TopicPartition, int]  # behind the last message of a run that did not raise
-    done: dict[TopicPartition, int]  # nothing before this offset is left to do; missing while something is
+    done: dict[TopicPartition, int]  # nothing before this offset is left to do; missing while that may change
+    committed: dict[TopicPartition, int]  # as far as this ownership knows
     errors: dict[TopicPartition, str]  # of the last run or fetch, where it failed
     tallies: dict[str, Tally]  # by topic
-    running: bool  # user code runs
+    running: bool  # user code runs, or a batch waits for its batch_timeout_ms
 
 
 class Score:
@@ -42,9 +44,10 @@ class Score:
 
     def ran(self, run: Run, error: BaseException | None, seconds: float) -> None:
         """A run has ended."""
-        if run.hook:
-            return
         tally = self._tallies[run.partition.place[0]]
+        if run.hook:
+            tally.hook_failures += error is not None
+            return
         tally.seconds += seconds
         if error is None:
             tally.batches += 1
@@ -65,12 +68,13 @@ class Score:
 
     def standing(self, group_id: str, group: Group) -> Standing:
         """A snapshot."""
-        owned = group.owned.items()
+        owned = {place: partition for place, partition in group.owned.items() if partition.start is not None}
         return Standing(
             group_id,
-            {place: partition.processed for place, partition in owned if partition.start is not None},
-            {place: p.position for place, p in owned if p.at_rest and p.position is not None},
-            {place: self._errors[place] for place, _ in owned if place in self._errors},
+            {place: partition.processed for place, partition in owned.items()},
+            {place: done for place, partition in owned.items() if (done := partition.done) is not None},
+            {place: p.committed for place, p in owned.items() if p.committed is not None},
+            {place: self._errors[place] for place in owned if place in self._errors},
             {topic: replace(tally) for topic, tally in self._tallies.items()},
-            any(partition.running for partition in [*group.owned.values(), *group.leftovers.values()]),
+            any(partition.running or partition.collects for partition in [*owned.values(), *group.leftovers.values()]),
         )

@@ -149,7 +149,7 @@ class EmbeddedBroker:
         except (OSError, OverflowError) as error:
             in_use = getattr(error, "errno", None) == errno.EADDRINUSE
             taken = "is taken, by another broker perhaps" if in_use else f"cannot be used: {error}"
-            raise ConfigurationError(f"port {self._port} of {HOST} {taken}; type another one, or 0 for any") from None
+            raise ConfigurationError(f"port {self._port} of {HOST} {taken}; use another one") from None
         self._topics.address = (HOST, self._port)
         self._call(self._groups.come_back)
         self._up = True

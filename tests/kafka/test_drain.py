@@ -8,12 +8,19 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from kafka.errors import CoordinatorNotAvailableError, LeaderNotAvailableError, NotCoordinatorError
 from observer import Observer, wait_until
+
+from karafka_lite.broker.embedded import EmbeddedBroker
 
 COMMAND = [sys.executable, "-m", "karafka_lite"]
 ROOT = Path(__file__).parents[2]
@@ -300,11 +307,165 @@ def test_no_broker_is_exit_3(tmp_path: Path) -> None:
     assert "no broker could be reached" in said
 
 
-def test_with_latest_and_no_commit_there_is_nothing_to_do(kafka: Observer, tmp_path: Path) -> None:
-    topic = kafka.topic()
-    kafka.produce(topic, range(10))
-    said = Drained(kafka, tmp_path, topic, kafka.group(), SAVE, settings="auto_offset_reset='latest'").end()
-    assert "drained: 0 messages" in said
+def test_with_latest_the_first_run_commits_where_it_begins_and_the_next_one_skips_nothing(
+    kafka: Observer, tmp_path: Path
+) -> None:
+    topic, group = kafka.topic(2), kafka.group()
+    kafka.produce(topic, range(10), 0)
+    latest = "auto_offset_reset='latest'"
+    assert "drained: 0 messages" in Drained(kafka, tmp_path / "1", topic, group, SAVE, settings=latest).end()
+    assert committed(kafka, group, topic, 2) == [10, 0]
+
+    kafka.produce(topic, range(10), 0)
+    assert "drained: 10 messages" in Drained(kafka, tmp_path / "2", topic, group, SAVE, settings=latest).end()
+
+
+def test_nobody_waits_for_messages_that_are_produced_meanwhile(kafka: Observer, tmp_path: Path) -> None:
+    topic, group = kafka.topic(), kafka.group()
+    kafka.produce(topic, range(15))
+    handlers = """
+        @app.topic(TOPIC, max_messages=10)
+        def save(batch, ctx):
+            time.sleep(0.05)
+    """
+    member = Drained(kafka, tmp_path, topic, group, handlers)
+    with flooded(kafka, topic):
+        member.end()
+    assert (kafka.committed(group, topic) or 0) >= 15
+
+
+@contextmanager
+def flooded(kafka: Observer, topic: str) -> Iterator[None]:
+    """More messages than a handler of 10 in 50 ms can take."""
+    enough = threading.Event()
+
+    def produce() -> None:
+        while not enough.wait(0.02):
+            kafka.produce(topic, range(20))
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+
+
+def test_deleted_records_of_another_members_partition_are_nothing_to_wait_for(kafka: Observer, tmp_path: Path) -> None:
+    topic, group = kafka.topic(4), kafka.group()
+    commit(kafka, group, topic, dict.fromkeys(range(4), 3))
+    for partition in range(4):
+        kafka.produce(topic, range(10), partition)
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+    deleted = admin.delete_records([TopicPartition(topic, partition, 10) for partition in range(4)])
+    assert [future.result(30).low_watermark for future in deleted.values()] == [10] * 4
+    for partition in (0, 2):  # one for each member
+        kafka.produce(topic, ["new"], partition)
+    handlers = """
+        BEGAN = time.monotonic()
+
+        @app.topic(TOPIC, manual_offsets=True)
+        def save(batch, ctx):
+            while not ctx.stopping:
+                time.sleep(0.01)
+                if time.monotonic() - BEGAN > 4:  # by then the other one has asked for the group's commits
+                    return ctx.mark_as_consumed(batch.last)
+    """
+    members = [Drained(kafka, tmp_path / name, topic, group, handlers, "--drain-timeout", "8") for name in "ab"]
+    for member in members:
+        member.end()
+    assert committed(kafka, group, topic, 4) == [11, 3, 11, 3]
+
+
+def commit(kafka: Observer, group: str, topic: str, offsets: dict[int, int]) -> None:
+    """As kafka-consumer-groups.sh --reset-offsets does, for a group without members."""
+    places = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+    (future,) = admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, places)]).values()
+    future.result(30)
+
+
+def test_a_commit_behind_the_end_is_no_end(kafka: Observer, tmp_path: Path) -> None:
+    topic, group = kafka.topic(), kafka.group()
+    kafka.produce(topic, range(13))
+    commit(kafka, group, topic, {0: 100})
+
+    assert "drained: 13 messages" in Drained(kafka, tmp_path, topic, group, SAVE).end()
+    assert kafka.committed(group, topic) == 13
+
+
+def test_a_hook_that_raises_ends_it_with_4(kafka: Observer, tmp_path: Path) -> None:
+    topic, group = kafka.topic(), kafka.group()
+    kafka.produce(topic, range(5))
+    handlers = """
+        @app.topic(TOPIC, manual_offsets=True)
+        def save(batch, ctx): ...
+
+        @app.on_shutdown(save)
+        def flush(ctx):
+            raise OSError("the disk is full")
+    """
+    said = Drained(kafka, tmp_path, topic, group, handlers).end(4)
+    assert "the disk is full" in said
+    assert "not drained: 1 of the hooks raised" in said
+
+
+def test_a_critical_exception_is_told_to_have_ended_it(kafka: Observer, tmp_path: Path) -> None:
+    topic, group = kafka.topic(), kafka.group()
+    kafka.produce(topic, range(5))
+    handlers = """
+        @app.topic(TOPIC)
+        def save(batch, ctx):
+            raise MemoryError
+    """
+    assert "not drained: it ended with exit code 1" in Drained(kafka, tmp_path, topic, group, handlers).end(1)
+
+
+def test_a_batch_that_waits_for_more_is_not_idle(kafka: Observer, tmp_path: Path) -> None:
+    topic, group = kafka.topic(), kafka.group()
+    kafka.produce(topic, range(5))
+    handlers = """
+        @app.topic(TOPIC, batch_timeout_ms=6000)
+        def save(batch, ctx): ...
+    """
+    Drained(kafka, tmp_path, topic, group, handlers, "--drain-timeout", "4").end()
+    assert kafka.committed(group, topic) == 5
+
+
+def test_marks_are_progress_also_of_runs_that_fail(kafka: Observer, tmp_path: Path) -> None:
+    topic, group = kafka.topic(), kafka.group()
+    kafka.produce(topic, range(12))
+    handlers = """
+        @app.topic(TOPIC, manual_offsets=True, backoff_ms=1000, backoff_max_ms=1000)
+        def save(batch, ctx):
+            ctx.mark_as_consumed(batch.first)
+            if len(batch) > 1:
+                raise OSError("one at a time")
+    """
+    Drained(kafka, tmp_path, topic, group, handlers, "--drain-timeout", "5").end()
+    assert kafka.committed(group, topic) == 12
+
+
+@pytest.mark.parametrize(
+    ("api", "fault"),
+    [
+        ("FindCoordinator", CoordinatorNotAvailableError),
+        ("OffsetFetch", NotCoordinatorError),
+        ("OffsetFetch", "drop"),
+        ("ListOffsets", LeaderNotAvailableError),
+        ("ListOffsets", "drop"),
+    ],
+    ids=str,
+)
+def test_a_cluster_that_is_not_ready_yet_is_asked_again(tmp_path: Path, api: str, fault: Any) -> None:
+    with EmbeddedBroker(["t"]) as broker:
+        observer = Observer(broker.bootstrap_servers)
+        observer.produce("t", range(5))
+        broker.fail(api, fault, times=3)
+        assert "drained: 5 messages" in Drained(observer, tmp_path, "t", "g", SAVE).end()
+        assert observer.committed("g", "t") == 5
+        observer.forget_clients()
 
 
 def test_produce_and_drain_are_a_pair_in_a_shell_script(kafka: Observer, tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_without_a_terminal_rich_is_never_loaded() -> None:
 
 def standings() -> list[Standing]:
     tally = Tally(messages=1707, batches=4, failures=1, seconds=0.25, unmarked=3)
-    return [Standing("counter", {}, {}, {}, {"[red]quakes": tally}, False)]
+    return [Standing("counter", {}, {}, {}, {}, {"[red]quakes": tally}, False)]
 
 
 def test_a_drained_run_is_summed_up_in_lines_of_their_own(pipe: Stream) -> None:

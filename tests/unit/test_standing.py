@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from karafka_lite.group import Group
-from karafka_lite.partition import Partition, Policy
+from karafka_lite.partition import Hook, Partition, Policy
 from karafka_lite.standing import Score, Standing
 
 PLACE = ("topic", 0)
@@ -63,12 +63,12 @@ class Scene:
 def test_what_was_fetched_is_done_only_when_its_handler_has_returned() -> None:
     scene = Scene()
     scene.polled([0, 1, 2], 3)
-    assert scene.done is None
+    assert scene.done == 0
 
     ready = scene.group.take_ready()[0]
     run = scene.group.begin(ready, 0.0)
     assert run is not None
-    assert scene.done is None
+    assert scene.done == 0
     assert scene.standing.running
 
     scene.group.end(run, failed=False, now=0.0)
@@ -98,10 +98,63 @@ def test_a_position_from_before_a_seek_does_not_count() -> None:
     scene = Scene()
     scene.polled([0, 1], 2)
     scene.run()
-    scene.partition.seek_to = 0
+    scene.partition.begin_next_at(0)
+    assert scene.done is None
     scene.group.polled({PLACE: 2})  # of the poll that was under way
     scene.plan()
     assert scene.done == 0
+
+
+def test_a_place_that_only_the_cluster_knows_is_not_the_end_until_it_is_found() -> None:
+    scene = Scene()
+    scene.polled([0, 1], 2)
+    scene.run()
+    scene.partition.begin_next_at("earliest")
+    assert scene.done is None
+    scene.group.found(PLACE, "earliest", 0)
+    scene.plan()
+    assert scene.done == 0
+
+
+def test_what_was_processed_stays_done_while_more_comes() -> None:
+    scene = Scene(max_messages=2)
+    scene.polled([0, 1, 2, 3], 4)
+    scene.run()
+    assert scene.done == 2
+    run = scene.group.begin(scene.partition, 1000.0)
+    assert run is not None
+    assert scene.done == 2
+    scene.group.end(run, failed=True, now=1000.0)
+    assert scene.done is None, "a failed batch may begin further back"
+
+
+def test_a_first_batch_that_waits_for_more_counts_as_work() -> None:
+    scene = Scene(batch_timeout_ms=5000)
+    assert not scene.standing.running
+    scene.polled([0], 1)
+    assert scene.standing.running
+
+
+def test_hooks_that_raise_are_counted() -> None:
+    scene = Scene(hooks=frozenset({Hook.ON_SHUTDOWN}))
+    scene.polled([0], 1)
+    scene.run()
+    scene.group.stop(2000.0)
+    run = scene.group.begin(scene.partition, 2000.0)
+    assert run is not None
+    scene.group.end(run, failed=True, now=2000.0)
+    scene.score.ran(run, OSError("no"), 0.5)
+    (tally,) = scene.standing.tallies.values()
+    assert (tally.hook_failures, tally.failures, tally.seconds) == (1, 0, 0.5)
+
+
+def test_what_is_committed_is_known_of_what_is_ours() -> None:
+    scene = Scene()
+    assert scene.standing.committed == {}
+    scene.polled([0], 1)
+    scene.run()
+    scene.group.commit_succeeded(scene.group.commit_batch(10_000.0), 10_000.0)
+    assert scene.standing.committed == {PLACE: 1}
 
 
 def test_a_partition_that_drains_or_has_no_start_is_not_at_its_end() -> None:
