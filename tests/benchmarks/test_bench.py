@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from bench import ROWS
 from observer import Observer
 
 BENCH = Path(__file__).with_name("bench.py")
+EMBEDDED = Path(__file__).with_name("embedded.py")
 
 
 @pytest.mark.slow
@@ -33,6 +36,20 @@ def test_a_quick_run_fills_every_row_of_the_table(kafka: Observer, tmp_path: Pat
         assert [figure for figure in figures if not _is_measured(figure, *row)] == [], row
     (measured,) = json.loads(raw.read_text())["rounds"]
     assert all(row.figure(measured) for row in ROWS)
+
+
+@pytest.mark.slow
+@pytest.mark.apache_only("it starts an embedded broker by itself")
+@pytest.mark.xdist_group("one hog at a time")
+def test_a_quick_run_tells_how_quick_the_embedded_broker_is_beside_kafka(kafka: Observer) -> None:
+    environment = {**os.environ, "KARAFKA_LITE_TEST_BOOTSTRAP_SERVERS": kafka.bootstrap_servers}
+    command = [sys.executable, str(EMBEDDED), "--quick"]
+
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    assert done.returncode == 0, done.stderr
+    told = re.findall(r"^(start to ready|embedded|Apache Kafka)\b.*: [\d.]+ m?s \(", done.stdout, re.MULTILINE)
+    assert told == ["start to ready", *["embedded"] * 3, *["Apache Kafka"] * 3]
 
 
 def _is_measured(figure: str, name: str, unit: str) -> bool:
