@@ -144,9 +144,15 @@ class Client:
                     with suppress(kafka.errors.UnknownTopicOrPartitionError):  # while the broker creates it
                         asked = self._consumer._cluster.add_topic(topic)
                         self._consumer._net.run(self._consumer._manager.wait_for, asked, REQUEST_MS)
-            return set(topics) - set(self._consumer.topics())
+            return set(topics) - self._topics()
         except kafka.errors.KafkaError as error:
             raise PollError(str(error)) from error
+
+    def _topics(self) -> set[str]:
+        try:
+            return set(self._consumer.topics())
+        except kafka.errors.UnknownTopicOrPartitionError:  # of a refresh for a topic of ours that has gone
+            return set(self._consumer.topics())
 
     def subscribe(self, topics: Collection[str]) -> None:
         """Join the group with the next poll. ``topics`` exist: one that does not may leave the member idle for good."""
