@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from karafka_lite.broker.embedded import EmbeddedBroker
 
 DRAIN_TIMEOUT_S = 60.0
+NO_BROKER = 3
+KINDS = ("embedded", "docker")
 _LEVELS = ("debug", "info", "warning", "error")
 
 _RUN_EXAMPLES = """\
@@ -84,7 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, unknown = _parser().parse_known_args(argv)
     if unknown:  # said by the subcommand, whose usage lists what there is
         arguments.parser.error(f"unknown arguments: {' '.join(unknown)}")
-    command: Callable[[argparse.Namespace], int] = arguments.command
+    code = _call(arguments.command, arguments)
+    if code == NO_BROKER and arguments.command is _run and arguments.broker not in KINDS:
+        print("karafka-lite: to try it without a Kafka, type the same with --broker embedded", file=sys.stderr)
+    return code
+
+
+def _call(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     try:
         return command(arguments)
     except KeyboardInterrupt:  # while importing, or while a broker starts; what runs has its own way to stop
@@ -94,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KarafkaLiteError as mistake:
         print(f"karafka-lite: {mistake}", file=sys.stderr)
-        return 3 if isinstance(mistake, BrokerUnavailableError) else 1
+        return NO_BROKER if isinstance(mistake, BrokerUnavailableError) else 1
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -128,7 +136,7 @@ def _drain(app: App, timeout_s: float) -> int:
 @contextmanager
 def _broker_of(app: App, arguments: argparse.Namespace) -> Iterator[str]:
     """Points the App at ``--broker``; yields the kind of broker that was started for it, "" for a Kafka elsewhere."""
-    kind = arguments.broker if arguments.broker in ("embedded", "docker") else ""
+    kind = arguments.broker if arguments.broker in KINDS else ""
     if arguments.image and kind != "docker":
         arguments.parser.error("--image is what --broker docker starts: type --broker docker --image IMAGE")
     if not kind:

@@ -305,6 +305,7 @@ def test_no_broker_is_exit_3(tmp_path: Path) -> None:
     nowhere = Observer("127.0.0.1:1")
     said = Drained(nowhere, tmp_path, "any", "group", SAVE, settings="bootstrap_timeout_ms=300").end(3)
     assert "no broker could be reached" in said
+    assert "--broker embedded" in said.splitlines()[-1]
 
 
 def test_with_latest_the_first_run_commits_where_it_begins_and_the_next_one_skips_nothing(

@@ -242,7 +242,8 @@ def test_what_is_only_known_at_run_time_is_said_without_a_traceback(
     monkeypatch.setattr(App, "run", fail)
     ended = run("orders")
     assert ended.code == code
-    assert ended.err.endswith(f"karafka-lite: {error}\n")
+    assert f"karafka-lite: {error}\n" in ended.err
+    assert ended.err.endswith("type the same with --broker embedded\n") is (code == 3)
     assert "Traceback" not in ended.err
 
 
@@ -481,7 +482,8 @@ def test_a_feed_that_fails_ends_with_its_code_and_the_app_does_not_run(
     write("orders.py", ORDERS)
     ended = run("orders", "--feed", "user_events=f")
     assert (ended.code, ended.app) == (code, None)
-    assert ended.err.endswith(f"karafka-lite: {error}\n")
+    assert f"karafka-lite: {error}\n" in ended.err
+    assert ended.err.endswith("type the same with --broker embedded\n") is (code == 3)
 
 
 @pytest.mark.parametrize(
