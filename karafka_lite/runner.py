@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from karafka_lite.member import Event, Exit, Member
 from karafka_lite.partition import Partition
@@ -13,6 +14,8 @@ from karafka_lite.routing import Config, Route
 from karafka_lite.workers import Workers
 
 log = logging.getLogger("karafka_lite")
+
+SIGNALS_S = 0.5  # how late a signal may be seen that came at a bad moment
 
 
 class Runner:
@@ -64,7 +67,7 @@ class Runner:
         """Wait for a reason to stop, stop, and say how it ended."""
         left: set[Member] = set()
         while not all(member in left for member in self.members):
-            event = self.events.get()
+            event = self._next_event()
             if event.error is not None:
                 log.critical("stopping: %s", event.error)
             if event.exit is Exit.FORCED or self._exit is Exit.CLEAN:
@@ -78,6 +81,12 @@ class Runner:
         self._workers.stop()
         self._ended.set()
         return self._exit
+
+    def _next_event(self) -> Event:
+        # Never for good: a signal that comes right before a wait is handled behind it, and not at all without an end.
+        while True:
+            with suppress(queue.Empty):
+                return self.events.get(timeout=SIGNALS_S)
 
     def ask_to_stop(self) -> None:
         """Stop soon; returns at once. May be called from a signal handler and from user code."""

@@ -451,6 +451,34 @@ def test_a_member_that_stops_while_its_join_waits_for_the_batches_of_others_leav
         assert len(kafka.members(group)) == 1
 
 
+SIGNAL_TO_ANOTHER_THREAD = """
+    import signal
+    from karafka_lite import App
+
+    app = App(os.environ["GROUP"], bootstrap_servers=BROKERS)
+
+    @app.topic(os.environ["TOPIC"])
+    def work(batch, ctx):
+        say(batch=batch.last_offset)
+
+    threading.Thread(target=threading.Event().wait, daemon=True).start()  # the only one that takes the signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    sys.exit(app.run())
+"""
+
+
+def test_a_signal_that_does_not_interrupt_the_main_threads_wait_is_seen_all_the_same(
+    kafka: Observer, tmp_path: Path
+) -> None:
+    topic, group = kafka.topic(), kafka.group()
+    kafka.produce(topic, range(3))
+    with Process(kafka, SIGNAL_TO_ANOTHER_THREAD, tmp_path, TOPIC=topic, GROUP=group) as process:
+        process.until(lambda fact: fact.get("batch") == 2)
+        process.signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert kafka.committed(group, topic) == 3
+
+
 WITHOUT_BROKER = """
     import signal
     from karafka_lite import App
