@@ -14,7 +14,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.net.compat import KafkaNetClient
 
 from karafka_lite.client import connecting
-from karafka_lite.errors import ClusterError
+from karafka_lite.errors import ClusterError, ConfigurationError
 from karafka_lite.messages import TopicPartition
 
 ASK_AGAIN_S = 0.2
@@ -80,6 +80,33 @@ class Admin:
 
         found = self._ask("topics", ask)
         return [(topic["name"], part["partition_index"]) for topic in found for part in topic["partitions"]]
+
+    def ensure_topics(self, topics: Collection[str]) -> set[str]:
+        """Create those of ``topics`` that do not exist, with the brokers' own defaults; returns which.
+
+        Raises:
+            ConfigurationError: some do not exist and cannot be created; it names all of them.
+        """
+        missing = sorted(set(topics) - {topic for topic, _ in self.partitions(topics)})
+        refused = {topic: said for topic in missing if (said := self._create(topic))}
+        if refused:
+            told = ", ".join(f"{topic} ({said})" for topic, said in refused.items())
+            typed = " --topic ".join(["kafka-topics.sh --create", *refused])
+            raise ConfigurationError(f"topics do not exist, and cannot be created: {told}; type: {typed}")
+        return set(missing)
+
+    def _create(self, topic: str) -> str | None:
+        """Why not; None: it is there."""
+
+        def ask() -> str | None:
+            answer = self._admin.create_topics([topic], raise_errors=False)["topics"][0]
+            error = kafka.errors.for_code(answer["error_code"])
+            if error.retriable:
+                raise error(answer["error_message"])
+            there = error in (kafka.errors.NoError, kafka.errors.TopicAlreadyExistsError)
+            return None if there else f"{error.__name__}: {answer['error_message']}"
+
+        return self._ask(f"creation of topic {topic}", ask)
 
     def earliest_offsets(self, places: Iterable[TopicPartition]) -> Offsets:
         """Where each partition begins."""

@@ -13,8 +13,9 @@ from typing_extensions import Unpack
 
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.member import Exit, Member
-from karafka_lite.routing import Config, Router, Settings, resolve_bootstrap_servers
+from karafka_lite.routing import Router
 from karafka_lite.runner import Runner
+from karafka_lite.settings import Config, Settings, resolve_bootstrap_servers
 
 log = logging.getLogger("karafka_lite")
 

@@ -21,7 +21,8 @@ from karafka_lite.app import App
 from karafka_lite.drain import NOT_DRAINED, Drain
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, KarafkaLiteError
 from karafka_lite.feed import Feed, feed
-from karafka_lite.routing import check_topic, resolve_bootstrap_servers
+from karafka_lite.routing import check_topic
+from karafka_lite.settings import resolve_bootstrap_servers
 from karafka_lite.version import __version__
 
 if TYPE_CHECKING:

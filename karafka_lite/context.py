@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from karafka_lite.messages import Message, at
+from karafka_lite.errors import ConfigurationError
+from karafka_lite.messages import Message, Outgoing, at
 from karafka_lite.partition import Partition, Run, State, Target, Time
 
 log = logging.getLogger("karafka_lite")
+
+REASON_CHARACTERS = 2000  # a text that quotes its payload must not make a message too large
 
 
 class Shell(Protocol):
@@ -34,6 +39,9 @@ class Shell(Protocol):
     def rest(self, partition: Partition, ms: float) -> bool:
         """Hand over no batch for ``ms``; False when not the owner."""
 
+    def send(self, run: Run, message: Outgoing) -> Future[tuple[int, int]]:
+        """Send a message; what ``run`` marks from now on waits for it. Raises the failure of an earlier one."""
+
 
 class Context:
     """The second argument of a handler and the only one of a hook; a new one for each call.
@@ -43,15 +51,16 @@ class Context:
         attempt: 1 at the first try of this batch; back to 1 after a run that did not raise and with a new ownership.
     """
 
-    __slots__ = ("_ownership", "_run", "_shell", "attempt", "group_id", "partition", "topic")
+    __slots__ = ("_dead_letter", "_ownership", "_run", "_shell", "attempt", "group_id", "partition", "topic")
 
-    def __init__(self, shell: Shell, run: Run, group_id: str) -> None:
+    def __init__(self, shell: Shell, run: Run, group_id: str, dead_letter: str | Literal[False] | None = None) -> None:
         self.topic, self.partition = run.partition.place
         self.group_id = group_id
         self.attempt = run.attempt
         self._shell = shell
         self._run = run
         self._ownership = run.partition
+        self._dead_letter = dead_letter
 
     # -- offsets
 
@@ -76,6 +85,7 @@ class Context:
             ValueError: a message of another partition, or one that this ownership was never handed.
             CommitError: ``sync`` only: not acknowledged in time although the partition is ours. A timeout does not mean
                 that it did not happen; the mark stays stored and will be committed again.
+            ProduceError: a message that this run has sent was refused: nothing is stored, the run has failed.
 
         Example::
 
@@ -91,7 +101,7 @@ class Context:
             or message.partition != self.partition
             or not ownership.was_handed(message.offset)
         ):
-            raise self._refusal(message)
+            raise self._refusal("mark_as_consumed", message)
         last_mark, offset = ownership.stored, message.next_offset
         if not self._shell.mark(ownership, offset):
             return False
@@ -111,6 +121,7 @@ class Context:
 
         Raises:
             CommitError: ``sync`` only: not acknowledged in time although the partition is ours.
+            ProduceError: ``sync`` only: a message that this run has sent was refused.
         """
         if not sync:
             return self._shell.request_commit(self._ownership)
@@ -183,6 +194,89 @@ class Context:
         """End a ``pause`` early; may be called from another thread. False: the partition is no longer ours."""
         return self._shell.rest(self._ownership, 0)
 
+    # -- messages that leave
+
+    def produce(
+        self,
+        topic: str,
+        value: Any,
+        *,
+        key: bytes | str | None = None,
+        headers: Iterable[tuple[str, bytes]] | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+    ) -> Future[tuple[int, int]]:
+        """Send a message. **It is acknowledged before the offset of what it was made from is committed.**
+
+        Returns at once (but waits while 32 MB are unanswered, or a new topic appears). The run ends with the last
+        answer. A message that is refused fails the run as an exception would, and marks behind it are void: the batch
+        comes again, and with it what else it sends. What was sent behind a loss of the partition arrives, too.
+
+        Args:
+            value: ``bytes`` as they are; None is a tombstone; anything else becomes JSON in UTF-8.
+            key: chooses the partition as Kafka does; without one, any.
+            partition: this one, whatever the key.
+            timestamp_ms: Unix time in milliseconds; None: now.
+
+        Returns:
+            A future of (partition, offset), once all in-sync replicas have it; else of a ProduceError.
+
+        Raises:
+            TypeError, ValueError: this cannot be a message: no JSON, a bad header, a partition that does not exist.
+            ProduceError: an earlier message of this run was refused.
+            RuntimeError: the handler has returned.
+
+        Example::
+
+            for message in batch:
+                ctx.produce("orders.priced", price(message.payload), key=message.key)
+        """
+        if isinstance(key, str):
+            key = key.encode()
+        pairs = None if headers is None else list(headers)
+        return self._shell.send(self._run, Outgoing(topic, _encoded(value), key, pairs, partition, timestamp_ms))
+
+    def dead_letter(self, message: Message, reason: str = "") -> Future[tuple[int, int]]:
+        """Send ``message`` to the route's dead-letter topic, by hand; it is not marked.
+
+        It keeps key, value and headers, and gets the headers ``source-topic``, ``source-partition``, ``source-offset``,
+        ``source-group``, ``attempts`` (this try included) and ``error`` (``reason``, up to 2,000 characters).
+
+        Returns, and fails the run, as ``produce`` does.
+
+        Raises:
+            ConfigurationError: the handler's topic has no ``dead_letter``.
+            TypeError, ValueError: no message of this partition.
+
+        Example::
+
+            if "id" not in message.payload:
+                ctx.dead_letter(message, "no id")
+        """
+        attempts = self._ownership.tries(getattr(message, "offset", -1)).all + 1
+        return self.send_dead_letter(message, reason, attempts)
+
+    def send_dead_letter(self, message: Message, reason: str, attempts: int) -> Future[tuple[int, int]]:
+        """What ``dead_letter`` and the end of a budget have in common."""
+        if not self._dead_letter:
+            raise ConfigurationError(
+                f"topic {self.topic} has no topic for dead letters: type @app.topic({self.topic!r}, "
+                f'dead_letter="{self.topic}.dead")'
+            )
+        foreign = not isinstance(message, Message) or (message.topic, message.partition) != self._ownership.place
+        if foreign or not self._ownership.was_handed(message.offset):
+            raise self._refusal("dead_letter", message)
+        source = {
+            "source-topic": message.topic,
+            "source-partition": str(message.partition),
+            "source-offset": str(message.offset),
+            "source-group": self.group_id,
+            "attempts": str(attempts),
+            "error": reason[:REASON_CHARACTERS],
+        }
+        headers = [*message.headers, *((name, text.encode(errors="replace")) for name, text in source.items())]
+        return self._shell.send(self._run, Outgoing(self._dead_letter, message.value, message.key, headers))
+
     # -- ownership
 
     @property
@@ -211,16 +305,16 @@ class Context:
         """Whether this batch was tried before and failed."""
         return self.attempt > 1
 
-    def _refusal(self, message: object) -> Exception:
+    def _refusal(self, verb: str, message: object) -> Exception:
         if not isinstance(message, Message):
             return TypeError(
-                f"mark_as_consumed takes a Message, not {type(message).__name__}; "
+                f"{verb} takes a Message, not {type(message).__name__}; "
                 f"pass the message itself (batch.last, or the loop's variable), not its payload"
             )
         if (message.topic, message.partition) != self._ownership.place:
             return ValueError(
                 f"{message} does not belong to {at(self.topic, self.partition)}, the partition of this context; "
-                f"mark it with the context that came with it"
+                f"use the context that came with it"
             )
         return ValueError(
             f"{message} was never handed to this ownership of {at(self.topic, self.partition)}, which was handed "
@@ -243,3 +337,16 @@ def _target(what: str, to: object) -> Target:
     if isinstance(to, str) or to < 0:
         raise ValueError(f"{what} takes an offset from 0, 'earliest', 'latest' or a datetime, not {to!r}")
     return to
+
+
+def _encoded(value: Any) -> bytes | None:
+    if value is None or isinstance(value, bytes):
+        return value
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            f"a value is bytes, None, or what JSON can say; {type(value).__name__} is not: {error}"
+        ) from error

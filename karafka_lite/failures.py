@@ -11,9 +11,10 @@ import traceback
 from collections.abc import Callable, Iterable
 
 from karafka_lite.client import MAX_POLL_INTERVAL_MS
+from karafka_lite.errors import ProduceError
 from karafka_lite.messages import TopicPartition, at
 from karafka_lite.partition import Partition, Run, State
-from karafka_lite.routing import Config
+from karafka_lite.settings import Config
 
 log = logging.getLogger("karafka_lite")
 
@@ -41,21 +42,32 @@ class Failures:
         if isinstance(error, CRITICAL):
             log.critical("%s: %s raised %r; nothing is marked, the app stops", run, self._name(run), error)
             return True
-        place = run.partition.place
         again = "the partition is ending, its next owner repeats it"
         if wait is not None:
-            again = f"again from {at(*place, run.partition.retry_position)} in {max(wait, 0):.1f} s"
+            again = f"again from {at(*run.partition.place, run.partition.retry_position)} in {max(wait, 0):.1f} s"
+        self._tell(run, error, f"failed at attempt {run.attempt}", again)
+        return False
+
+    def set_aside(self, run: Run, error: BaseException, tries: int, safe_in: str) -> None:
+        """The message of ``run`` was given up after ``tries``; ``safe_in``: where it is now."""
+        self._tell(
+            run, error, f"failed {tries} times, the last time", f"goes on without it; the message is in {safe_in}"
+        )
+
+    def _tell(self, run: Run, error: BaseException, how: str, again: str) -> None:
+        place = run.partition.place
         said = f"{type(error).__name__}: {error}"
-        what = f"{run}: {self._name(run)} failed at attempt {run.attempt}"
+        what = f"{run}: {self._name(run)} {how}"
         repeats = run.attempt > 1 and self._last.get(place) == said
         self._last[place] = said
         if (line := _line_that_called_us(error)) is not None:
             log.error("%s, %s (%s); %s", what, said, line, again)
+        elif isinstance(error, ProduceError):
+            log.error("%s, %s; %s", what, said, again)
         elif repeats:
             log.error("%s as before, %s; %s", what, said, again)
         else:
             log.error("%s; %s", what, again, exc_info=error)
-        return False
 
     def slow(self, partitions: Iterable[Partition], now: float) -> None:
         """Warn, once for each run, of what takes so long that it gets in the way."""

@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any, BinaryIO, NamedTuple
 
 from karafka_lite.errors import KarafkaLiteError
+from karafka_lite.messages import Outgoing
 from karafka_lite.producer import Producer
 from karafka_lite.routing import check_topic
 
@@ -194,7 +195,7 @@ def _send(feed: Feed, file: BinaryIO, producer: Producer, interrupt: _Interrupt,
     try:
         for line in lines(file, feed):
             interrupt.hold()
-            tally.expect(line, producer.send(feed.topic, line.value, line.key))
+            tally.expect(line, producer.send(Outgoing(feed.topic, line.value, line.key)))
             update(line.end, tally.acknowledged)
             interrupt.release()
             if tally.refused:

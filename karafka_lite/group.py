@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from karafka_lite.backoff import Backoff
 from karafka_lite.messages import Record, TopicPartition
-from karafka_lite.partition import Partition, Policy, Run, State, Target
+from karafka_lite.partition import Partition, Policy, Run, Send, State, Target
 
 FINAL_COMMIT_S = 5.0  # a last commit is tried at least so long, also when the handlers used up the whole drain
 COMMIT_RETRY = Backoff(100, 1000)
@@ -76,7 +76,7 @@ class Group:
         self._commit_failures = 0
         self._commit_retry_at = 0.0
         self._refusing: set[str] = set()  # topics whose last commit failed
-        self._commit_tried: dict[str, float] = {}  # topic -> when it was last committed by itself
+        self._commit_turns: dict[str, int] = {}  # topic -> its last turn to be committed by itself
 
     # -- assignment
 
@@ -183,7 +183,7 @@ class Group:
         """``target`` in ``place`` is ``offset``."""
         partition = self.owned.get(place)
         if partition and partition.target == target:
-            partition.begin_next_at(offset)
+            partition.redirect(offset)
 
     def poll_plan(self, now: float) -> PollPlan:
         """What has to be done before the next poll; each answer is given once."""
@@ -218,7 +218,16 @@ class Group:
     def end(self, run: Run, *, failed: bool, now: float) -> None:
         """The user code of ``run`` has ended; ``failed``: it raised."""
         run.partition.end(run, failed=failed, now=now)
+        self._ended(run, now)
         self.news |= failed
+
+    def set_aside(self, run: Run, now: float) -> None:
+        """The message at which ``run`` failed once too often is in safety: go on without it."""
+        run.partition.set_aside(run)
+        self._ended(run, now)
+        self.news = True
+
+    def _ended(self, run: Run, now: float) -> None:
         self._settle(run.partition, now)
         successor = self.owned.get(run.partition.place)
         if successor is not None and successor is not run.partition:
@@ -231,7 +240,7 @@ class Group:
         if partition.run and not partition.run.hook:
             partition.run.redirect = target
         else:
-            partition.begin_next_at(target)
+            partition.redirect(target)
         self._settle(partition, now)
         self.news = True
         return True
@@ -252,23 +261,31 @@ class Group:
         self._commit_requested = True
         self.news = True
 
+    def answered(self, partition: Partition, send: Send, failure: BaseException | None, now: float) -> None:
+        """A message that user code of ``partition`` has sent is acknowledged, or has failed."""
+        partition.answered(send, failure)
+        waited_for = partition.state is State.RELEASING or self._commit_requested
+        self.news |= waited_for or failure is not None or not partition.unanswered
+        self._settle(partition, now)
+
     def commit_batch(self, now: float) -> list[Commit]:
         """What has to be committed now; empty when nothing has to."""
         if now < self._commit_retry_at:
             return []
-        pending = [p for p in self.owned.values() if p.pending]
+        ready = [p for p in self.owned.values() if p.committable]
         if now >= self._commit_at:
             self._commit_at = now + self._interval
-        elif not self._commit_requested and not any(p.state is State.RELEASING for p in pending):
+        elif not self._commit_requested and not any(p.state is State.RELEASING for p in ready):
             return []
-        self._commit_requested = False
-        if self._refusing.intersection(p.place[0] for p in pending):
+        # A request waits for what has yet to be acknowledged.
+        self._commit_requested &= any(p.version != p.backed[1] for p in self.owned.values())
+        if self._refusing.intersection(p.place[0] for p in ready):
             # One topic that refuses (deleted, not authorized) must not hold up the others: each goes by itself.
-            topic = min((p.place[0] for p in pending), key=lambda name: self._commit_tried.get(name, 0.0))
-            self._commit_tried[topic] = now
+            topic = min((p.place[0] for p in ready), key=lambda name: self._commit_turns.get(name, 0))
+            self._commit_turns[topic] = max(self._commit_turns.values(), default=0) + 1
             self._commit_requested = True
-            pending = [p for p in pending if p.place[0] == topic]
-        return [Commit(p, p.stored, p.version) for p in pending if p.stored is not None]
+            ready = [p for p in ready if p.place[0] == topic]
+        return [Commit(p, offset, version) for p in ready for offset, version in [p.backed] if offset is not None]
 
     def commit_succeeded(self, commits: Iterable[Commit], now: float) -> None:
         """The broker has acknowledged ``commits``."""
@@ -279,7 +296,7 @@ class Group:
                 self._settle(partition, now)
         if not self._refusing:
             self._commit_failures = 0
-            self._commit_tried.clear()
+            self._commit_turns.clear()
         self.news = True
 
     def commit_failed(self, commits: Iterable[Commit], now: float) -> None:
@@ -308,7 +325,7 @@ class Group:
             ready_at = partition.ready_at()
             if ready_at is not None and not partition.enlisted:
                 times.append(ready_at)
-            if partition.pending and (partition.state is State.RELEASING or self._commit_requested):
+            if partition.committable and (partition.state is State.RELEASING or self._commit_requested):
                 times.append(self._commit_retry_at)
         return max(now, min(times))
 

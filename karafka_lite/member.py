@@ -2,10 +2,10 @@
 
     poller                     polls without a pause; fills queues, applies the plan; at the end winds down and leaves
     committer                  the only caller of ``commit``; also the clock of the group
-    workers (``workers.py``)   user code; they enter by ``_run``
+    workers (``workers.py``)   user code, by ``calls.py``
     kafka-python's IO thread   asks ``on_assigned``, ``on_revoke``, ``on_lost`` at a rebalance
 
-One lock and one condition. Whoever holds the lock calls nothing that waits for another thread.
+One lock and one condition (``guard.py``).
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from enum import Enum
 from functools import partial
 from typing import NamedTuple
 
+from karafka_lite.admin import Admin
+from karafka_lite.calls import Calls, Outbox, name_of
 from karafka_lite.client import SAY_AGAIN_S, Client, PollError, Start
-from karafka_lite.context import Context
-from karafka_lite.errors import BrokerUnavailableError, CommitError, FetchError, KarafkaLiteError
+from karafka_lite.errors import BrokerUnavailableError, FetchError, KarafkaLiteError
 from karafka_lite.failures import Failures
 from karafka_lite.group import Commit, Group
-from karafka_lite.messages import Batch, TopicPartition, at
-from karafka_lite.partition import Partition, Run, State, Target
-from karafka_lite.routing import Config, Route
+from karafka_lite.guard import LOOK_AGAIN_S, Guard
+from karafka_lite.messages import TopicPartition, at
+from karafka_lite.partition import Partition, Run, State
+from karafka_lite.routing import Route
+from karafka_lite.settings import Config
 from karafka_lite.standing import Score, Standing
 from karafka_lite.workers import Workers
 
 log = logging.getLogger("karafka_lite")
 
-LOOK_AGAIN_S = 0.1  # how late somebody who waits for a fact sees that the membership was lost
 TOPICS_CHECK_S = 1.0
+AWAITS_ANSWERS = "  its end, and waits for what it has sent to be acknowledged"
 
 
 class Exit(Enum):
@@ -54,9 +57,9 @@ class Event(NamedTuple):
 
 
 class Member:
-    """One consumer group in this process: its lock, its rules (``Group``), its client, its two threads.
+    """One consumer group in this process: its rules (``Group``) under a lock, its client, its two threads.
 
-    It is the ``Shell`` of the contexts and the ``Rebalance`` of the client.
+    It is the ``Rebalance`` of the client.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Member:
         bootstrap_servers: Sequence[str],
         routes: Mapping[str, Route],
         leftovers: Iterable[Partition],
+        outbox: Outbox,
     ) -> None:
         self.group_id = group_id
         self.connected = threading.Event()  # or it could not: then ``error`` is set
@@ -75,10 +79,9 @@ class Member:
         self._workers = workers
         self._events = events
         self._routes = routes
+        self._config = config
         self._drain_s = config.drain_timeout_ms / 1000
         self._client = Client(group_id, bootstrap_servers, config.settings, self)
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
         self.group = Group(
             {topic: route.policy for topic, route in routes.items()},
             commit_interval_ms=config.auto_commit_interval_ms,
@@ -87,27 +90,32 @@ class Member:
             leftovers=leftovers,
             now=time.monotonic(),
         )
-        self._handing_over = False
-        self._commit_error: Exception | None = None
+        self._guard = Guard(group_id, self.group, self._client, self._enlist)
+        self._lock, self._changed = self._guard.lock, self._guard.changed
+        self._score = Score(routes)
+        self._failures = Failures(self._name, config)
+        ask_to_stop = partial(events.put, Event(Exit.ERROR))
+        self._calls = Calls(self._guard, workers, routes, outbox, self._failures, self._score, ask_to_stop)
         self._closed = False
         self._poller = threading.Thread(target=self._live, name=f"karafka-poller-{group_id}", daemon=True)
         self._committer = threading.Thread(target=self._commit_all, name=f"karafka-committer-{group_id}", daemon=True)
         self._missing: set[str] = set(routes)
         self._check_topics_at = 0.0
         self._said: dict[str, float] = {}  # message -> when it was said last
-        self._score = Score(routes)
-        self._failures = Failures(self._name, config)
         self._last: list[Partition] = []  # what was ours when the stop began
 
     def start(self) -> None:
         self._poller.start()
+
+    def _enlist(self, partition: Partition) -> None:
+        self._workers.put(partial(self._calls.run, partition))
 
     def begin_stop(self) -> None:
         with self._lock:
             if not self.group.stopping:
                 self._last = list(self.group.owned.values())
                 self.group.stop(time.monotonic())
-                self._carry_out()
+                self._guard.carry_out()
 
     def standing(self) -> Standing:
         """How far the group has come."""
@@ -118,7 +126,7 @@ class Member:
         """Commit what is stored without waiting for the interval."""
         with self._lock:
             self.group.request_commit()
-            self._carry_out()
+            self._guard.carry_out()
 
     # -- the poller
 
@@ -128,8 +136,9 @@ class Member:
         error: BaseException | None = None
         try:
             self._client.connect()
-            self.connected.set()
             self._committer.start()
+            self._ensure_dead_letters()
+            self.connected.set()
             self._poll_until_stopped()
         except KarafkaLiteError as mistake:
             self.error = error = mistake
@@ -145,6 +154,18 @@ class Member:
         finally:
             self.connected.set()
             self._events.put(Event(result, error, left=self))
+
+    def _ensure_dead_letters(self) -> None:
+        """The topics for dead letters are there before there is one."""
+        topics = {route.dead_letter for route in self._routes.values() if route.dead_letter}
+        if topics:
+            admin = Admin(self._client.bootstrap_servers, self._config.settings)
+            admin.connect()
+            try:
+                for topic in sorted(admin.ensure_topics(topics)):
+                    log.info("group %s: created topic %s for dead letters", self.group_id, topic)
+            finally:
+                admin.close()
 
     def _poll_until_stopped(self) -> None:
         while not self.group.stopping:
@@ -165,12 +186,12 @@ class Member:
         subscribed = self._subscribe_to_what_exists(now)
         self._find_positions()
         with self._lock:
-            self._check_membership(now)
+            self._guard.check_membership(now)
             self.group.advance(now)
             self._failures.slow(self.group.owned.values(), now)
             plan = self.group.poll_plan(now)
             paused = any(partition.paused for partition in self.group.owned.values())
-            self._carry_out()
+            self._guard.carry_out()
             if not subscribed and not self.group.stopping:
                 self._changed.wait(TOPICS_CHECK_S)
                 return
@@ -179,7 +200,7 @@ class Member:
             for place, records, end_offset in self._client.poll(paused=paused):
                 with self._lock:
                     self.group.fetched(place, records, end_offset, time.monotonic())
-                    self._carry_out()
+                    self._guard.carry_out()
             with self._lock:
                 self.group.polled(self._client.positions())
         except FetchError as error:
@@ -191,8 +212,8 @@ class Member:
 
     def _start_over(self) -> None:
         with self._lock:
-            self._lose(join_anew=False)
-            self._carry_out()
+            self._guard.lose(join_anew=False)
+            self._guard.carry_out()
         self._client.close()
         self._missing = set(self._routes)
         while not self.group.stopping:
@@ -210,8 +231,9 @@ class Member:
             self._check_topics_at = now + TOPICS_CHECK_S
             missing = self._client.missing_topics(self._routes)
             if missing:
-                self._say("group %s: waiting for topics that do not exist (or may not be seen): %s; create them with "
-                          "kafka-topics.sh --create --topic NAME", self.group_id, ", ".join(sorted(missing)))
+                told = "group %s: waiting for topics that do not exist (or may not be seen): %s; create them with %s"
+                names = ", ".join(sorted(missing))
+                self._say(told, self.group_id, names, "kafka-topics.sh --create --topic NAME")
             if self._missing - missing:
                 self._client.subscribe(set(self._routes) - missing)
             self._missing = missing
@@ -230,7 +252,7 @@ class Member:
         with self._lock:
             for place, (offset, reason) in starts.items():
                 self.group.started(place, offset, committed=reason == "committed", now=time.monotonic())
-            self._carry_out()
+            self._guard.carry_out()
         if starts:
             log.info("group %s: assigned %s", self.group_id, _told(starts))
 
@@ -243,10 +265,10 @@ class Member:
         with self._lock:
             while self.group.owned or (self.group.leftovers and time.monotonic() < deadline):
                 now = time.monotonic()
-                self._check_membership(now)
+                self._guard.check_membership(now)
                 self.group.advance(now)
                 self._failures.slow(self.group.owned.values(), now)
-                self._carry_out()
+                self._guard.carry_out()
                 if self.group.owned or self.group.leftovers:
                     self._changed.wait(LOOK_AGAIN_S)
             stuck = self._workers.stacks(self.group.leftovers.values())
@@ -255,8 +277,9 @@ class Member:
         if uncommitted:
             log.error("stored but not committed, these messages will come again: %s", ", ".join(uncommitted))
         for run, stack in stuck:
-            log.error("%s: %s has not returned within drain_timeout_ms=%d; what it stored is committed, the rest comes "
-                      "again. It stands at:\n%s", run, self._name(run), self._drain_s * 1000, stack)
+            told = f"{run}: {self._name(run)} has not returned within drain_timeout_ms={self._drain_s * 1000:.0f}"
+            stands = f"what it stored is committed, the rest comes again. It stands at:\n{stack or AWAITS_ANSWERS}"
+            log.error("%s; %s", told, stands)
         return Exit.FORCED if stuck or uncommitted else Exit.CLEAN
 
     def _leave(self) -> None:
@@ -269,54 +292,9 @@ class Member:
             self._client.close()
             log.info("group %s: left", self.group_id)
 
-    # -- the workers
-
-    def _run(self, partition: Partition) -> None:
-        """Run what is due for ``partition``."""
-        with self._lock:
-            now = time.monotonic()
-            self._check_membership(now)  # right before a batch is handed over
-            run = self.group.begin(partition, now)
-            self._carry_out()
-            if run is None:
-                return
-            self._workers.enter(run)
-        error = self._call(run)
-        with self._lock:
-            now = time.monotonic()
-            self.group.end(run, failed=error is not None, now=now)
-            self._score.ran(run, error, now - run.began)
-            wait = partition.not_before - now if partition.state is State.ASSIGNED else None
-            self._workers.leave()
-            self._carry_out()
-        if error is not None and run.hook is None and self._failures.failed(run, error, wait):
-            self._events.put(Event(Exit.ERROR))
-
-    def _call(self, run: Run) -> BaseException | None:
-        """The user's function; what it raised."""
-        topic = run.partition.place[0]
-        route = self._routes[topic]
-        context = Context(self, run, self.group_id)
-        if run.hook:
-            failed: BaseException | None = None
-            for function in route.functions(run):
-                try:
-                    function(context)
-                except BaseException as error:
-                    log.exception("%s: %s raised; all else goes on", run, _name_of(function))
-                    failed = error
-            return failed
-        batch = Batch.of_records(run.partition.place, run.records, run.end_offset, route.deserialize)
-        log.debug("%r: attempt %d", batch, run.attempt)
-        try:
-            route.handler(batch, context)
-        except BaseException as error:
-            return error
-        return None
-
     def _name(self, run: Run) -> str:
         route = self._routes[run.partition.place[0]]
-        return ", ".join(map(_name_of, route.functions(run))) if run.hook else route.name
+        return ", ".join(map(name_of, route.functions(run))) if run.hook else route.name
 
     # -- the committer
 
@@ -333,7 +311,7 @@ class Member:
                 while True:
                     now = time.monotonic()
                     self.group.advance(now)
-                    self._carry_out()
+                    self._guard.carry_out()
                     commits = self.group.commit_batch(now)
                     generation = self._client.generation()
                     if commits or self._closed:
@@ -347,102 +325,41 @@ class Member:
         error = self._client.commit({partition.place: offset for partition, offset, _ in commits}, generation)
         with self._lock:
             now = time.monotonic()
-            before, self._commit_error = self._commit_error, error
+            before, self._guard.commit_error = self._guard.commit_error, error
             if error is None:
                 self.group.commit_succeeded(commits, now)
             else:
-                self._check_membership(now)
+                self._guard.check_membership(now)
                 self.group.commit_failed(commits, now)
-            self._carry_out()
+            self._guard.carry_out()
         if error is not None and before is None:
             log.warning("group %s: commit failed, the offsets stay pending: %r", self.group_id, error)
         elif error is None and before is not None:
             log.info("group %s: commits work again", self.group_id)
-
-    # -- what contexts ask (Shell)
-
-    def owns(self, partition: Partition) -> bool:
-        if not partition.over and self._client.lost(time.monotonic()):
-            with self._lock:
-                self._check_membership(time.monotonic())
-                self._carry_out()
-        return not partition.over
-
-    def mark(self, partition: Partition, offset: int) -> bool:
-        with self._lock:
-            if self._client.lost(now := time.monotonic()):
-                self._check_membership(now)
-                self._carry_out()
-            return partition.mark(offset)
-
-    def request_commit(self, partition: Partition) -> bool:
-        owned = self.owns(partition)
-        if owned:
-            with self._lock:
-                self.group.request_commit()
-                self._carry_out()
-        return owned
-
-    def commit(self, partition: Partition, timeout_ms: int) -> bool:
-        deadline = time.monotonic() + timeout_ms / 1000
-        with self._lock:
-            wanted = partition.version
-            if partition.committed_version < wanted:
-                self.group.request_commit()
-            while partition.committed_version < wanted:
-                now = time.monotonic()
-                self._check_membership(now)
-                self._carry_out()
-                if partition.state >= State.REVOKED:
-                    return False
-                if now >= deadline:
-                    raise CommitError(
-                        f"{at(*partition.place, partition.stored)} was not acknowledged within {timeout_ms} ms "
-                        f"({self._commit_error or 'no answer yet'}); a timeout does not mean that it did not happen. "
-                        f"The offset stays stored and is committed again; the partition is still ours"
-                    )
-                self._changed.wait(min(LOOK_AGAIN_S, deadline - now))
-        return True
-
-    def redirect(self, partition: Partition, target: Target) -> bool:
-        with self._lock:
-            now = time.monotonic()
-            self._check_membership(now)
-            redirected = self.group.redirect(partition, target, now)
-            self._carry_out()
-            return redirected
-
-    def rest(self, partition: Partition, ms: float) -> bool:
-        with self._lock:
-            now = time.monotonic()
-            self._check_membership(now)
-            rests = self.group.rest(partition, now + ms / 1000, now)
-            self._carry_out()
-            return rests
 
     # -- what the client tells (Rebalance), on its IO thread
 
     def on_assigned(self, places: Collection[TopicPartition]) -> None:
         with self._lock:
             self.group.assigned(places, time.monotonic())
-            self._carry_out()
+            self._guard.carry_out()
 
     def on_revoke(self, places: Collection[TopicPartition]) -> Callable[[], float | None]:
         began = time.monotonic()
         with self._lock:
             leaving = self.group.revoke(places, began)
-            self._handing_over = True
-            self._carry_out()
+            self._guard.handing_over = True
+            self._guard.carry_out()
 
         def ask() -> float | None:
             with self._lock:
                 now = time.monotonic()
-                self._check_membership(now)
+                self._guard.check_membership(now)
                 self.group.advance(now)
                 self._failures.slow(leaving, now)
-                self._handing_over = not self.group.released(leaving)
-                self._carry_out()
-                if self._handing_over:
+                self._guard.handing_over = not self.group.released(leaving)
+                self._guard.carry_out()
+                if self._guard.handing_over:
                     return min(LOOK_AGAIN_S, max(0.001, self.group.wake_at(now) - now))
             if leaving:
                 told = ", ".join(f"{partition}@{partition.committed}" for partition in leaving)
@@ -453,8 +370,8 @@ class Member:
 
     def on_lost(self) -> None:
         with self._lock:
-            self._lose(join_anew=False)
-            self._carry_out()
+            self._guard.lose(join_anew=False)
+            self._guard.carry_out()
 
     def _say(self, text: str, *arguments: object) -> None:
         """A warning, but the same one not again and again."""
@@ -463,32 +380,6 @@ class Member:
             self._said[message] = time.monotonic()
             log.warning("%s", message)
 
-    # -- under the lock
-
-    def _check_membership(self, now: float) -> None:
-        if self.group.owned and self._client.lost(now):
-            self._lose(join_anew=True)
-
-    def _lose(self, *, join_anew: bool) -> None:
-        lost = self.group.lose(time.monotonic(), join_anew=join_anew)
-        if lost:
-            names = ", ".join(map(str, lost))
-            log.warning("group %s: membership lost, nothing more is committed for %s", self.group_id, names)
-
-    def _carry_out(self) -> None:
-        """Pass on what the group has decided."""
-        for partition in self.group.take_ready():
-            self._workers.put(partial(self._run, partition))
-        if self.group.news:
-            self.group.news = False
-            self._changed.notify_all()
-            if self._handing_over:
-                self._client.wake_rebalance()
-
 
 def _told(starts: Mapping[TopicPartition, Start]) -> str:
     return ", ".join(f"{at(*place, start.offset)} ({start.reason})" for place, start in sorted(starts.items()))
-
-
-def _name_of(function: object) -> str:
-    return getattr(function, "__qualname__", None) or repr(function)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any, Literal, NamedTuple
 
+from karafka_lite.backlog import Backlog
 from karafka_lite.backoff import Backoff
 from karafka_lite.messages import Record, TopicPartition, at, following
 
@@ -65,6 +66,7 @@ class Policy(NamedTuple):
     backoff: Backoff = Backoff()
     hooks: frozenset[Hook] = frozenset()
     every_ms: tuple[int, ...] = ()  # of each function that is called again and again
+    budget: int | None = None  # tries, first of a batch and then of a message by itself; None: it never gives up
 
 
 @dataclass(eq=False)
@@ -89,6 +91,23 @@ class Run:
         return f"{self.partition}@{self.records[0].offset}..{self.records[-1].offset}"
 
 
+class Tries(NamedTuple):
+    """How often the handler failed at a message."""
+
+    all: int = 0
+    alone: int = 0  # as the only one of its batch
+
+
+@dataclass(eq=False)
+class Send:
+    """A message on its way, and where the marks stood when it was sent."""
+
+    stored: int | None
+    version: int
+    retry_position: int
+    acknowledged: bool = False
+
+
 class Partition:
     """What this process knows of one ownership. Changed under its group's lock only."""
 
@@ -107,8 +126,7 @@ class Partition:
         self.paused = False  # as the client was told last
         self.fetch_failures = 0
         self.fetch_at = 0.0
-        self._chunks: deque[tuple[Sequence[Record], int | None]] = deque()
-        self.queued = 0
+        self.backlog = Backlog()
         self.queued_since = 0.0
 
         self.run: Run | None = None  # a worker is inside this partition's user code
@@ -123,11 +141,16 @@ class Partition:
         self.not_before = 0.0  # end of the back-off
         self.rests_until = 0.0  # the user's own pause
         self.retry_position = 0
+        self._tries: dict[int, Tries] = {}  # by offset; only where a budget is
+        self._set_aside: dict[int, int] = {}  # the position before a message that was given up -> its offset
 
         self.stored: int | None = None
         self.committed: int | None = None
         self.version = 0  # counts changes of ``stored``; ``committed_version`` says which of them the broker has
         self.committed_version = 0
+        self._sends: deque[Send] = deque()  # from the oldest unacknowledged one on
+        self.unanswered = 0  # of what the running code has sent
+        self.failure: BaseException | None = None  # of a send; until the run has ended marks are void
         self.user_state: dict[Any, Any] = {}
 
     # -- questions
@@ -153,18 +176,29 @@ class Partition:
         return self.version != self.committed_version
 
     @property
+    def backed(self) -> tuple[int | None, int]:
+        """The newest mark, and its version, before which everything that was sent is acknowledged."""
+        mark = self._sends[0] if self._sends else self
+        return mark.stored, mark.version
+
+    @property
+    def committable(self) -> bool:
+        """Something may be committed that the broker does not have."""
+        return self.backed[1] != self.committed_version
+
+    @property
     def done(self) -> int | None:
         """Nothing before this offset is left to do; None while something may have to be repeated."""
         goes_on = self.state is State.ASSIGNED and self.start is not None and self.attempt == 1
         if not goes_on or self.seek_to is not None or self.target is not None:
             return None
-        at_rest = not self.queued and not self.busy and self.predecessor is None
+        at_rest = not self.backlog.size and not self.busy and self.predecessor is None
         return max(self.processed, self.position or 0) if at_rest else self.processed
 
     @property
     def collects(self) -> bool:
         """A first try waits for ``max_messages`` or ``batch_timeout_ms``."""
-        return bool(self.queued and self.policy.batch_timeout_ms and self.attempt == 1)
+        return bool(self.backlog.size and self.policy.batch_timeout_ms and self.attempt == 1 and not self._isolates())
 
     @property
     def unmarked(self) -> int:
@@ -187,12 +221,12 @@ class Partition:
         return min(self.every_at if batch_at is None else [batch_at, *self.every_at], default=None)
 
     def _batch_at(self) -> float | None:
-        if not self.queued:
+        if not self.backlog.size:
             return None
         if self.pending and not self.handed:  # a starting position that has to be on the broker first
             return None
         ready_at = max(self.not_before, self.rests_until)
-        if self.queued >= self.policy.max_messages or not self.policy.batch_timeout_ms:
+        if self.backlog.size >= self.policy.max_messages or not self.policy.batch_timeout_ms or self._isolates():
             return ready_at
         return max(ready_at, self.queued_since + self.policy.batch_timeout_ms / 1000)
 
@@ -213,10 +247,14 @@ class Partition:
         if self.seek_to is not None or self.target is not None:
             return False
         self.fetch_failures = 0
-        if not self.queued:
+        if self._set_aside:  # fetched again, because something before them is not marked
+            gone = set(self._set_aside.values())
+            records = [record for record in records if record.offset not in gone]
+        if not records:
+            return True
+        if not self.backlog.size:
             self.queued_since = now
-        self._chunks.append((records, end_offset))
-        self.queued += len(records)
+        self.backlog.add(records, end_offset)
         return True
 
     def fetch_failed(self, now: float) -> float:
@@ -229,26 +267,19 @@ class Partition:
     def wants_pause(self, now: float) -> bool:
         """Whether fetching should rest: the queue is full (and not yet half empty again), or reading failed."""
         limit = self.policy.max_messages * (1 if self.paused else 2)
-        return self.queued >= limit or now < self.fetch_at
+        return self.backlog.size >= limit or now < self.fetch_at
 
-    def take(self) -> tuple[list[Record], int | None]:
-        """The next batch from the queue, and the partition's end when its last message was fetched."""
+    def _limit(self) -> int:
+        """How many messages the next batch may have: one that has to be tried by itself is."""
         limit = self.policy.max_messages
-        records: list[Record] = []
-        end_offset: int | None = None
-        while self._chunks and len(records) < limit:
-            chunk, end_offset = self._chunks.popleft()
-            room = limit - len(records)
-            if len(chunk) > room:
-                self._chunks.appendleft((chunk[room:], end_offset))
-                chunk = chunk[:room]
-            records.extend(chunk)
-        self.queued -= len(records)
-        return records, end_offset
+        alone = (number for number, record in enumerate(self.backlog.peek(limit)) if self._is_isolated(record))
+        return max(next(alone, limit), 1)
 
-    def drop_queue(self) -> None:
-        self._chunks.clear()
-        self.queued = 0
+    def _isolates(self) -> bool:
+        return bool(self._tries) and any(map(self._is_isolated, self.backlog.peek(1)))
+
+    def _is_isolated(self, record: Record) -> bool:
+        return self.policy.budget is not None and self.tries(record.offset).all >= self.policy.budget
 
     # -- user code
 
@@ -266,7 +297,7 @@ class Partition:
         if number is not None:
             self.run = Run(self, Hook.EVERY, (), None, self.attempt, number=number, began=now)
             return self.run
-        records, end_offset = self.take()
+        records, end_offset = self.backlog.take(self._limit() if self._tries else self.policy.max_messages)
         self.queued_since = now
         first, behind = records[0].offset, following(records[-1].offset)
         self._lowest = min(self._lowest, first) if self.handed else first
@@ -279,10 +310,54 @@ class Partition:
         self.run = Run(self, None, records, end_offset, self.attempt, self.version, began=now)
         return self.run
 
+    def gives_up(self, run: Run) -> bool:
+        """The handler failed: count the try. True: its only message has used up its budget, and has to be brought to
+        safety and ``set_aside``; not where the handler has marked it or wants to go on elsewhere."""
+        if self.policy.budget is None or run.hook:
+            return False
+        self._tries = {offset: tries for offset, tries in self._tries.items() if offset >= self.retry_position}
+        alone = len(run.records) == 1
+        for record in run.records:
+            if record.offset >= self.retry_position:
+                before = self.tries(record.offset)
+                self._tries[record.offset] = Tries(before.all + 1, before.alone + alone)
+        offset = run.records[0].offset
+        if run.redirect is not None or self.over or self.tries(offset).alone < self.policy.budget:
+            return False
+        self.failure = None
+        return True
+
+    def tries(self, offset: int) -> Tries:
+        """How often the handler has failed at the message."""
+        return self._tries.get(offset, Tries())
+
+    def set_aside(self, run: Run) -> None:
+        """The only message of ``run`` is in safety: go on behind it, but not past what waits unmarked before it."""
+        self._ended()
+        self.attempt = 1
+        self.user_state.clear()
+        (record,) = run.records
+        before, self.processed = self._past_set_aside(self.processed), following(record.offset)
+        self._tries.pop(record.offset, None)
+        if not self.policy.manual_offsets:
+            self.mark(self.processed)
+            return
+        self._set_aside[before] = record.offset
+        if before == self.retry_position:
+            self.mark(before)
+        else:  # what is not marked has to come again, as after each failure
+            self.begin_next_at(self.retry_position)
+
+    def _past_set_aside(self, offset: int) -> int:
+        """Messages that were set aside count as marked as soon as everything before them is."""
+        while offset in self._set_aside:
+            offset = following(self._set_aside[offset])
+        return offset
+
     def end(self, run: Run, *, failed: bool, now: float) -> None:
         """The run is over. What the user wants to come next comes next; else what succeeded is marked (automatic), and
         a failed batch is read again after its back-off."""
-        self.run = None
+        self._ended()
         if run.hook is Hook.EVERY:  # from its end on, so that one that takes long leaves room for batches
             self.every_at[run.number] = now + self.policy.every_ms[run.number] / 1000
         if run.hook:
@@ -291,39 +366,93 @@ class Partition:
             self.not_before = now + self.policy.backoff.delay_ms(self.attempt) / 1000
             self.attempt += 1
             self.user_state.clear()  # its unmarked messages come again: a buffer would hold them twice
-            self.begin_next_at(self.retry_position if run.redirect is None else run.redirect)
+            if run.redirect is None:
+                self.begin_next_at(self.retry_position)
+            else:
+                self.redirect(run.redirect)
             return
         self.attempt = 1
-        self.processed = following(run.records[-1].offset)
         if run.redirect is not None:
-            self.begin_next_at(run.redirect)
+            self.processed = following(run.records[-1].offset)
+            self.redirect(run.redirect)
         elif run.in_hand is not None:
-            self.begin_next_at(run.in_hand)
+            done = [record.offset for record in run.records if record.offset < run.in_hand]
+            self.begin_next_at(following(done[-1]) if done else self.processed)
             if self.version == run.version:  # else it might spin
                 self.not_before = now + self.policy.backoff.delay_ms(1) / 1000
-        elif not self.policy.manual_offsets:
-            self.mark(self.processed)
+        else:
+            self.processed = following(run.records[-1].offset)
+            self._forget(run.records)
+            if not self.policy.manual_offsets:
+                self.mark(self.processed)
+
+    def _forget(self, records: Sequence[Record]) -> None:
+        """``records`` are processed: their failures count no more, nor does what was set aside before them and is
+        committed (until there is a newer one, the message before it may be marked again)."""
+        for record in records if self._tries else ():
+            self._tries.pop(record.offset, None)
+        if self._set_aside:
+            needed = min(self.committed or 0, records[0].offset)
+            self._set_aside = {before: gone for before, gone in self._set_aside.items() if gone >= needed}
+
+    def _ended(self) -> None:
+        self.run = None
+        self.failure = None
+
+    def redirect(self, target: Target) -> None:
+        """The user wants the next batch to start there, and to be repeated from there."""
+        self.begin_next_at(target)
+        if isinstance(target, int):
+            self.retry_position = target
+            self._set_aside = {before: gone for before, gone in self._set_aside.items() if gone < target}
 
     def begin_next_at(self, target: Target) -> None:
         """The next batch starts there, whatever has been fetched."""
-        self.drop_queue()
+        self.backlog.clear()
         if isinstance(target, int):
             self.target = None
-            self.seek_to = self.retry_position = self.processed = target
+            self.seek_to = self.processed = target
         else:
             self.target, self.seek_to = target, None
 
     # -- offsets
 
     def mark(self, offset: int) -> bool:
-        """Store the next offset to read; False, and nothing stored, when marks are closed."""
+        """Store the next offset to read; False, and nothing stored, when marks are closed.
+
+        Behind the ``failure`` of a send it is void: nothing is stored, although the partition is ours.
+        """
         if self.state >= RELEASING:
             return False
+        if self.failure is not None:
+            return True
+        offset = self._past_set_aside(offset) if self._set_aside else offset
         self.retry_position = offset
         if offset != self.stored:
             self.stored = offset
             self.version += 1
         return True
+
+    def sending(self) -> Send:
+        """The running code sends a message: later marks are not committed before it is acknowledged."""
+        send = Send(self.stored, self.version, self.retry_position)
+        self._sends.append(send)
+        self.unanswered += 1
+        return send
+
+    def answered(self, send: Send, failure: BaseException | None) -> None:
+        """``send`` is acknowledged; or it has failed, and the marks behind it are void."""
+        self.unanswered -= 1
+        send.acknowledged = failure is None
+        if failure is not None:
+            self.failure = self.failure or failure
+            if send in self._sends:
+                while self._sends[-1] is not send:
+                    self._sends.pop()
+                self._sends.pop()
+                self.stored, self.version, self.retry_position = send.stored, send.version, send.retry_position
+        while self._sends and self._sends[0].acknowledged:
+            self._sends.popleft()
 
     def commit_succeeded(self, offset: int, version: int) -> None:
         """The broker has the offset that was stored as ``version``."""
@@ -337,7 +466,7 @@ class Partition:
         self.state = State.DRAINING
         self.stopping_app = stopping_app
         self.deadline = deadline
-        self.drop_queue()
+        self.backlog.clear()
         self._due(Hook.ON_SHUTDOWN if stopping_app else Hook.BEFORE_REVOKE)
 
     def release(self, commit_deadline: float) -> None:
@@ -349,7 +478,7 @@ class Partition:
     def finish(self, state: State) -> None:
         """The ownership is over: ``state`` is REVOKED or LOST. A stop in good order runs no ``on_revoked``."""
         self.state = state
-        self.drop_queue()
+        self.backlog.clear()
         self.hook_due = None
         if state is State.LOST or not self.stopping_app:
             self._due(Hook.ON_REVOKED)

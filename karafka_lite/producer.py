@@ -2,12 +2,11 @@
 
 Threads: every method may be called from anywhere; futures are resolved on kafka-python's sender thread.
 
-Not idempotent: such a producer of kafka-python is dead after one refused message, whosever it was. One request at a
-time keeps the order; a message whose answer got lost is sent again, and may arrive twice.
+Private touch points in kafka-python 3.0 (pinned below 3.1), with tests in tests/kafka/test_produce.py:
 
-Private touch point in kafka-python 3.0 (pinned below 3.1), with a test in tests/kafka/test_produce.py:
-
-    producer._sender.force_close   ``close`` raises while something is unanswered, and leaves its thread behind
+    producer._sender.force_close    ``close`` raises while something is unanswered, and leaves its thread behind
+    producer._sender.is_alive       a sender that has died says nothing
+    producer._transaction_manager   an idempotent producer is dead after one refused message: this knows it
 """
 
 from __future__ import annotations
@@ -19,9 +18,11 @@ from typing import Any
 
 import kafka.errors
 from kafka import KafkaProducer
+from kafka.serializer import Serializer
 
 from karafka_lite.client import connecting
-from karafka_lite.errors import ProduceError
+from karafka_lite.errors import KarafkaLiteError, ProduceError
+from karafka_lite.messages import Outgoing
 
 WINDOW_BYTES = 32 << 20  # of unanswered messages: kafka-python itself takes any number into its memory
 MESSAGE_BYTES = 2048  # what the objects around one message weigh
@@ -34,23 +35,37 @@ DEFAULTS: dict[str, Any] = {
 }
 FORCED: dict[str, Any] = {
     "acks": "all",
-    "enable_idempotence": False,
-    "max_in_flight_requests_per_connection": 1,
     "allow_auto_create_topics": True,
     "metrics_enabled": False,
 }
+IN_FLIGHT = {True: 5, False: 1}  # requests at once that keep the order
+
+
+NULL: Any = object()
+
+
+class _Values(Serializer):  # type: ignore[misc]
+    """kafka-python refuses a message with neither key nor value, which Kafka does not."""
+
+    def serialize(self, topic: str, headers: Any, data: Any) -> Any:
+        return None if data is NULL else data
 
 
 class Producer:
     """A KafkaProducer with ``concurrent.futures.Future`` and a bound on what is unanswered.
 
     ``settings`` are those of an App, or of kafka-python's producer; what only a consumer knows is left out.
+    ``idempotent``: a message whose answer got lost is written once; but one refused message, whosever it is, makes the
+    producer ``dead``, and all that is on its way fails. Without, such a message may stand twice, and nobody else fails.
     """
 
-    def __init__(self, bootstrap_servers: Sequence[str], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, bootstrap_servers: Sequence[str], settings: Mapping[str, Any], *, idempotent: bool = False
+    ) -> None:
         self.bootstrap_servers = list(bootstrap_servers)
         known = {name: value for name, value in settings.items() if name in KafkaProducer.DEFAULT_CONFIG}
-        self.settings = {**DEFAULTS, **known, **FORCED}
+        one_of = {"enable_idempotence": idempotent, "max_in_flight_requests_per_connection": IN_FLIGHT[idempotent]}
+        self.settings = {**DEFAULTS, **known, **FORCED, **one_of, "value_serializer": _Values()}
         self._producer: Any = None
         self._answered = threading.Condition()
         self._unanswered = 0  # bytes
@@ -60,15 +75,16 @@ class Producer:
         with connecting("the producer", self.bootstrap_servers, self.settings):
             self._producer = KafkaProducer(bootstrap_servers=self.bootstrap_servers, **self.settings)
 
-    def send(
-        self,
-        topic: str,
-        value: bytes | None,
-        key: bytes | None = None,
-        headers: list[tuple[str, bytes]] | None = None,
-        partition: int | None = None,
-        timestamp_ms: int | None = None,
-    ) -> Future[tuple[int, int]]:
+    @property
+    def dead(self) -> bool:
+        """Whether it will never send anything any more."""
+        producer = self._producer
+        if producer is None:
+            return True
+        manager = producer._transaction_manager
+        return not producer._sender.is_alive() or (manager is not None and manager.has_fatal_error())
+
+    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
         """Send one message; the future holds (partition, offset) once all in-sync replicas have it, or a ProduceError.
 
         Blocks while 32 MB are unanswered, and for up to ``max_block_ms`` until an unknown topic is there. Raises
@@ -76,6 +92,7 @@ class Producer:
         """
         future: Future[tuple[int, int]] = Future()
         future.set_running_or_notify_cancel()  # what is on its way cannot be called back
+        topic, value, key, headers, partition, timestamp_ms = message
         size = len(value or b"") + len(key or b"")
 
         def acknowledged(place: Any) -> None:
@@ -87,8 +104,11 @@ class Producer:
             self._note(-size - MESSAGE_BYTES)
 
         self._note(size + MESSAGE_BYTES)
+        producer = self._producer
         try:
-            receipt = self._producer.send(topic, value, key, headers, partition, timestamp_ms)
+            if producer is None:
+                raise kafka.errors.IllegalStateError("the producer is closed")
+            receipt = producer.send(topic, NULL if value is None else value, key, headers, partition, timestamp_ms)
         except kafka.errors.KafkaError as error:
             refused(error)
         except BaseException:
@@ -120,6 +140,47 @@ class Producer:
             # Not each time that one more fits: two threads that take turns at every message cost double.
             if self._unanswered == 0 or self._unanswered <= WINDOW_BYTES // 2 < before:
                 self._answered.notify_all()
+
+
+class Outbox:
+    """The idempotent producer of a process: made when something is sent first, and anew behind its death."""
+
+    def __init__(self, bootstrap_servers: Sequence[str], settings: Mapping[str, Any]) -> None:
+        self._bootstrap_servers = bootstrap_servers
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._producer: Producer | None = None
+        self._closed = False
+
+    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
+        """As ``Producer.send``. No broker within ``bootstrap_timeout_ms`` is a ProduceError in the future, too."""
+        try:
+            producer = self._living()
+        except KarafkaLiteError as error:
+            future: Future[tuple[int, int]] = Future()
+            future.set_exception(ProduceError(f"topic {message.topic} did not take a message ({error})"))
+            return future
+        return producer.send(message)
+
+    def close(self) -> None:
+        """What is unanswered fails, and may have arrived: nobody waits for it any more."""
+        with self._lock:
+            self._closed = True
+            if self._producer is not None:
+                self._producer.close(0)
+
+    def _living(self) -> Producer:
+        with self._lock:
+            if self._closed:
+                raise ProduceError("the app has stopped")
+            if self._producer is not None and self._producer.dead:
+                dead, self._producer = self._producer, None
+                dead.close(0)
+            if self._producer is None:
+                producer = Producer(self._bootstrap_servers, self._settings, idempotent=True)
+                producer.connect()
+                self._producer = producer
+            return self._producer
 
 
 def _explained(topic: str, size: int, error: Exception) -> str:

@@ -1,37 +1,37 @@
-"""What the user typed: routes, hooks and settings, checked when they are typed.
+"""What the user typed: routes and hooks, checked when they are typed.
 
 A mistake is a ConfigurationError at its line: what, why, what to type instead; never a value that may be secret.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import json
 import re
-import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 from karafka_lite.backoff import Backoff
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.messages import Batch, Deserializer, Loads, as_deserializer
 from karafka_lite.partition import Hook, Policy, Run
+from karafka_lite.settings import group_id_mistakes, int_mistakes, refuse, shown
 
 Handler = Callable[[Batch, Any], object]
 HookFunction = Callable[[Any], object]
-Servers = str | Sequence[str]  # as in kafka-python: "a:9092,b:9092" or a list
+DeadLetter = str | Literal[False] | None
 HandlerT = TypeVar("HandlerT", bound=Handler)
 HookT = TypeVar("HookT", bound=HookFunction)
+DEFAULT_MAX_RETRIES = 3  # where there is a dead_letter
 
 
 class Router:
     """The routes of one app; ``group_id``, a non-empty str, is the group of every topic that names no other."""
 
     def __init__(self, group_id: str) -> None:
-        _refuse(*_group_id_mistakes(group_id))
+        refuse(*group_id_mistakes(group_id))
         self._group_id = group_id
         self._routes: list[Route] = []
 
@@ -53,6 +53,8 @@ class Router:
         deserializer: Deserializer | Loads | None = json,
         backoff_ms: int = 1000,
         backoff_max_ms: int = 30_000,
+        max_retries: int | None = None,
+        dead_letter: DeadLetter = None,
     ) -> Callable[[HandlerT], HandlerT]:
         """Register a handler for ``topics``; the function itself is returned unchanged.
 
@@ -69,6 +71,9 @@ class Router:
             deserializer: ``bytes -> payload``, or a module with ``loads``; None leaves the payload as bytes.
             backoff_ms: milliseconds from a first failure to the next try; it doubles with each failure.
             backoff_max_ms: the longest of these waits, in milliseconds.
+            dead_letter: where a message goes at which the handler fails again and again: a topic, with headers that
+                say where it came from and why; False: nowhere, it is logged and skipped; None: it is never given up.
+            max_retries: how often a batch, and then each of its messages by itself, is tried again before that (3).
 
         Raises:
             ConfigurationError: a topic name or an option that cannot work, a topic that its group already has, or a
@@ -76,38 +81,31 @@ class Router:
         """
         group = self._group_id if group_id is None else group_id
         decode = as_deserializer(deserializer)
-        _refuse(
+        refuse(
             *_topic_mistakes(topics),
-            *_group_id_mistakes(group),
-            *_int_mistakes("max_messages", max_messages),
-            *_int_mistakes("batch_timeout_ms", batch_timeout_ms, least=0),
-            *_int_mistakes("backoff_ms", backoff_ms),
+            *group_id_mistakes(group),
+            *int_mistakes("max_messages", max_messages),
+            *int_mistakes("batch_timeout_ms", batch_timeout_ms, least=0),
+            *int_mistakes("backoff_ms", backoff_ms),
         )
-        _refuse(*_int_mistakes("backoff_max_ms", backoff_max_ms, least=backoff_ms, why=" (backoff_ms, the first wait)"))
+        refuse(*int_mistakes("backoff_max_ms", backoff_max_ms, least=backoff_ms, why=" (backoff_ms, the first wait)"))
         if decode is not None and not callable(decode):
-            _refuse(f"deserializer cannot be {_shown(deserializer)}: type json, a function of bytes, or None for bytes")
+            refuse(f"deserializer cannot be {shown(deserializer)}: type json, a function of bytes, or None for bytes")
+        refuse(*_dead_letter_mistakes(dead_letter, max_retries, topics))
         backoff = Backoff(backoff_ms, backoff_max_ms)
+        retries = DEFAULT_MAX_RETRIES if max_retries is None and dead_letter is not None else max_retries
 
         def register(handler: HandlerT) -> HandlerT:
-            _refuse(*_function_mistakes("@app.topic", handler, ("batch", "ctx")))
-            _refuse(*_taken_mistakes(self.groups.get(group, {}), topics, handler))
+            refuse(*_function_mistakes("@app.topic", handler, ("batch", "ctx")))
+            refuse(*_taken_mistakes(self.groups.get(group, {}), topics, handler))
             # One dict for all routes of a handler: a hook reaches each of them, also those registered after the hook.
             first = self._route_of(handler)
             hooks, every_ms = (first.hooks, first.every_ms) if first else ({kind: [] for kind in Hook}, [])
-            self._routes.append(
-                Route(
-                    topics,
-                    handler,
-                    group,
-                    manual_offsets,
-                    max_messages,
-                    batch_timeout_ms,
-                    decode,
-                    backoff,
-                    hooks,
-                    every_ms,
-                )
-            )
+            route = Route(
+                topics, handler, group, manual_offsets, max_messages, batch_timeout_ms, decode, backoff, hooks,
+                every_ms, retries, dead_letter,
+            )  # fmt: skip
+            self._routes.append(route)
             return handler
 
         return register
@@ -167,11 +165,11 @@ class Router:
                 f"type {decorator}(handler), below the handler and its @app.topic"
             )
         if kind is Hook.EVERY:
-            _refuse(*_int_mistakes("ms", ms))
+            refuse(*int_mistakes("ms", ms))
         hooks, every_ms = route.hooks, route.every_ms
 
         def register(function: HookT) -> HookT:
-            _refuse(*_function_mistakes(decorator, function, ("ctx",)))
+            refuse(*_function_mistakes(decorator, function, ("ctx",)))
             hooks[kind].append(function)
             every_ms.extend([ms] if kind is Hook.EVERY else [])
             return function
@@ -190,6 +188,7 @@ class Route:
         deserialize: ``bytes -> payload``; None where payloads stay bytes.
         hooks: for each kind its functions in the order of registration, shared by all routes of the handler.
         every_ms: for each function of ``every`` how often, shared likewise.
+        max_retries: None where it never gives up.
     """
 
     topics: tuple[str, ...]
@@ -202,6 +201,8 @@ class Route:
     backoff: Backoff
     hooks: dict[Hook, list[HookFunction]]
     every_ms: list[int]
+    max_retries: int | None = None
+    dead_letter: DeadLetter = None
 
     @property
     def name(self) -> str:
@@ -212,8 +213,10 @@ class Route:
     def policy(self) -> Policy:
         """What the rules about offsets need of this route; ``hooks`` are the kinds that have a function."""
         kinds = frozenset(kind for kind, functions in self.hooks.items() if functions)
-        every_ms = tuple(self.every_ms)
-        return Policy(self.manual_offsets, self.max_messages, self.batch_timeout_ms, self.backoff, kinds, every_ms)
+        return Policy(
+            self.manual_offsets, self.max_messages, self.batch_timeout_ms, self.backoff, kinds, tuple(self.every_ms),
+            None if self.max_retries is None else 1 + self.max_retries,
+        )  # fmt: skip
 
     def functions(self, run: Run) -> list[HookFunction]:
         """Those that a run of a hook calls."""
@@ -221,220 +224,12 @@ class Route:
         return functions[run.number : run.number + 1] if run.hook is Hook.EVERY else functions
 
 
-class Settings(TypedDict, total=False):
-    """What passes through to kafka-python's KafkaConsumer (3.0.12). Each int, bool and Literal is checked."""
-
-    # the member
-    client_id: str
-    client_rack: str
-    session_timeout_ms: int
-    heartbeat_interval_ms: int
-    max_poll_interval_ms: int
-    # what is read, from where when there is no commit, and how much at once
-    auto_offset_reset: Literal["earliest", "latest", "none"]
-    isolation_level: Literal["read_uncommitted", "read_committed"]
-    allow_auto_create_topics: bool
-    exclude_internal_topics: bool
-    check_crcs: bool
-    fetch_min_bytes: int
-    fetch_max_bytes: int
-    fetch_max_wait_ms: int
-    max_partition_fetch_bytes: int
-    max_poll_records: int
-    enable_incremental_fetch_sessions: bool
-    # connections
-    api_version: tuple[int, ...] | None
-    bootstrap_timeout_ms: int
-    request_timeout_ms: int
-    retry_backoff_ms: int
-    reconnect_backoff_ms: int
-    reconnect_backoff_max_ms: int
-    connections_max_idle_ms: int
-    metadata_max_age_ms: int
-    max_in_flight_requests_per_connection: int
-    receive_message_max_bytes: int
-    receive_buffer_bytes: int | None
-    send_buffer_bytes: int | None
-    socket_options: Sequence[tuple[int, int, int]]
-    client_dns_lookup: Literal["use_all_dns_ips", "resolve_canonical_bootstrap_servers_only"]
-    proxy_url: str | None
-    socks5_proxy: str | None  # deprecated by kafka-python: proxy_url
-    # security
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
-    ssl_context: ssl.SSLContext | None
-    ssl_check_hostname: bool
-    ssl_cafile: str | None
-    ssl_certfile: str | None
-    ssl_keyfile: str | None
-    ssl_password: str | None
-    ssl_crlfile: str | None
-    ssl_ciphers: str | None
-    sasl_mechanism: str | None
-    sasl_plain_username: str | None
-    sasl_plain_password: str | None
-    sasl_kerberos_name: Any
-    sasl_kerberos_service_name: str
-    sasl_kerberos_domain_name: str | None
-    sasl_oauth_token_provider: Any
-    # the client's own metrics
-    metrics_enabled: bool
-    metric_reporters: Sequence[type]
-    metrics_num_samples: int
-    metrics_sample_window_ms: int
-    metric_group_prefix: str
-
-
-OWNED: dict[str, str] = {
-    "enable_auto_commit": "it commits what is only delivered; to mark type @app.topic(..., manual_offsets=True)",
-    "key_deserializer": "message.key is bytes; type message.key.decode() in the handler",
-    "value_deserializer": "payloads are decoded inside the handler; type @app.topic(..., deserializer=...)",
-    "group_instance_id": "static membership is half done in kafka-python; to tell processes apart type client_id=...",
-    "partition_assignment_strategy": "kafka-python's cooperative assignor claims partitions that it lost; leave it out",
-    "default_offset_commit_callback": "nothing would call it; to know what is committed type commit_offsets(sync=True)",
-    "consumer_timeout_ms": "it ends an iterator that is not used here; type @app.topic(..., batch_timeout_ms=...)",
-    "kafka_client": "the runner relies on kafka-python's own client; leave it out",
-    "selector": "the runner relies on kafka-python's own IO loop; leave it out",
-}
-"""Settings of KafkaConsumer that the framework keeps for itself -> the reason and what to type instead."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """The checked arguments of one App. ``settings`` is only what the user gave, and not in the repr: passwords."""
-
-    group_id: str
-    bootstrap_servers: list[str]
-    concurrency: int
-    auto_commit_interval_ms: int
-    drain_timeout_ms: int
-    settings: dict[str, Any] = field(repr=False)
-
-    @classmethod
-    def validated(
-        cls,
-        group_id: str,
-        *,
-        bootstrap_servers: Servers = "localhost:9092",
-        concurrency: int = 5,
-        auto_commit_interval_ms: int = 5000,
-        drain_timeout_ms: int = 60_000,
-        settings: Mapping[str, Any] | None = None,
-    ) -> Config:
-        """The Config of an App's arguments (times in milliseconds).
-
-        Raises:
-            ConfigurationError: something cannot work; all mistakes of the call stand in one message.
-        """
-        given = dict(settings or {})
-        _refuse(
-            *_group_id_mistakes(group_id),
-            *_server_mistakes("bootstrap_servers", bootstrap_servers),
-            *_int_mistakes("concurrency", concurrency),
-            *_int_mistakes("auto_commit_interval_ms", auto_commit_interval_ms),
-            *_int_mistakes("drain_timeout_ms", drain_timeout_ms),
-            *(mistake for name, value in given.items() for mistake in _setting_mistakes(name, value)),
-            *_order_mistakes({**given, "drain_timeout_ms": drain_timeout_ms}),
-        )
-        return cls(group_id, _servers(bootstrap_servers), concurrency, auto_commit_interval_ms, drain_timeout_ms, given)
-
-
-def resolve_bootstrap_servers(option: str | None, environ: Mapping[str, str], argument: Servers) -> list[str]:
-    """The brokers: ``--broker`` unless None, else ``KARAFKA_LITE_BOOTSTRAP_SERVERS`` unless empty, else the argument.
-
-    Raises:
-        ConfigurationError: the one that counts is not ``host[:port]``; the message says where it came from.
-    """
-    source, value = "bootstrap_servers", argument
-    if variable := environ.get("KARAFKA_LITE_BOOTSTRAP_SERVERS", "").strip():
-        source, value = "the environment variable KARAFKA_LITE_BOOTSTRAP_SERVERS", variable
-    if option is not None:
-        source, value = "--broker", option
-    _refuse(*_server_mistakes(source, value))
-    return _servers(value)
-
-
 def check_topic(topic: str) -> None:
     """Raises ConfigurationError where Kafka cannot have a topic of this name."""
-    _refuse(*_topic_mistakes((topic,)))
+    refuse(*_topic_mistakes((topic,)))
 
 
 # Each check below yields its mistakes as text, so that one exception can tell all of them.
-
-_INT32_MAX = 2**31 - 1  # most of the numbers travel in 32 bits; a bigger one would fail much later, on the IO thread
-_TYPES = get_type_hints(Settings)
-_ZERO_ALLOWED = re.compile("fetch_min_bytes|fetch_max_wait_ms|.*backoff.*")
-_BELOW = (  # with kafka-python's defaults
-    ("drain_timeout_ms", 60_000, "max_poll_interval_ms", 300_000, "then the broker gives away what still drains"),
-    ("heartbeat_interval_ms", 3000, "session_timeout_ms", 45_000, "a third is usual, so that one may be missed"),
-    ("fetch_max_wait_ms", 500, "request_timeout_ms", 30_000, "a waiting fetch is not an unanswered one"),
-    ("request_timeout_ms", 30_000, "connections_max_idle_ms", 540_000, "a connection that waits is not idle"),
-)
-_SERVER = re.compile(r"(?:[^\s:/\[\]]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::(?P<port>[0-9]{1,5}))?")
-
-
-def _refuse(*mistakes: str) -> None:
-    if mistakes:
-        raise ConfigurationError("\n".join(mistakes))
-
-
-def _group_id_mistakes(group_id: object) -> Iterator[str]:
-    if not isinstance(group_id, str) or not group_id.strip():
-        yield 'group_id must be a non-empty str: type for example "event-store"'
-
-
-def _servers(value: Servers) -> list[str]:
-    return [part.strip() for item in ([value] if isinstance(value, str) else value) for part in item.split(",")]
-
-
-def _server_mistakes(source: str, value: object) -> Iterator[str]:
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, (list, tuple)) or not items or not all(isinstance(item, str) for item in items):
-        yield f'{source} must be a str or a non-empty list of str: type for example "localhost:9092"'
-    elif any("@" in item for item in items):  # not shown: it holds a password
-        yield f"{source} cannot hold a user or a password: type host:port, and sasl_plain_username=... in App"
-    else:
-        for server in _servers(items):
-            match = _SERVER.fullmatch(server)
-            if not match or not 1 <= int(match["port"] or 9092) <= 65535:
-                yield f"{source}: {server!r} is no address; type localhost:9092 or [::1]:9092 (port 1 to 65535, no SSL://)"
-
-
-def _setting_mistakes(name: str, value: object) -> Iterator[str]:
-    kind = _TYPES.get(name)
-    if name in OWNED:
-        yield f"{name} belongs to karafka-lite: {OWNED[name]}"
-    elif kind is None:
-        yield _unknown(name)
-    elif kind is int or (kind == int | None and value is not None):
-        yield from _int_mistakes(name, value, least=0 if _ZERO_ALLOWED.fullmatch(name) else 1)
-    elif kind is bool and not isinstance(value, bool):  # "false" of an environment variable is true for Python
-        yield f"{name} must be a bool, not {_shown(value)}: type {name}=True or {name}=False"
-    elif (choices := get_args(kind)) and isinstance(choices[0], str) and value not in choices:
-        # kafka-python takes an unknown security_protocol ("sasl_ssl") for PLAINTEXT, without a word.
-        shown = repr(value) if isinstance(value, str) else _shown(value)
-        yield f"{name} cannot be {shown}: type {name}={' or '.join(map(repr, choices))}"
-
-
-def _unknown(name: str) -> str:
-    if name in (Router.topic.__kwdefaults__ or ()):
-        return f"{name} is an option of a topic, not of the app: type @app.topic(..., {name}=...)"
-    arguments = ("group_id", "bootstrap_servers", "concurrency", "auto_commit_interval_ms", "drain_timeout_ms")
-    near = difflib.get_close_matches(name, [*arguments, *_TYPES, *OWNED]) or ["a name that KafkaConsumer documents"]
-    owned = f"{near[0]} belongs to karafka-lite, {OWNED[near[0]]}" if near[0] in OWNED else None
-    return f"{name} is not a setting: {owned or 'type ' + ' or '.join(near)}"
-
-
-def _int_mistakes(name: str, value: object, least: int = 1, why: str = "") -> Iterator[str]:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _INT32_MAX:
-        unit = " of milliseconds" if name.endswith("_ms") else " of bytes" if name.endswith("_bytes") else ""
-        yield f"{name} cannot be {_shown(value)}: type an int{unit} from {least}{why} to {_INT32_MAX}"
-
-
-def _order_mistakes(given: Mapping[str, Any]) -> Iterator[str]:
-    for low, low_default, high, high_default, why in _BELOW:
-        less, more = given.get(low, low_default), given.get(high, high_default)
-        if isinstance(less, int) and isinstance(more, int) and less >= more:  # what is not an int was told already
-            yield f"{low}={less} must be below {high}={more}, {why}: type a smaller {low} or a larger {high}"
 
 
 def _topic_mistakes(topics: tuple[object, ...]) -> Iterator[str]:
@@ -444,11 +239,31 @@ def _topic_mistakes(topics: tuple[object, ...]) -> Iterator[str]:
         if callable(topic):
             yield f'@app.topic needs parentheses and a topic: type @app.topic("name") above {_name(topic)}'
         elif not isinstance(topic, str):
-            yield f'a topic is a str, not {_shown(topic)}: type @app.topic("first", "second")'
+            yield f'a topic is a str, not {shown(topic)}: type @app.topic("first", "second")'
         elif not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", topic) or topic in (".", ".."):
             yield f"{topic!r} cannot be a topic of Kafka: type 1 to 249 of a-z A-Z 0-9 . _ - (but not just . or ..)"
         elif topic in topics[:i]:
             yield f"topic {topic!r} stands twice in one @app.topic: type it once"
+
+
+def _dead_letter_mistakes(dead_letter: object, max_retries: object, topics: Sequence[str]) -> Iterator[str]:
+    if dead_letter is None:
+        if max_retries is not None:
+            yield (
+                "max_retries says when to give up, but nothing says what becomes of the message then: type "
+                'dead_letter="name-of-a-topic", or dead_letter=False to log and skip it'
+            )
+        return
+    if max_retries is not None:
+        yield from int_mistakes("max_retries", max_retries, least=0)
+    if dead_letter is False:
+        return
+    if not isinstance(dead_letter, str):
+        yield f'dead_letter is the name of a topic, False, or None, not {shown(dead_letter)}: type "name-of-a-topic"'
+    elif dead_letter in topics:
+        yield f"dead_letter={dead_letter!r} is a topic of this handler, which would be handed it again: type another"
+    else:
+        yield from _topic_mistakes((dead_letter,))
 
 
 def _taken_mistakes(taken: Mapping[str, Route], topics: Sequence[str], handler: Handler) -> Iterator[str]:
@@ -462,7 +277,7 @@ def _function_mistakes(decorator: str, function: object, parameters: tuple[str, 
     name, arguments = _name(function), ", ".join(parameters)
     plain = f"def {getattr(function, '__name__', 'function').replace('<lambda>', 'function')}({arguments}):"
     if not callable(function):
-        yield f"{decorator} cannot register {_shown(function)}, which is not callable: type `{plain}` below it"
+        yield f"{decorator} cannot register {shown(function)}, which is not callable: type `{plain}` below it"
     elif _is_lazy(function):
         yield f"{decorator}: {name} is async or yields: a call runs nothing, a silent loss; write a plain `{plain}`"
     else:
@@ -491,8 +306,3 @@ def _unwrapped(function: Any) -> Any:
 
 def _name(function: object) -> str:
     return getattr(_unwrapped(function), "__qualname__", None) or repr(_unwrapped(function))
-
-
-def _shown(value: object) -> str:
-    """Numbers as they are; of everything else, which may hold a secret, only the type."""
-    return repr(value) if value is None or isinstance(value, (int, float)) else f"a {type(value).__name__}"

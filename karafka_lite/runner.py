@@ -10,7 +10,9 @@ from contextlib import suppress
 
 from karafka_lite.member import Event, Exit, Member
 from karafka_lite.partition import Partition
-from karafka_lite.routing import Config, Route
+from karafka_lite.producer import Outbox
+from karafka_lite.routing import Route
+from karafka_lite.settings import Config
 from karafka_lite.workers import Workers
 
 log = logging.getLogger("karafka_lite")
@@ -31,10 +33,14 @@ class Runner:
         # SimpleQueue.put is reentrant: a signal handler may call it.
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._workers = Workers(config.concurrency)
+        self._outbox = Outbox(bootstrap_servers, config.settings)
         self.members = [
-            Member(self._workers, self.events, group_id, config, bootstrap_servers, topics, leftovers.get(group_id, ()))
+            Member(
+                self._workers, self.events, group_id, config, bootstrap_servers, topics,
+                leftovers.get(group_id, ()), self._outbox,
+            )
             for group_id, topics in routes.items()
-        ]
+        ]  # fmt: skip
         self._ended = threading.Event()
         self._exit = Exit.CLEAN
 
@@ -79,6 +85,7 @@ class Runner:
                 if not member.connected.is_set():
                     left.add(member)  # nothing was joined: its thread ends by itself when the client gives up
         self._workers.stop()
+        self._outbox.close()
         self._ended.set()
         return self._exit
 

@@ -18,6 +18,7 @@ class Tally:
     messages: int = 0  # of batches whose handler did not raise
     batches: int = 0
     failures: int = 0  # batches whose handler raised
+    set_aside: int = 0  # messages at which it failed once too often: in the dead-letter topic, or skipped
     seconds: float = 0.0  # in the handler
     unmarked: int = 0  # processed, and behind the last mark at the end of the run
     hook_failures: int = 0
@@ -42,8 +43,8 @@ class Score:
         self._tallies = {topic: Tally() for topic in topics}
         self._errors: dict[TopicPartition, str] = {}
 
-    def ran(self, run: Run, error: BaseException | None, seconds: float) -> None:
-        """A run has ended."""
+    def ran(self, run: Run, error: BaseException | None, seconds: float, *, set_aside: bool = False) -> None:
+        """A run has ended; ``set_aside``: its message was given up, which ends the trouble with it."""
         tally = self._tallies[run.partition.place[0]]
         if run.hook:
             tally.hook_failures += error is not None
@@ -52,6 +53,10 @@ class Score:
         if error is None:
             tally.batches += 1
             tally.messages += len(run.records)
+            self._errors.pop(run.partition.place, None)
+        elif set_aside:
+            tally.failures += 1
+            tally.set_aside += 1
             self._errors.pop(run.partition.place, None)
         else:
             tally.failures += 1

@@ -352,7 +352,7 @@ def test_a_paused_partition_that_fetches_much_goes_on_with_the_first_message_beh
     with running(app):
         wait_until(lambda: len(seen) == 5)
         kafka.produce(topic, range(200))  # more than a queue holds: fetching pauses, too
-        wait_until(lambda: app.members[0].group.owned[topic, 0].queued >= 10)
+        wait_until(lambda: app.members[0].group.owned[topic, 0].backlog.size >= 10)
         contexts[0].resume()
         wait_until(lambda: len(seen) == 205)
     assert seen == list(range(205))

@@ -20,6 +20,7 @@ from kafka_server import JavaKafka, kafka_source
 from observer import BreakableKafka, Observer, wait_until
 
 from karafka_lite.errors import ProduceError
+from karafka_lite.messages import Outgoing
 from karafka_lite.producer import Producer
 
 COMMAND = [sys.executable, "-m", "karafka_lite"]
@@ -340,9 +341,9 @@ def producer(kafka: Observer) -> Iterator[Producer]:
 
 def test_the_future_holds_the_place_and_all_that_a_message_has_arrives(kafka: Observer, producer: Producer) -> None:
     topic = kafka.topic(2)
-    sent = [producer.send(topic, b"v", b"k", [("h", b"\x00")], 1, 1234) for _ in range(2)]
+    sent = [producer.send(Outgoing(topic, b"v", b"k", [("h", b"\x00")], 1, 1234)) for _ in range(2)]
     assert [future.result(20) for future in sent] == [(1, 0), (1, 1)]
-    assert producer.send(topic, None, b"k", partition=0).result(20) == (0, 0)
+    assert producer.send(Outgoing(topic, None, b"k", partition=0)).result(20) == (0, 0)
     tombstone, first, _ = kafka.records(topic)
     assert tombstone.value() is None
     assert (first.value(), first.key(), first.headers(), first.timestamp()[1]) == (b"v", b"k", [("h", b"\x00")], 1234)
@@ -350,11 +351,12 @@ def test_the_future_holds_the_place_and_all_that_a_message_has_arrives(kafka: Ob
 
 def test_one_refused_message_does_not_harm_the_others(kafka: Observer, producer: Producer) -> None:
     topic, small = kafka.topic(), kafka.topic(max_message_bytes=1000)
-    sent = [producer.send(topic, b"1"), producer.send(small, b"x" * 5000), producer.send(topic, b"2")]
+    messages = [Outgoing(topic, b"1"), Outgoing(small, b"x" * 5000), Outgoing(topic, b"2")]
+    sent = [producer.send(message) for message in messages]
     assert producer.flush(20)
     assert isinstance(sent[1].exception(0), ProduceError)
-    assert producer.send(topic, b"3").result(20) == (0, 2)
-    assert producer.send(small, b"4").result(20) == (0, 0)
+    assert producer.send(Outgoing(topic, b"3")).result(20) == (0, 2)
+    assert producer.send(Outgoing(small, b"4")).result(20) == (0, 0)
     assert values(kafka, topic) == [b"1", b"2", b"3"]
 
 
@@ -363,9 +365,9 @@ def test_what_cannot_be_a_message_is_raised_at_once_and_does_not_count_as_on_its
 ) -> None:
     topic = kafka.topic()
     with pytest.raises(TypeError):
-        producer.send(topic, "text")  # type: ignore[arg-type]
+        producer.send(Outgoing(topic, "text"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="partition"):
-        producer.send(topic, b"1", partition=7)
+        producer.send(Outgoing(topic, b"1", partition=7))
     assert producer.flush(0)
 
 
@@ -377,10 +379,11 @@ def test_sending_waits_while_too_much_is_unanswered(
     topic = kafka.topic()
     producer = Producer([kafka.bootstrap_servers], {})
     producer.connect()
-    producer.send(topic, b"first").result(20)
+    producer.send(Outgoing(topic, b"first")).result(20)
     kafka.pause()
     futures = []
-    sender = threading.Thread(target=lambda: futures.extend(producer.send(topic, b"x" * 7952) for _ in range(50)))
+    large = Outgoing(topic, b"x" * 7952)
+    sender = threading.Thread(target=lambda: futures.extend(producer.send(large) for _ in range(50)))
     sender.start()
     wait_until(lambda: producer._unanswered == 100_000, message="the window is full")
     sender.join(0.3)
@@ -401,9 +404,9 @@ def test_closing_while_nobody_answers_fails_what_is_unanswered_and_leaves_no_thr
     topic = kafka.topic()
     producer = Producer([kafka.bootstrap_servers], {})
     producer.connect()
-    producer.send(topic, b"first").result(20)
+    producer.send(Outgoing(topic, b"first")).result(20)
     kafka.pause()
-    lost = producer.send(topic, b"second")
+    lost = producer.send(Outgoing(topic, b"second"))
     producer.close(0.2)
     assert isinstance(lost.exception(0), ProduceError)
     kafka.resume()

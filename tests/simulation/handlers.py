@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from simulated_member import SimulatedMember
 
 
-
 class Handlers:
     """The user code of one member."""
 
@@ -45,12 +44,15 @@ class Handlers:
     def _batch(self, run: Run) -> Steps:
         rng, settings, partition = self._rng, self._settings, run.partition
         size = len(run.records)
-        fails_at = rng.randrange(size + 1) if rng.random() < settings.failing else None
+        fails_at = rng.randrange(size + 1) if rng.random() < settings.failing else self._poison(run)
         returns_at = rng.randrange(size) if rng.random() < 0.05 else None
         leaves_at = rng.randrange(size) if rng.random() < 0.05 else None  # a loop over ``each`` by ``break``
         hangs_at = rng.randrange(size) if rng.random() < settings.hanging else None
         careful = rng.random() < 0.7  # stops at the first mark that is refused, and wraps up when asked to
+        o = self._member.ledger[partition]
+        o.marking = rng.choice(["never", "as it comes"]) if o.marking is None else o.marking
         marking = rng.choice([0.0, 0.3, 1.0]) if partition.policy.manual_offsets else rng.choice([0.0, 0.0, 0.3])
+        marking = 0.0 if o.marking == "never" else marking
         for index, record in enumerate(run.records):
             yield from self._work(hangs=index == hangs_at)
             if index == fails_at:
@@ -58,9 +60,11 @@ class Handlers:
             if index == leaves_at:
                 run.in_hand = record.offset
                 return False
+            if rng.random() < settings.sending:
+                self._member.send(partition)
             if rng.random() < 0.01:
                 self._member.rest(partition, rng.choice([0.0, 0.3, 20.0]))
-            if settings.backward_marks and rng.random() < 0.01:
+            if settings.backward_marks and rng.random() < 0.03:
                 self._seek(partition, record.offset)
             if index == returns_at or (careful and partition.state is State.DRAINING and rng.random() < 0.3):
                 return False
@@ -68,6 +72,8 @@ class Handlers:
                 marked = self._member.mark(partition, following(record.offset))
                 if not marked and careful:
                     return False
+                if rng.random() < settings.failing / 4:
+                    return True
                 if marked and (yield from self._commit(partition)) is None and rng.random() < 0.5:
                     return True  # CommitError
             if settings.backward_marks and rng.random() < 0.03:
@@ -76,9 +82,15 @@ class Handlers:
                     yield from self._member.commit(partition, 3.0)
         if fails_at == size:
             return True
-        if partition.policy.manual_offsets and rng.random() < 0.5:
+        if partition.policy.manual_offsets and o.marking != "never" and rng.random() < 0.5:
             self._member.mark(partition, following(run.records[-1].offset))
         return False
+
+    def _poison(self, run: Run) -> int | None:
+        """The first message that no try can process, but for some luck."""
+        limit = 1000 * self._settings.poison
+        poisonous = (i for i, record in enumerate(run.records) if record.offset * 7919 % 1000 < limit)
+        return next(poisonous, None) if self._rng.random() < 0.9 else None
 
     def _seek(self, partition: Partition, before: int) -> None:
         """Backward: forward would be the user's own wish to skip."""
@@ -116,6 +128,8 @@ class Handlers:
         o = self._member.ledger[partition]
         calm = self._member.world.calm
         yield from self._work(hangs=not calm and self._rng.random() < 3 * self._settings.hanging)
+        if not calm and self._rng.random() < self._settings.sending:
+            self._member.send(partition)
         flushes = hook is Hook.ON_REVOKED or (partition.policy.manual_offsets and self._rng.random() < 0.7)
         if flushes and o.done not in (o.start, o.stored):
             self._member.mark(partition, o.done)

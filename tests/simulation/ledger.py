@@ -6,9 +6,10 @@ over, marked, sent to the broker, known to be there) and compares them with the 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steps import FOREVER
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from simulated_broker import Broker, Record
 
 EPSILON = 1e-6
+NUMBERS = itertools.count(1)
 
 
 class Violation(AssertionError):
@@ -30,6 +32,14 @@ def require(fact: Any, promise: str, *details: object) -> None:
     """Raise a Violation that names the ``promise`` unless ``fact``."""
     if not fact:
         raise Violation(f"{promise}: {', '.join(map(str, details))}")
+
+
+class Mark(NamedTuple):
+    """One store."""
+
+    seq: int
+    offset: int | None
+    number: int  # of all that was stored and requested
 
 
 class Ownership:
@@ -64,11 +74,22 @@ class Ownership:
         self.sought: object = None  # where to begin, while nobody knows the offset
         self.retry_position = 0
         self.token: object = None
+        self.marking: str | None = None  # how its handler goes about it
 
         self.stored: int | None = None
         self.stored_ever: set[int] = set()
         self.seq = self.acked_seq = self.applied_seq = 0  # of stores: made, known to be on the broker, on the broker
+        self.acked_offset: int | None = None
+        self.seqs = 0  # how many there were, void ones included
+        self.backed = Mark(0, None, 0)  # the newest mark with every send before it acknowledged
+        self.trail: list[Mark | object] = []  # what came behind it: sends, and marks that wait for them
+        self.waiting: set[object] = set()  # sends without an answer
+        self.retry_at: dict[object, int] = {}  # send -> the retry position before it
+        self.failed_send = False  # of the code that runs
         self.unacked_since = 0.0
+
+        self.tries: dict[int, list[int]] = {}  # offset -> failures, and those of a batch of one
+        self.gone: set[int] = set()  # set aside, and not known to be committed
         self.passed_over = 0  # tries of commits since it was part of one that could succeed
 
         self.asked: str | None = None  # "revoke" or "stop", whichever came first
@@ -85,6 +106,14 @@ class Ownership:
         return self.acked_seq == self.seq
 
     @property
+    def committable(self) -> bool:
+        return self.acked_seq != self.backed.seq
+
+    def is_isolated(self, record: Record) -> bool:
+        budget = self.policy.budget
+        return budget is not None and self.tries.get(record.offset, [0])[0] >= budget
+
+    @property
     def busy(self) -> bool:
         """User code runs or has yet to run, now that the ownership is over."""
         return self.running is not None or self.revoked_hook_due
@@ -95,12 +124,33 @@ class Ownership:
         return self.running is None and (self.final_hook is None or self.final_hook_done)
 
     def store(self, offset: int, now: float) -> None:
+        self.retry_position = offset
         if offset != self.stored:
-            if self.acked:
-                self.unacked_since = now
             self.stored = offset
-            self.seq += 1
+            self.seqs += 1
+            self.seq = self.seqs
         self.stored_ever.add(offset)
+        self.trail.append(Mark(self.seq, offset, next(NUMBERS)))
+        self.trim(now)
+
+    def trim(self, now: float) -> None:
+        """What nothing stands before any more is backed."""
+        while self.trail and self.trail[0] not in self.waiting:
+            mark = self.trail.pop(0)
+            if isinstance(mark, Mark):
+                if not self.committable:
+                    self.unacked_since = now
+                self.backed = mark
+
+    def send_failed(self, send: object, now: float) -> None:
+        """Everything behind ``send`` is void."""
+        self.failed_send = True
+        if send in self.trail:
+            del self.trail[self.trail.index(send) :]
+            marks = [mark for mark in self.trail if isinstance(mark, Mark)]
+            last = marks[-1] if marks else self.backed
+            self.seq, self.stored = last.seq, last.offset
+            self.retry_position = self.retry_at[send]
 
     def __str__(self) -> str:
         return f"{self.place[0]}-{self.place[1]}/{self.member}"
@@ -145,7 +195,8 @@ class Ledger:
         o.start = o.fetch_next = o.hand_next = o.retry_position = o.done = offset
         o.start_committed = committed
         if committed:
-            o.stored = offset
+            o.stored = o.acked_offset = offset
+            o.backed = Mark(0, offset, 0)
             o.stored_ever.add(offset)
         elif self._reset == "latest":
             o.start_uncommitted_latest = True
@@ -196,15 +247,21 @@ class Ledger:
         assert o is not None
         follows = o.start is not None and o.sought is None and self._log_has(o, o.fetch_next, records)
         require(follows, "what is queued follows what was queued before", o, records[0].offset, o.fetch_next)
-        if not o.queued:
+        wanted_records = sum(record.offset not in o.gone for record in records)
+        if not o.queued and wanted_records:
             o.queued_since = now
-        o.queued += len(records)
+        o.queued += wanted_records
         o.fetch_next = records[-1].offset + 1
         bound = 2 * o.policy.max_messages - 1 + member.poll_records
         require(o.queued <= bound, "a queue is bounded", o, o.queued)
 
     def _log_has(self, o: Ownership, position: int, records: Sequence[Record]) -> bool:
         return list(records) == self._broker.logs[o.place].read(position, len(records))
+
+    def _next_in_log(self, o: Ownership, count: int) -> list[Record]:
+        """What has to be handed over next."""
+        records = self._broker.logs[o.place].read(o.hand_next, count + len(o.gone))
+        return [record for record in records if record.offset not in o.gone][:count]
 
     # -- user code
 
@@ -240,7 +297,7 @@ class Ledger:
         require(not any(p.busy for p in o.predecessors), "an ownership waits for the code of its predecessor", o)
         require(0 < len(records) <= o.policy.max_messages, "a batch has 1 to max_messages messages", o, len(records))
         require(
-            self._log_has(o, o.hand_next, records),
+            self._next_in_log(o, len(records)) == list(records),
             "nothing is skipped, repeated or out of order",
             o,
             records[0].offset,
@@ -250,7 +307,11 @@ class Ledger:
         require(now >= o.not_before - EPSILON, "a failed batch waits for its back-off", o, now, o.not_before)
         require(now >= o.rests_until - EPSILON, "a paused partition rests", o, now, o.rests_until)
         o.seq_begun, o.redirect = o.seq, None
-        if len(records) < o.policy.max_messages:
+        isolated = o.is_isolated(records[0])
+        by_itself = len(records) == 1 if isolated else not any(map(o.is_isolated, records))
+        require(by_itself, "a message whose batch failed too often is tried by itself", o, run, o.tries)
+        self.reached["a message was tried by itself"] += isolated
+        if o.queued < o.policy.max_messages and not isolated:
             wait = o.policy.batch_timeout_ms / 1000
             require(now >= o.queued_since + wait - EPSILON, "a batch waits for max_messages or its timeout", o)
         if self._reset == "latest":
@@ -291,10 +352,56 @@ class Ledger:
         o.hooks_run.add(hook)
         self.reached[f"a hook ran: {hook.value}"] += 1
 
-    def run_ended(self, run: Run, *, failed: bool, now: float) -> None:
+    def gives_up(self, run: Run, result: bool) -> None:
+        """The handler has failed; ``result``: the group says that its message is to be set aside."""
         o = self.books[run.partition]
+        if run.hook or o.policy.budget is None:
+            require(not result, "only what has a budget is given up", o)
+            return
+        first = run.records[0].offset
+        o.tries = {offset: tries for offset, tries in o.tries.items() if offset >= o.retry_position}  # else marked
+        for record in run.records:
+            if record.offset >= o.retry_position:
+                tries = o.tries.setdefault(record.offset, [0, 0])
+                tries[0] += 1
+                tries[1] += len(run.records) == 1
+        spent = len(run.records) == 1 and o.tries.get(first, [0, 0])[1] >= o.policy.budget
+        expected = spent and o.redirect is None and first >= o.retry_position and self.marks_count(o)
+        require(result is expected, "a message is given up when its budget is spent, and not before", o, first, o.tries)
+        if result:
+            o.failed_send = False
+
+    def set_aside(self, run: Run, now: float) -> None:
+        """The message of ``run`` is in safety."""
+        o = self._out(run)
+        (record,) = run.records
+        o.attempt, o.token = 1, None
+        o.tries.pop(record.offset, None)
+        o.done = record.offset + 1
+        self.reached["a message was set aside"] += 1
+        if not o.policy.manual_offsets:
+            if self.marks_count(o):
+                self._stored(o, record.offset + 1, now)
+            return
+        o.gone.add(record.offset)
+        between = self._broker.logs[o.place].read(o.retry_position, 1)
+        if between[0] is record:
+            if self.marks_count(o):
+                self._stored(o, o.retry_position, now)
+        else:
+            self.reached["a message was set aside with others unmarked before it"] += 1
+            self._begin_next_at(o, o.retry_position)
+
+    def _out(self, run: Run) -> Ownership:
+        o = self.books[run.partition]
+        require(not o.waiting, "a run ends with the answers to what it sent", o)
         o.running = None
+        o.failed_send = False
         del o.member.process.inside[o.place]
+        return o
+
+    def run_ended(self, run: Run, *, failed: bool, now: float) -> None:
+        o = self._out(run)
         if run.hook is Hook.EVERY:
             o.every_at[run.number] = now + o.policy.every_ms[run.number] / 1000
         elif run.hook is Hook.ON_REVOKED:
@@ -308,29 +415,45 @@ class Ledger:
         else:
             o.attempt = 1
             o.done = run.records[-1].offset + 1
+            for record in run.records:
+                o.tries.pop(record.offset, None)
+            o.gone = {gone for gone in o.gone if gone >= min(o.acked_offset or 0, run.records[0].offset)}
             if not o.policy.manual_offsets and self.marks_count(o):
                 self._stored(o, o.done, now)
 
     def _batch_failed(self, o: Ownership, run: Run, now: float) -> None:
         o.not_before = now + o.policy.backoff.delay_ms(o.attempt) / 1000
         o.attempt += 1
-        self._begin_next_at(o, o.retry_position if o.redirect is None else o.redirect)
+        if o.redirect is None:
+            self._begin_next_at(o, o.retry_position)
+        else:
+            self._redirect(o, o.redirect)
         o.token = None
         self.reached["a handler failed"] += 1
         self.reached["a handler failed during a drain"] += o.asked is not None and not o.ended
 
     def _batch_left(self, o: Ownership, run: Run, now: float) -> None:
         o.attempt = 1
-        self._begin_next_at(o, run.in_hand if o.redirect is None else o.redirect)
-        if o.redirect is None:
-            self.reached["a loop over each was left"] += 1
-            if o.seq == o.seq_begun:
-                o.not_before = now + o.policy.backoff.delay_ms(1) / 1000
+        if o.redirect is not None:
+            self._redirect(o, o.redirect)
+            return
+        done = [record.offset + 1 for record in run.records if record.offset < run.in_hand]
+        self._begin_next_at(o, done[-1] if done else o.done)
+        self.reached["a loop over each was left"] += 1
+        if o.seq == o.seq_begun:
+            o.not_before = now + o.policy.backoff.delay_ms(1) / 1000
+
+    def _redirect(self, o: Ownership, target: Any) -> None:
+        """User code wants to begin there, and to repeat from there."""
+        self._begin_next_at(o, target)
+        if isinstance(target, int):
+            o.retry_position = target
+            o.gone = {offset for offset in o.gone if offset < target}
 
     def _begin_next_at(self, o: Ownership, target: Any) -> None:
         o.queued = 0
         if isinstance(target, int):
-            o.fetch_next = o.hand_next = o.done = o.retry_position = target
+            o.fetch_next = o.hand_next = o.done = target
             o.sought = None
         else:
             o.sought = target
@@ -345,7 +468,7 @@ class Ledger:
     def found(self, member: Any, place: TopicPartition, target: object, offset: int) -> None:
         o = self.open[member].get(place)
         if o is not None and o.sought == target:
-            self._begin_next_at(o, offset)
+            self._redirect(o, offset)
             self.reached["a place that only the cluster knew was found"] += 1
 
     def rested(self, partition: Partition, until: float, result: bool) -> None:
@@ -364,19 +487,47 @@ class Ledger:
     def marked(self, partition: Partition, offset: int, result: bool, now: float) -> None:
         o = self.books[partition]
         require(result is self.marks_count(o), "a mark counts while the partition is ours", o, offset, result, o.seen)
-        if result:
+        if not result:
+            self.reached["a mark was refused"] += 1
+        elif o.failed_send:
+            self.reached["a mark behind a failed send was void"] += 1
+        else:
             self.reached["a mark went backward"] += o.stored is not None and offset < o.stored
             self._stored(o, offset, now)
-        else:
-            self.reached["a mark was refused"] += 1
 
     def _stored(self, o: Ownership, offset: int, now: float) -> None:
+        while (following := self._broker.logs[o.place].read(offset, 1)) and following[0].offset in o.gone:
+            offset = following[0].offset + 1
+            self.reached["a message that was set aside counted as marked"] += 1
         o.store(offset, now)
-        o.retry_position = offset
+        self.reached["a mark waited for a send"] += bool(o.trail)
+        self._cover(o)
+
+    def _cover(self, o: Ownership) -> None:
+        """What is backed is processed."""
         covered = self.covered[o.place]
         assert o.start is not None
         require(covered is not None and o.start <= covered, "an ownership begins where everything before is done", o)
-        self.covered[o.place] = max(offset, covered or 0)
+        self.covered[o.place] = max(o.backed.offset or 0, covered or 0)
+
+    # -- sends
+
+    def sent(self, partition: Partition, send: object) -> None:
+        o = self.books[partition]
+        o.waiting.add(send)
+        o.trail.append(send)
+        o.retry_at[send] = o.retry_position
+
+    def answered(self, partition: Partition, send: object, failed: bool, now: float) -> None:
+        o = self.books[partition]
+        o.waiting.remove(send)
+        if failed:
+            self.reached["a send failed"] += 1
+            self.reached["a send failed, and the marks behind it were void"] += send in o.trail and o.trail[-1] != send
+            o.send_failed(send, now)
+        o.trim(now)
+        if self.covered[o.place] is not None:
+            self._cover(o)
 
     def batched(self, group: Group, commits: Sequence[Commit]) -> list[tuple[Ownership, int, int]]:
         """The committer was given ``commits``; each with the number of its store, by our own counting."""
@@ -384,8 +535,12 @@ class Ledger:
         for commit in commits:
             o = self.books[commit.partition]
             require(group.owned.get(o.place) is commit.partition and not o.ended, "only what is ours is committed", o)
-            require(commit.offset == o.stored and not o.acked, "what is stored is committed", o, commit.offset)
-            batch.append((o, commit.offset, o.seq))
+            require(
+                commit.offset == o.backed.offset and o.committable,
+                "what is stored is committed once everything that was sent before it is acknowledged",
+                *(o, commit.offset, o.backed, o.trail),
+            )
+            batch.append((o, commit.offset, o.backed.seq))
         return batch
 
     def applied(self, batch: Sequence[tuple[Ownership, int, int]], generation: int) -> None:
@@ -409,13 +564,13 @@ class Ledger:
         """A commit was tried: how long has each topic waited for its turn, to be tried without any other?"""
         for o in self.open[member].values():
             its_turn = o.place[0] in topics and (accepted or len(topics) == 1)
-            o.passed_over = 0 if o.acked or its_turn else o.passed_over + 1
+            o.passed_over = 0 if not o.committable or its_turn else o.passed_over + 1
             require(o.passed_over <= 8, "a topic that refuses commits does not hold up the others", o, o.passed_over)
 
     def acknowledged(self, batch: Sequence[tuple[Ownership, int, int]], now: float) -> None:
-        for o, _, seq in batch:
+        for o, offset, seq in batch:
             if not o.lost:
-                o.acked_seq = max(o.acked_seq, seq)
+                o.acked_seq, o.acked_offset = max(o.acked_seq, seq), offset
                 o.unacked_since = now
 
     # -- after each event
@@ -442,11 +597,12 @@ class Ledger:
             self._observe(o, p.state, now)
         require(p.stored == o.stored, "stored is what was marked last", o, p.stored, o.stored)
         require(p.attempt == o.attempt, "attempts are counted", o, p.attempt, o.attempt)
-        require(p.queued == o.queued, "the queue holds what was fetched", o, p.queued, o.queued)
+        require(p.backlog.size == o.queued, "the queue holds what was fetched", o, p.backlog.size, o.queued)
         require(p.running is (o.running is not None), "who runs is known", o)
         require(p.user_state.get("token") is o.token, "the state is kept over batches, and emptied by a failure", o)
         if not o.lost:
             require(p.pending is not o.acked, "pending until the broker has it", o, p.stored, p.committed)
+            require(p.committable is o.committable, "a mark waits for what was sent before it", o, p.backed, o.backed)
             require(o.acked_seq <= o.applied_seq, "acknowledged is on the broker", o)
         if o.stored is not None:
             require(o.stored <= max(o.highest, o.start or 0), "stored <= delivered", o, o.stored, o.highest)
@@ -506,11 +662,11 @@ class Ledger:
             yield o.deadline, "the bound of the drain"
         if o.seen is State.RELEASING:
             yield o.commit_deadline, "the bound of the last commit"
-        if not o.acked and not member.committing:
+        if o.committable and not member.committing:
             yield max(o.unacked_since + member.commit_interval, member.commit_retry_at), "the interval commit"
             if o.seen is State.RELEASING:
                 yield max(o.released_at, member.commit_retry_at), "the last commit"
-            if member.commit_requested_at is not None:
+            if member.commit_requested_at is not None and o.backed.number < member.commit_requested_number:
                 yield max(member.commit_requested_at, member.commit_retry_at), "the requested commit"
         if not o.in_jobs and o.running is None:
             yield self._code_due(o, member), "user code"
@@ -528,7 +684,8 @@ class Ledger:
             return FOREVER
         if o.start_uncommitted_latest and not o.handed and not o.acked:
             return FOREVER
-        if o.queued >= o.policy.max_messages or not o.policy.batch_timeout_ms:
+        isolated = any(map(o.is_isolated, self._next_in_log(o, 1)))
+        if o.queued >= o.policy.max_messages or not o.policy.batch_timeout_ms or isolated:
             return max(o.not_before, o.rests_until)
         return max(o.not_before, o.rests_until, o.queued_since + o.policy.batch_timeout_ms / 1000)
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from handlers import Handlers
-from ledger import EPSILON, require
+from ledger import EPSILON, NUMBERS, require
 from simulated_client import SimulatedClient
 from steps import FOREVER, Condition, Process, Steps
 
 from karafka_lite.group import FINAL_COMMIT_S, Commit, Group
 from karafka_lite.messages import TopicPartition
-from karafka_lite.partition import Partition, Run, State
+from karafka_lite.partition import Partition, Run, Send, State
 
 if TYPE_CHECKING:
     from simulation import World
@@ -65,6 +65,7 @@ class SimulatedMember:
 
         self.committing = False
         self.commit_requested_at: float | None = None
+        self.commit_requested_number = 0
         self.commit_retry_at = self._commit_not_before = 0.0
         self._committed_at = 0.0
         self._unasked = 0  # commits in a row for which there was no reason
@@ -305,11 +306,49 @@ class SimulatedMember:
             self.say("begins", run, f"attempt {run.attempt}")
             yield None
             failed = yield from self._handlers.call(run)
+            yield from self._answers(partition)
+            failed = failed or partition.failure is not None
+            if failed and self._gives_up(run):
+                self.send(partition)
+                yield from self._answers(partition)
+                if partition.failure is None:
+                    self.say("sets aside", run)
+                    self.ledger.set_aside(run, self.now)
+                    self.group.set_aside(run, self.now)
+                    self._carry_out()
+                    yield None
+                    continue
             self.ledger.run_ended(run, failed=failed, now=self.now)
             self.say("has failed" if failed else "has ended", run)
             self.group.end(run, failed=failed, now=self.now)
             self._carry_out()
             yield None
+
+    def _answers(self, partition: Partition) -> Steps:
+        """Wait for what the run has sent."""
+        while partition.unanswered:
+            yield self._wait(self._changed, self.now + 1000.0)
+
+    def _gives_up(self, run: Run) -> bool:
+        gives_up = run.partition.gives_up(run)
+        self.ledger.gives_up(run, gives_up)
+        return gives_up
+
+    def send(self, partition: Partition) -> None:
+        """A message leaves; its answer comes some time."""
+        send = partition.sending()
+        self.say("sends", partition)
+        self.ledger.sent(partition, send)
+        delay = 0.0 if self.world.calm else self.rng.choice([0.0, 0.0, 0.01, 0.3, 6.0])
+        failure = None if self.world.calm or self.rng.random() < 0.85 else Exception("refused")
+        self.world.spawn(self.process, f"{self.name} answer", self._answer(partition, send, delay, failure))
+
+    def _answer(self, partition: Partition, send: Send, delay: float, failure: Exception | None) -> Steps:
+        yield self.now + delay
+        self.say("refused" if failure else "acknowledged", partition)
+        self.ledger.answered(partition, send, failure is not None, self.now)
+        self.group.answered(partition, send, failure, self.now)
+        self._carry_out()
 
     # -- what contexts ask
 
@@ -357,6 +396,9 @@ class SimulatedMember:
             if partition.state >= State.REVOKED:
                 self.reached["a sync commit ended with the ownership"] += 1
                 return False
+            if partition.failure is not None:
+                self.reached["a sync commit ended with a send that failed"] += 1
+                return None
             if self.now >= until:
                 self.reached["a sync commit timed out"] += 1
                 return None
@@ -366,6 +408,7 @@ class SimulatedMember:
         return True
 
     def _requested(self) -> None:
+        self.commit_requested_number = next(NUMBERS)
         if self.commit_requested_at is None:
             self.commit_requested_at = self.now
 
@@ -386,7 +429,8 @@ class SimulatedMember:
             if not commits:
                 return
             self._is_asked_for(commits)
-            self.commit_requested_at = None
+            if all(o.seq == o.backed.seq for o in self.ledger.open[self].values()):
+                self.commit_requested_at = None  # else it waits for what was sent
             self.committing = True
             yield from self._commit(commits)
             self.committing = False
@@ -423,7 +467,7 @@ class SimulatedMember:
 
     def _is_fair(self, topics: set[str]) -> None:
         """After a failure each topic goes by itself and in turn: one that refuses does not hold up the others."""
-        pending = {o.place[0] for o in self.ledger.open[self].values() if not o.acked}
+        pending = {o.place[0] for o in self.ledger.open[self].values() if o.committable}
         if self._failed_topics is not None:
             again = topics == self._failed_topics
             require(self.now >= self._commit_not_before - EPSILON, "a failed commit is tried again after a pause", self)

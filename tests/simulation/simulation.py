@@ -42,6 +42,14 @@ SITUATIONS = (
     "a fetch failed",
     "a hand-over",
     "a handler failed",
+    "a mark behind a failed send was void",
+    "a mark waited for a send",
+    "a message that was set aside counted as marked",
+    "a message was set aside",
+    "a message was set aside with others unmarked before it",
+    "a message was tried by itself",
+    "a send failed",
+    "a send failed, and the marks behind it were void",
     "a loop over each was left",
     "user code has sought",
     "a place that only the cluster knew was found",
@@ -70,6 +78,7 @@ SITUATIONS = (
     "a stop during a hand-over",
     "a stop during back-off",
     "a stop left a stuck handler behind",
+    "a sync commit ended with a send that failed",
     "a sync commit ended with the ownership",
     "a sync commit timed out",
     "a sync commit was acknowledged",
@@ -101,6 +110,8 @@ class Settings(NamedTuple):
     backward_marks: bool
     failing: float
     hanging: float
+    sending: float
+    poison: float  # of all messages: the handler fails at these again and again
     unrest: float  # seconds between two acts of the world
     jumps: float  # how often time moves on although somebody could go on
     # The public commit of kafka-python stamps with the generation that it has when it sends. Is a member evicted and
@@ -119,6 +130,8 @@ class Settings(NamedTuple):
             backward_marks=rng.random() < 0.25,
             failing=rng.choice([0.0, 0.1, 0.4]),
             hanging=rng.choice([0.0, 0.003, 0.02, 0.1]),
+            sending=rng.choice([0.0, 0.0, 0.1, 0.5]),
+            poison=rng.choice([0.0, 0.05, 0.3, 0.6]),
             unrest=rng.choice([0.1, 0.3, 1.0]),
             jumps=rng.choice([0.01, 0.05, 0.2]),
         )
@@ -131,7 +144,8 @@ def draw_policies(rng: random.Random) -> dict[str, Policy]:
         backoff = Backoff(rng.choice([100, 1000]), rng.choice([1000, 8000]))
         hooks = rng.choice([list(Hook), list(Hook), [], [hook for hook in Hook if rng.random() < 0.5]])
         every_ms = rng.choice([(), (), (), (400,), (3000, 700)])
-        return Policy(manual, rng.choice([1, 3, 10]), batch_timeout_ms, backoff, frozenset(hooks), every_ms)
+        budget = rng.choice([None, 1, 1, 2, 4])
+        return Policy(manual, rng.choice([1, 3, 10]), batch_timeout_ms, backoff, frozenset(hooks), every_ms, budget)
 
     return {
         "auto": policy(manual=False),
@@ -206,7 +220,7 @@ class World(Scheduler):
             if process.member:
                 process.member.client.link_down_until = self.now
         for thread in self.threads:
-            if "worker" in thread.name and thread.condition is None:
+            if thread.name.endswith("answer") or ("worker" in thread.name and thread.condition is None):
                 thread.wake = self.now
         for log in self.broker.logs.values():
             log.grow(2)

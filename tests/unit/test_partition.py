@@ -79,7 +79,7 @@ def test_batches_are_cut_and_joined_to_max_messages_in_order() -> None:
     for chunk in ([0], [1, 2, 3, 4, 5, 6, 7], [8, 9]):
         fetch(made, *chunk)
     assert [process(made) for _ in range(4)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
-    assert (made.queued, made.ready_at()) == (0, None)
+    assert (made.backlog.size, made.ready_at()) == (0, None)
 
 
 @given(st.lists(st.integers(1, 9), max_size=12), st.integers(1, 7))
@@ -89,9 +89,9 @@ def test_whatever_the_chunks_nothing_is_left_out_twice_or_out_of_order(sizes: li
     for size in sizes:
         fetch(made, *(next(numbers) for _ in range(size)))
     seen: list[int] = []
-    while made.queued:
+    while made.backlog.size:
         batch = process(made)
-        assert len(batch) == limit or not made.queued
+        assert len(batch) == limit or not made.backlog.size
         seen += batch
     assert seen == list(range(sum(sizes)))
 
@@ -425,7 +425,7 @@ def test_a_failure_drops_what_was_fetched_and_what_comes_before_the_seek_so_that
     made = partition(manual_offsets=manual, max_messages=2)
     fetch(made, 0, 1, 2, 3)
     process(made, failed=True)
-    assert made.queued == 0
+    assert made.backlog.size == 0
     assert not fetch(made, 4, 5), "fetched before the poller has gone back"
     assert seek(made) == 0
     assert fetch(made, 0, 1)

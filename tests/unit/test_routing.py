@@ -18,7 +18,8 @@ from kafka.util import ensure_valid_topic_name
 from karafka_lite.backoff import Backoff
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.partition import Hook, Policy
-from karafka_lite.routing import OWNED, Config, Router, Settings, resolve_bootstrap_servers
+from karafka_lite.routing import Router
+from karafka_lite.settings import OWNED, TOPIC_OPTIONS, Config, Settings, resolve_bootstrap_servers
 
 SECRET = "hunter2"
 INT32_MAX = 2**31 - 1
@@ -533,6 +534,47 @@ def test_a_config_keeps_what_was_given_and_adds_nothing() -> None:
 def test_a_config_can_be_made_again_from_its_own_fields() -> None:
     config = Config.validated("group", bootstrap_servers="a:1,b:2", settings={"client_id": "me"})
     assert Config.validated(**vars(config)) == config
+
+
+def test_the_options_of_a_topic_are_known_to_who_looks_for_them_in_the_app() -> None:
+    assert frozenset(Router.topic.__kwdefaults__ or ()) - {"group_id"} == TOPIC_OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_retries": 3}, 'type dead_letter="name-of-a-topic", or dead_letter=False to log and skip it'),
+        ({"max_retries": -1, "dead_letter": "dead"}, "max_retries cannot be -1"),
+        ({"max_retries": True, "dead_letter": False}, "max_retries cannot be True"),
+        ({"dead_letter": True}, 'dead_letter is the name of a topic, False, or None, not True: type "name-of-a-topic"'),
+        ({"dead_letter": 7}, "not 7"),
+        ({"dead_letter": "no topic"}, "'no topic' cannot be a topic of Kafka"),
+        ({"dead_letter": ""}, "'' cannot be a topic of Kafka"),
+        ({"dead_letter": "orders"}, "dead_letter='orders' is a topic of this handler"),
+    ],
+)
+def test_what_cannot_be_a_way_to_give_up_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        Router("group").topic("orders", **options)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "budget"),
+    [
+        ({}, None),
+        ({"dead_letter": "dead"}, 4),
+        ({"dead_letter": False}, 4),
+        ({"dead_letter": "dead", "max_retries": 0}, 1),
+    ],
+)
+def test_the_budget_of_a_route_counts_the_first_try_too(options: dict[str, Any], budget: int | None) -> None:
+    router = Router("group")
+
+    @router.topic("orders", **options)
+    def store(batch: Any, ctx: Any) -> None: ...
+
+    assert router.groups["group"]["orders"].policy.budget == budget
 
 
 def test_a_config_cannot_be_changed() -> None:

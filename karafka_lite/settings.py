@@ -1,0 +1,249 @@
+"""What an App takes besides its routes, checked when it is made.
+
+A mistake is a ConfigurationError at its line: what, why, what to type instead; never a value that may be secret.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict, get_args, get_type_hints
+
+from karafka_lite.errors import ConfigurationError
+
+Servers = str | Sequence[str]  # as in kafka-python: "a:9092,b:9092" or a list
+
+
+class Settings(TypedDict, total=False):
+    """What passes through to kafka-python's KafkaConsumer (3.0.12). Each int, bool and Literal is checked."""
+
+    # the member
+    client_id: str
+    client_rack: str
+    session_timeout_ms: int
+    heartbeat_interval_ms: int
+    max_poll_interval_ms: int
+    # what is read, from where when there is no commit, and how much at once
+    auto_offset_reset: Literal["earliest", "latest", "none"]
+    isolation_level: Literal["read_uncommitted", "read_committed"]
+    allow_auto_create_topics: bool
+    exclude_internal_topics: bool
+    check_crcs: bool
+    fetch_min_bytes: int
+    fetch_max_bytes: int
+    fetch_max_wait_ms: int
+    max_partition_fetch_bytes: int
+    max_poll_records: int
+    enable_incremental_fetch_sessions: bool
+    # connections
+    api_version: tuple[int, ...] | None
+    bootstrap_timeout_ms: int
+    request_timeout_ms: int
+    retry_backoff_ms: int
+    reconnect_backoff_ms: int
+    reconnect_backoff_max_ms: int
+    connections_max_idle_ms: int
+    metadata_max_age_ms: int
+    max_in_flight_requests_per_connection: int
+    receive_message_max_bytes: int
+    receive_buffer_bytes: int | None
+    send_buffer_bytes: int | None
+    socket_options: Sequence[tuple[int, int, int]]
+    client_dns_lookup: Literal["use_all_dns_ips", "resolve_canonical_bootstrap_servers_only"]
+    proxy_url: str | None
+    socks5_proxy: str | None  # deprecated by kafka-python: proxy_url
+    # security
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+    ssl_context: ssl.SSLContext | None
+    ssl_check_hostname: bool
+    ssl_cafile: str | None
+    ssl_certfile: str | None
+    ssl_keyfile: str | None
+    ssl_password: str | None
+    ssl_crlfile: str | None
+    ssl_ciphers: str | None
+    sasl_mechanism: str | None
+    sasl_plain_username: str | None
+    sasl_plain_password: str | None
+    sasl_kerberos_name: Any
+    sasl_kerberos_service_name: str
+    sasl_kerberos_domain_name: str | None
+    sasl_oauth_token_provider: Any
+    # the client's own metrics
+    metrics_enabled: bool
+    metric_reporters: Sequence[type]
+    metrics_num_samples: int
+    metrics_sample_window_ms: int
+    metric_group_prefix: str
+
+
+OWNED: dict[str, str] = {
+    "enable_auto_commit": "it commits what is only delivered; to mark type @app.topic(..., manual_offsets=True)",
+    "key_deserializer": "message.key is bytes; type message.key.decode() in the handler",
+    "value_deserializer": "payloads are decoded inside the handler; type @app.topic(..., deserializer=...)",
+    "group_instance_id": "static membership is half done in kafka-python; to tell processes apart type client_id=...",
+    "partition_assignment_strategy": "kafka-python's cooperative assignor claims partitions that it lost; leave it out",
+    "default_offset_commit_callback": "nothing would call it; to know what is committed type commit_offsets(sync=True)",
+    "consumer_timeout_ms": "it ends an iterator that is not used here; type @app.topic(..., batch_timeout_ms=...)",
+    "kafka_client": "the runner relies on kafka-python's own client; leave it out",
+    "selector": "the runner relies on kafka-python's own IO loop; leave it out",
+}
+"""Settings of KafkaConsumer that the framework keeps for itself -> the reason and what to type instead."""
+
+
+TOPIC_OPTIONS = frozenset(
+    [
+        "manual_offsets",
+        "max_messages",
+        "batch_timeout_ms",
+        "deserializer",
+        "backoff_ms",
+        "backoff_max_ms",
+        "max_retries",
+        "dead_letter",
+    ]
+)
+"""Options of ``@app.topic`` that somebody may look for here."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The checked arguments of one App. ``settings`` is only what the user gave, and not in the repr: passwords."""
+
+    group_id: str
+    bootstrap_servers: list[str]
+    concurrency: int
+    auto_commit_interval_ms: int
+    drain_timeout_ms: int
+    settings: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def validated(
+        cls,
+        group_id: str,
+        *,
+        bootstrap_servers: Servers = "localhost:9092",
+        concurrency: int = 5,
+        auto_commit_interval_ms: int = 5000,
+        drain_timeout_ms: int = 60_000,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Config:
+        """The Config of an App's arguments (times in milliseconds).
+
+        Raises:
+            ConfigurationError: something cannot work; all mistakes of the call stand in one message.
+        """
+        given = dict(settings or {})
+        refuse(
+            *group_id_mistakes(group_id),
+            *_server_mistakes("bootstrap_servers", bootstrap_servers),
+            *int_mistakes("concurrency", concurrency),
+            *int_mistakes("auto_commit_interval_ms", auto_commit_interval_ms),
+            *int_mistakes("drain_timeout_ms", drain_timeout_ms),
+            *(mistake for name, value in given.items() for mistake in _setting_mistakes(name, value)),
+            *_order_mistakes({**given, "drain_timeout_ms": drain_timeout_ms}),
+        )
+        return cls(group_id, _servers(bootstrap_servers), concurrency, auto_commit_interval_ms, drain_timeout_ms, given)
+
+
+def resolve_bootstrap_servers(option: str | None, environ: Mapping[str, str], argument: Servers) -> list[str]:
+    """The brokers: ``--broker`` unless None, else ``KARAFKA_LITE_BOOTSTRAP_SERVERS`` unless empty, else the argument.
+
+    Raises:
+        ConfigurationError: the one that counts is not ``host[:port]``; the message says where it came from.
+    """
+    source, value = "bootstrap_servers", argument
+    if variable := environ.get("KARAFKA_LITE_BOOTSTRAP_SERVERS", "").strip():
+        source, value = "the environment variable KARAFKA_LITE_BOOTSTRAP_SERVERS", variable
+    if option is not None:
+        source, value = "--broker", option
+    refuse(*_server_mistakes(source, value))
+    return _servers(value)
+
+
+# Each check below yields its mistakes as text, so that one exception can tell all of them.
+
+_INT32_MAX = 2**31 - 1  # most of the numbers travel in 32 bits; a bigger one would fail much later, on the IO thread
+_TYPES = get_type_hints(Settings)
+_ZERO_ALLOWED = re.compile("fetch_min_bytes|fetch_max_wait_ms|.*backoff.*")
+_BELOW = (  # with kafka-python's defaults
+    ("drain_timeout_ms", 60_000, "max_poll_interval_ms", 300_000, "then the broker gives away what still drains"),
+    ("heartbeat_interval_ms", 3000, "session_timeout_ms", 45_000, "a third is usual, so that one may be missed"),
+    ("fetch_max_wait_ms", 500, "request_timeout_ms", 30_000, "a waiting fetch is not an unanswered one"),
+    ("request_timeout_ms", 30_000, "connections_max_idle_ms", 540_000, "a connection that waits is not idle"),
+)
+_SERVER = re.compile(r"(?:[^\s:/\[\]]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::(?P<port>[0-9]{1,5}))?")
+
+
+def refuse(*mistakes: str) -> None:
+    """Raise a ConfigurationError with all ``mistakes``, if there are any."""
+    if mistakes:
+        raise ConfigurationError("\n".join(mistakes))
+
+
+def group_id_mistakes(group_id: object) -> Iterator[str]:
+    if not isinstance(group_id, str) or not group_id.strip():
+        yield 'group_id must be a non-empty str: type for example "event-store"'
+
+
+def _servers(value: Servers) -> list[str]:
+    return [part.strip() for item in ([value] if isinstance(value, str) else value) for part in item.split(",")]
+
+
+def _server_mistakes(source: str, value: object) -> Iterator[str]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)) or not items or not all(isinstance(item, str) for item in items):
+        yield f'{source} must be a str or a non-empty list of str: type for example "localhost:9092"'
+    elif any("@" in item for item in items):  # not shown: it holds a password
+        yield f"{source} cannot hold a user or a password: type host:port, and sasl_plain_username=... in App"
+    else:
+        for server in _servers(items):
+            match = _SERVER.fullmatch(server)
+            if not match or not 1 <= int(match["port"] or 9092) <= 65535:
+                yield f"{source}: {server!r} is no address; type localhost:9092 or [::1]:9092 (port 1 to 65535, no SSL://)"
+
+
+def _setting_mistakes(name: str, value: object) -> Iterator[str]:
+    kind = _TYPES.get(name)
+    if name in OWNED:
+        yield f"{name} belongs to karafka-lite: {OWNED[name]}"
+    elif kind is None:
+        yield _unknown(name)
+    elif kind is int or (kind == int | None and value is not None):
+        yield from int_mistakes(name, value, least=0 if _ZERO_ALLOWED.fullmatch(name) else 1)
+    elif kind is bool and not isinstance(value, bool):  # "false" of an environment variable is true for Python
+        yield f"{name} must be a bool, not {shown(value)}: type {name}=True or {name}=False"
+    elif (choices := get_args(kind)) and isinstance(choices[0], str) and value not in choices:
+        # kafka-python takes an unknown security_protocol ("sasl_ssl") for PLAINTEXT, without a word.
+        choice = repr(value) if isinstance(value, str) else shown(value)
+        yield f"{name} cannot be {choice}: type {name}={' or '.join(map(repr, choices))}"
+
+
+def _unknown(name: str) -> str:
+    if name in TOPIC_OPTIONS:
+        return f"{name} is an option of a topic, not of the app: type @app.topic(..., {name}=...)"
+    arguments = ("group_id", "bootstrap_servers", "concurrency", "auto_commit_interval_ms", "drain_timeout_ms")
+    near = difflib.get_close_matches(name, [*arguments, *_TYPES, *OWNED]) or ["a name that KafkaConsumer documents"]
+    owned = f"{near[0]} belongs to karafka-lite, {OWNED[near[0]]}" if near[0] in OWNED else None
+    return f"{name} is not a setting: {owned or 'type ' + ' or '.join(near)}"
+
+
+def int_mistakes(name: str, value: object, least: int = 1, why: str = "") -> Iterator[str]:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _INT32_MAX:
+        unit = " of milliseconds" if name.endswith("_ms") else " of bytes" if name.endswith("_bytes") else ""
+        yield f"{name} cannot be {shown(value)}: type an int{unit} from {least}{why} to {_INT32_MAX}"
+
+
+def _order_mistakes(given: Mapping[str, Any]) -> Iterator[str]:
+    for low, low_default, high, high_default, why in _BELOW:
+        less, more = given.get(low, low_default), given.get(high, high_default)
+        if isinstance(less, int) and isinstance(more, int) and less >= more:  # what is not an int was told already
+            yield f"{low}={less} must be below {high}={more}, {why}: type a smaller {low} or a larger {high}"
+
+
+def shown(value: object) -> str:
+    """Numbers as they are; of everything else, which may hold a secret, only the type."""
+    return repr(value) if value is None or isinstance(value, (int, float)) else f"a {type(value).__name__}"
