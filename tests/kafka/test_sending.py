@@ -1,0 +1,693 @@
+"""The promises of ``ctx.produce``: no input is committed without its output, and what fails is told."""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Gate, Process, evict, make_app, opened, running, stopped_aside
+from observer import BreakableKafka, Observer, wait_until
+
+from karafka_lite import App, Batch, CommitError, ConfigurationError, Context, ProduceError
+from karafka_lite.producer import Outbox, Producer
+
+QUICKLY = {"backoff_ms": 20, "backoff_max_ms": 20}
+AT_ONCE = {"auto_commit_interval_ms": 20}
+Sent = Future[tuple[int, int]]
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    errors = [one for one in caplog.records if one.name == "karafka_lite" and one.levelno >= logging.ERROR]
+    return [record.getMessage() for record in errors]
+
+
+class Outputs:
+    """In the place of an app's Outbox: messages leave when the test lets them, or fail."""
+
+    def __init__(self, app: App, *, holding: Callable[[bytes], bool] = lambda value: True) -> None:
+        self.held: list[tuple[bytes, Callable[[], Sent], Sent]] = []
+        self.holding = holding
+        self._outbox = app._runner._outbox  # type: ignore[union-attr]
+        self._plain = self._outbox.send
+        self._outbox.send = self._send  # type: ignore[method-assign]
+
+    def _send(self, message: Any) -> Sent:
+        if not self.holding(message.value):
+            return self._plain(message)
+        future: Sent = Future()
+        self.held.append((message.value, lambda: self._plain(message), future))
+        return future
+
+    def release(self, value: bytes, failure: Exception | None = None) -> None:
+        for held in [one for one in self.held if one[0] == value]:
+            self.held.remove(held)
+            if failure is None:
+                held[2].set_result(held[1]().result(20))
+            else:
+                held[2].set_exception(failure)
+
+    def release_all(self) -> None:
+        self.holding = lambda value: False
+        for value in {one[0] for one in self.held}:
+            self.release(value)
+
+
+# -- what is sent -----------------------------------------------------------------------------------------------------
+
+
+def test_it_sends_key_headers_partition_and_time_and_the_future_says_where_it_is(kafka: Observer) -> None:
+    topic, out, places = kafka.topic(), kafka.topic(3), []
+    kafka.produce(topic, ["x"])
+    app = make_app(kafka)
+
+    @app.topic(topic)
+    def forward(batch: Batch, ctx: Context) -> None:
+        sent = [
+            ctx.produce(out, b"raw", key="schlüssel", headers=[("h", b"\x00")], partition=2, timestamp_ms=1234),
+            ctx.produce(out, {"ü": [1, 2.5, None, True]}, key=b"k", partition=0),
+            ctx.produce(out, None, key="gone", partition=1),
+            ctx.produce(out, "text", partition=1),
+            ctx.produce(out, memoryview(b"view"), partition=1),
+        ]
+        places.extend(future.result(20) for future in sent)
+
+    with running(app):
+        wait_until(lambda: places)
+    assert places == [(2, 0), (0, 0), (1, 0), (1, 1), (1, 2)]
+    as_json, gone, text, view, raw = kafka.records(out)
+    assert as_json.value().decode() == '{"ü": [1, 2.5, null, true]}'
+    assert (gone.key(), gone.value(), text.value(), view.value()) == (b"gone", None, b'"text"', b"view")
+    assert (raw.value(), raw.key(), raw.headers(), raw.timestamp()[1]) == (
+        b"raw", "schlüssel".encode(), [("h", b"\x00")], 1234,
+    )  # fmt: skip
+
+
+def test_a_key_chooses_the_partition_as_kafka_does(kafka: Observer) -> None:
+    topic, out, other, done = kafka.topic(), kafka.topic(7), kafka.topic(7), []
+    kafka.produce(topic, range(50))
+    app = make_app(kafka)
+
+    @app.topic(topic)
+    def forward(batch: Batch, ctx: Context) -> None:
+        for message in batch:
+            ctx.produce(out, message.value, key=f"key-{message.payload}")
+        done.append(batch.last_offset)
+
+    with running(app):
+        wait_until(lambda: done[-1:] == [49])
+    kafka.produce(other, range(50), keys=[f"key-{n}" for n in range(50)])
+    assert [(one.partition(), one.key()) for one in kafka.records(out)] == [
+        (one.partition(), one.key()) for one in kafka.records(other)
+    ]
+
+
+def test_what_cannot_be_a_message_is_a_mistake_at_the_call_and_nothing_has_left(
+    kafka: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, out, group = kafka.topic(), kafka.topic(), kafka.group()
+    kafka.produce(topic, ["x"])
+    mistakes: list[Exception] = []
+    app = make_app(kafka, group, **AT_ONCE)
+    recursive: list[Any] = []
+    recursive.append(recursive)
+    wrong: list[Callable[[Context], object]] = [
+        lambda ctx: ctx.produce(out, object()),
+        lambda ctx: ctx.produce(out, float("nan")),
+        lambda ctx: ctx.produce(out, recursive),
+        lambda ctx: ctx.produce(out, "\udc80"),
+        lambda ctx: ctx.produce(out, b"", key=7),  # type: ignore[arg-type]
+        lambda ctx: ctx.produce(out, b"", headers=[("h", "text")]),  # type: ignore[list-item]
+        lambda ctx: ctx.produce(7, b""),  # type: ignore[arg-type]
+        lambda ctx: ctx.produce("no topic", b""),
+        lambda ctx: ctx.produce(out, b"", partition=5),
+        lambda ctx: ctx.produce(out, b"", partition=-1),
+    ]
+
+    @app.topic(topic)
+    def forward(batch: Batch, ctx: Context) -> None:
+        for call in wrong:
+            try:
+                call(ctx)
+            except (TypeError, ValueError) as error:
+                mistakes.append(error)
+
+    with running(app):
+        wait_until(lambda: kafka.committed(group, topic) == 1, message="a mistake that was caught fails nothing")
+    assert len(mistakes) == len(wrong), mistakes
+    assert [type(error) for error in mistakes[:7]] == [TypeError] * 7
+    assert "a value is bytes, None, or what JSON can say; object is not" in str(mistakes[0])
+    assert kafka.records(out) == []
+
+
+def test_what_is_sent_behind_the_end_of_its_run_is_a_mistake(kafka: Observer) -> None:
+    topic, out, kept, mistakes = kafka.topic(), kafka.topic(), [], []
+    kafka.produce(topic, ["x"])
+    app = make_app(kafka)
+
+    @app.topic(topic)
+    def forward(batch: Batch, ctx: Context) -> None:
+        kept.append(ctx)
+
+    with running(app):
+        wait_until(lambda: kept and app.members[0].group.owned[topic, 0].run is None)
+        with pytest.raises(RuntimeError, match=re.escape(f"{topic}-0@0..0 is over: send before the handler returns")):
+            kept[0].produce(out, b"late")
+    assert kafka.records(out) == []
+    assert mistakes == []
+
+
+# -- the order of acknowledgement and commit --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
+def test_nothing_is_committed_before_what_was_sent_for_it_is_acknowledged(kafka: Observer, manual: bool) -> None:
+    topic, out, group = kafka.topic(2), kafka.topic(), kafka.group()
+    app, ready = make_app(kafka, group, **AT_ONCE), Gate()
+
+    @app.topic(topic, manual_offsets=manual, max_messages=1)
+    def forward(batch: Batch, ctx: Context) -> None:
+        ready.wait()
+        if ctx.partition == 0:
+            ctx.produce(out, batch.values[0])
+        if manual:
+            assert ctx.mark_as_consumed(batch.last)
+
+    with running(app), opened(ready):
+        outputs = Outputs(app)
+        kafka.produce(topic, [b"0", b"1"], 0)
+        ready.open()
+        wait_until(lambda: len(outputs.held) == 1)
+        partition = app.members[0].group.owned[topic, 0]
+        if manual:
+            assert (partition.stored, partition.pending) == (1, True)
+        for number in (1, 2, 3):  # commits do go on
+            kafka.produce(topic, [b"x"], 1)
+            wait_until(lambda number=number: kafka.committed(group, topic, 1) == number)
+        assert kafka.committed(group, topic) is None
+        assert kafka.records(out) == []
+        outputs.release(b"0")
+        wait_until(lambda: kafka.committed(group, topic) == 1)
+        assert [one.value() for one in kafka.records(out)] == [b"0"]
+        outputs.release_all()
+        wait_until(lambda: kafka.committed(group, topic) == 2)
+
+
+def test_marks_before_a_send_do_not_wait_for_it(kafka: Observer) -> None:
+    topic, out, group = kafka.topic(), kafka.topic(), kafka.group()
+    app, ready = make_app(kafka, group, **AT_ONCE), Gate()
+
+    @app.topic(topic, manual_offsets=True)
+    def forward(batch: Batch, ctx: Context) -> None:
+        ready.wait()
+        ctx.mark_as_consumed(batch[0])
+        ctx.produce(out, b"for 1")
+        ctx.mark_as_consumed(batch[1])
+        ctx.produce(out, b"for 2")
+        ctx.mark_as_consumed(batch[2])
+
+    kafka.produce(topic, range(3))
+    with running(app), opened(ready):
+        outputs = Outputs(app)
+        ready.open()
+        wait_until(lambda: kafka.committed(group, topic) == 1)
+        outputs.release(b"for 2")  # out of order
+        outputs.release(b"for 1")
+        wait_until(lambda: kafka.committed(group, topic) == 3)
+
+
+def test_a_blocking_mark_waits_for_what_was_sent_before_it(kafka: Observer) -> None:
+    topic, out, group, answers = kafka.topic(), kafka.topic(), kafka.group(), []
+    app, ready = make_app(kafka, group), Gate()
+
+    @app.topic(topic, manual_offsets=True)
+    def forward(batch: Batch, ctx: Context) -> None:
+        ready.wait()
+        ctx.produce(out, b"x")
+        try:
+            ctx.mark_as_consumed(batch.last, sync=True, timeout_ms=200)
+        except CommitError as error:
+            answers.append(error)
+        answers.append(ctx.commit_offsets(sync=True))
+
+    kafka.produce(topic, range(2))
+    with running(app), opened(ready):
+        outputs = Outputs(app)
+        ready.open()
+        wait_until(lambda: answers)
+        assert "a message that was sent before it has no answer yet" in str(answers[0])
+        assert kafka.committed(group, topic) is None
+        outputs.release_all()
+        wait_until(lambda: len(answers) == 2)
+        assert answers[1] is True
+        assert kafka.committed(group, topic) == 2
+
+
+# -- a send that fails ------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_send_fails_the_run_and_the_batch_comes_again_from_the_last_mark_before_it(
+    kafka: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, out, group, begun = kafka.topic(), kafka.topic(max_message_bytes=1000), kafka.group(), []
+    kafka.produce(topic, range(6))
+    app = make_app(kafka, group, **AT_ONCE)
+
+    @app.topic(topic, manual_offsets=True, **QUICKLY)
+    def forward(batch: Batch, ctx: Context) -> None:
+        begun.append((batch.first_offset, ctx.attempt))
+        for message in batch:
+            large = message.offset == 3 and ctx.attempt == 1
+            ctx.produce(out, b"x" * 5000 if large else message.value)
+            ctx.mark_as_consumed(message)
+
+    with running(app):
+        wait_until(lambda: kafka.committed(group, topic) == 6)
+    assert begun[0] == (0, 1)
+    assert begun[1][1] == 2
+    assert begun[1][0] <= 3, "the marks behind the refused message are void"
+    outputs = [one.value() for one in kafka.records(out)]
+    assert {*outputs} >= {b"0", b"1", b"2", b"3", b"4", b"5"}
+    (line,) = told(caplog)
+    assert f"forward failed at attempt 1, ProduceError: a message of 5000 bytes is too large for topic {out}" in line
+    assert "again from" in line
+    assert "Traceback" not in caplog.text
+
+
+def test_marks_behind_a_failed_send_are_void_and_the_stored_offset_goes_back(kafka: Observer) -> None:
+    topic, out, group, raised = kafka.topic(), kafka.topic(), kafka.group(), []
+    app, ready, held = make_app(kafka, group, **AT_ONCE), Gate(), Gate()
+
+    @app.topic(topic, manual_offsets=True, backoff_ms=600_000, backoff_max_ms=600_000)
+    def forward(batch: Batch, ctx: Context) -> None:
+        ready.wait()
+        ctx.mark_as_consumed(batch[0])
+        ctx.produce(out, b"for 1")
+        ctx.mark_as_consumed(batch[1])
+        ctx.produce(out, b"for 2")
+        ctx.mark_as_consumed(batch[2])
+        held.wait()
+        for ask in (
+            lambda: ctx.mark_as_consumed(batch[3]),
+            lambda: ctx.produce(out, b"more"),
+            lambda: ctx.mark_as_consumed(batch[3], sync=True),
+        ):
+            try:
+                ask()
+            except ProduceError as error:
+                raised.append(error)
+
+    kafka.produce(topic, range(5))
+    with running(app), opened(ready, held):
+        outputs = Outputs(app)
+        ready.open()
+        held.reached()
+        partition = app.members[0].group.owned[topic, 0]
+        assert partition.stored == 3
+        outputs.release(b"for 2", ProduceError("refused"))
+        assert partition.stored == 2
+        outputs.release(b"for 1", ProduceError("refused, too"))
+        assert partition.stored == 1
+        held.open()
+        wait_until(lambda: partition.attempt == 2, message="the run has failed")
+        assert len(raised) == 3, "the handler learns of it at its next step"
+        assert (partition.stored, partition.retry_position) == (1, 1)
+    assert kafka.committed(group, topic) == 1
+
+
+def test_a_blocking_mark_behind_a_send_that_fails_raises(kafka: Observer) -> None:
+    topic, out, group, raised = kafka.topic(), kafka.topic(), kafka.group(), []
+    app, ready = make_app(kafka, group), Gate()
+
+    @app.topic(topic, manual_offsets=True, backoff_ms=600_000, backoff_max_ms=600_000)
+    def forward(batch: Batch, ctx: Context) -> None:
+        ready.wait()
+        ctx.produce(out, b"x")
+        try:
+            ctx.mark_as_consumed(batch.last, sync=True)
+        except ProduceError as error:
+            raised.append(error)
+
+    kafka.produce(topic, range(2))
+    with running(app), opened(ready):
+        outputs = Outputs(app)
+        ready.open()
+        wait_until(lambda: outputs.held)
+        outputs.release(b"x", ProduceError("refused"))
+        wait_until(lambda: raised)
+    assert kafka.committed(group, topic) is None
+
+
+def test_an_exception_that_the_handler_swallows_from_a_future_fails_the_run_all_the_same(kafka: Observer) -> None:
+    topic, out, group = kafka.topic(), kafka.topic(max_message_bytes=1000), kafka.group()
+    kafka.produce(topic, range(2))
+    app, failures = make_app(kafka, group, **AT_ONCE), []
+
+    @app.topic(topic, **QUICKLY)
+    def forward(batch: Batch, ctx: Context) -> None:
+        failures.append(ctx.produce(out, b"x" * 5000).exception(20))
+
+    with running(app):
+        wait_until(lambda: len(failures) >= 3)
+        assert kafka.committed(group, topic) is None
+    assert all(isinstance(failure, ProduceError) for failure in failures)
+
+
+def test_one_refused_message_fails_its_own_run_and_the_producer_goes_on_for_everybody(kafka: Observer) -> None:
+    """kafka-python's idempotent producer is dead behind a refused message: it is made anew."""
+    topic, out, group = kafka.topic(2), kafka.topic(max_message_bytes=1000), kafka.group()
+    app, refused = make_app(kafka, group, **AT_ONCE), []
+
+    @app.topic(topic, **QUICKLY)
+    def forward(batch: Batch, ctx: Context) -> None:
+        if ctx.partition == 1 and not refused:
+            refused.append(ctx.produce(out, b"x" * 5000).exception(20))
+        for value in batch.values:
+            ctx.produce(out, value)
+
+    with running(app):
+        for number in range(1, 6):
+            kafka.produce(topic, [f"{number}"], 0)
+            kafka.produce(topic, [f"-{number}"], 1)
+        wait_until(lambda: [kafka.committed(group, topic, n) for n in (0, 1)] == [5, 5])
+    assert refused
+    assert {int(one.value()) for one in kafka.records(out)} == {*range(-5, 0), *range(1, 6)}
+
+
+def test_a_failed_send_counts_as_a_failed_try_and_ends_as_a_dead_letter(kafka: Observer) -> None:
+    topic, out, dead, group = kafka.topic(), kafka.topic(max_message_bytes=1000), kafka.topic(), kafka.group()
+    kafka.produce(topic, [1, 5000, 2])
+    app = make_app(kafka, group, **AT_ONCE)
+
+    @app.topic(topic, dead_letter=dead, max_retries=1, **QUICKLY)
+    def forward(batch: Batch, ctx: Context) -> None:
+        for message in batch:
+            ctx.produce(out, b"x" * message.payload)
+
+    with running(app):
+        wait_until(lambda: kafka.committed(group, topic) == 3)
+    assert [one.value() for one in kafka.records(dead)] == [b"5000"]
+    assert {one.value() for one in kafka.records(out)} == {b"x", b"xx"}
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_waits_for_the_answers_and_commits_behind_them(kafka: Observer) -> None:
+    topic, out, group = kafka.topic(), kafka.topic(), kafka.group()
+    app, ready = make_app(kafka, group), Gate()
+
+    @app.topic(topic)
+    def forward(batch: Batch, ctx: Context) -> None:
+        ready.wait()
+        ctx.produce(out, b"x")
+
+    kafka.produce(topic, range(2))
+    with running(app), opened(ready):
+        outputs = Outputs(app)
+        ready.open()
+        wait_until(lambda: outputs.held)
+        with stopped_aside(app) as answer:
+            wait_until(lambda: app.members[0].group.stopping)
+            outputs.release_all()
+            assert answer() is True
+    assert kafka.committed(group, topic) == 2
+    assert len(kafka.records(out)) == 1
+
+
+def test_a_stop_past_its_bound_commits_only_what_is_acknowledged_and_names_who_waits(
+    kafka: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, out, group = kafka.topic(), kafka.topic(), kafka.group()
+    app, ready = make_app(kafka, group, drain_timeout_ms=300), Gate()
+
+    @app.topic(topic, manual_offsets=True)
+    def forward(batch: Batch, ctx: Context) -> None:
+        ready.wait()
+        ctx.mark_as_consumed(batch[0])
+        ctx.produce(out, b"x")
+        ctx.mark_as_consumed(batch[1])
+
+    kafka.produce(topic, range(2))
+    app.start()
+    with opened(ready):
+        outputs = Outputs(app)
+        ready.open()
+        wait_until(lambda: outputs.held)
+        assert app.stop() is False
+    assert kafka.committed(group, topic) == 1
+    assert f"stored but not committed, these messages will come again: {topic}-0@2" in told(caplog)
+    assert any("waits for what it has sent to be acknowledged" in line for line in told(caplog))
+    for _, _, future in outputs.held:
+        future.set_exception(ProduceError("the test is over"))
+
+
+def test_a_hand_over_waits_for_the_answers(kafka: Observer) -> None:
+    topic, out, group = kafka.topic(2), kafka.topic(), kafka.group()
+    app, other, ready = make_app(kafka, group), make_app(kafka, group), Gate()
+
+    def register(app: App) -> None:
+        @app.topic(topic)
+        def forward(batch: Batch, ctx: Context) -> None:
+            ready.wait()
+            ctx.produce(out, batch.values[0])
+
+    register(app)
+    register(other)
+    kafka.produce(topic, [b"0"], 0)
+    kafka.produce(topic, [b"1"], 1)
+    with running(app), opened(ready):
+        outputs = Outputs(app)
+        ready.open()
+        wait_until(lambda: len(outputs.held) == 2)
+        other.start()
+        try:
+            wait_until(lambda: app.members[0]._guard.handing_over, message="the rebalance asks")
+            assert kafka.committed(group, topic, 0) is None
+            outputs.release_all()
+            wait_until(lambda: [kafka.committed(group, topic, n) for n in (0, 1)] == [1, 1])
+        finally:
+            other.stop()
+    assert {one.value() for one in kafka.records(out)} == {b"0", b"1"}
+
+
+def test_hooks_may_send_and_their_marks_wait_too(kafka: Observer) -> None:
+    topic, out, group = kafka.topic(), kafka.topic(), kafka.group()
+    kafka.produce(topic, range(3))
+    app, seen = make_app(kafka, group), []
+
+    @app.topic(topic, manual_offsets=True)
+    def collect(batch: Batch, ctx: Context) -> None:
+        ctx.state.setdefault("held", []).extend(batch)
+        seen.append(batch.last_offset)
+
+    @app.on_shutdown(collect)
+    def flush(ctx: Context) -> None:
+        ctx.produce(out, [message.payload for message in ctx.state["held"]])
+        ctx.mark_as_consumed(ctx.state["held"][-1])
+
+    with running(app):
+        wait_until(lambda: seen[-1:] == [2])
+    assert [one.value() for one in kafka.records(out)] == [b"[0, 1, 2]"]
+    assert kafka.committed(group, topic) == 3
+
+
+def test_a_hook_whose_message_is_refused_is_logged_and_its_marks_are_void(
+    kafka: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, out, group = kafka.topic(), kafka.topic(max_message_bytes=1000), kafka.group()
+    kafka.produce(topic, range(3))
+    app, seen = make_app(kafka, group), []
+
+    @app.topic(topic, manual_offsets=True)
+    def collect(batch: Batch, ctx: Context) -> None:
+        ctx.mark_as_consumed(batch.first)
+        ctx.state["last"] = batch.last
+        seen.append(batch.last_offset)
+
+    @app.on_shutdown(collect)
+    def flush(ctx: Context) -> None:
+        ctx.produce(out, b"x" * 5000)
+        ctx.mark_as_consumed(ctx.state["last"])
+
+    with running(app):
+        wait_until(lambda: seen[-1:] == [2])
+    assert kafka.committed(group, topic) == 1
+    (line,) = told(caplog)
+    assert "on_shutdown: a message of 5000 bytes is too large" in line
+    assert "what it has marked behind that message is void" in line
+
+
+def test_what_was_sent_by_a_lost_ownership_arrives_and_commits_nothing(kafka: Observer) -> None:
+    topic, out, group, marks = kafka.topic(), kafka.topic(), kafka.group(), []
+    app, ready, held = make_app(kafka, group, **AT_ONCE), Gate(), Gate()
+
+    @app.topic(topic, manual_offsets=True)
+    def forward(batch: Batch, ctx: Context) -> None:
+        if held is None or marks:
+            return
+        ready.wait()
+        ctx.produce(out, b"x")
+        ctx.mark_as_consumed(batch.last)
+        held.wait()
+        marks.append(ctx.mark_as_consumed(batch.last))
+
+    kafka.produce(topic, range(2))
+    with running(app), opened(ready, held):
+        outputs = Outputs(app)
+        ready.open()
+        held.reached()
+        partition = app.members[0].group.owned[topic, 0]
+        evict(kafka, group)
+        wait_until(lambda: partition.over)
+        outputs.release_all()
+        held.open()
+        wait_until(lambda: marks)
+    assert marks == [False]
+    assert kafka.committed(group, topic) is None
+    assert [one.value() for one in kafka.records(out)] == [b"x"]
+
+
+# -- brokers that are down, slow, killed ------------------------------------------------------------------------------
+
+
+def test_a_broker_that_goes_and_comes_back_holds_the_commits_up_and_loses_nothing(
+    private_kafka: BreakableKafka,
+) -> None:
+    kafka = private_kafka
+    topic, out, group = kafka.topic(), kafka.topic(), kafka.group()
+    app = make_app(kafka, group, auto_commit_interval_ms=50, session_timeout_ms=30_000)
+
+    @app.topic(topic, max_messages=10, **QUICKLY)
+    def forward(batch: Batch, ctx: Context) -> None:
+        for value in batch.values:
+            ctx.produce(out, value)
+
+    kafka.produce(topic, range(200))
+    with running(app):
+        wait_until(lambda: (kafka.committed(group, topic) or 0) >= 200)
+        kafka.produce(topic, range(200, 300))
+        partition = app.members[0].group.owned[topic, 0]
+        wait_until(lambda: partition.processed > 200)
+        kafka.pause()
+        with ThreadPoolExecutor(1) as aside:
+            more = aside.submit(kafka.produce, topic, range(300, 310))
+            kafka.resume()
+            more.result()
+        wait_until(lambda: (kafka.committed(group, topic) or 0) >= 300, timeout=30)
+        kafka.stop()
+        kafka.restart()
+        kafka.produce(topic, range(310, 400))
+        wait_until(lambda: (kafka.committed(group, topic) or 0) >= 400, timeout=60)
+    assert {int(one.value()) for one in kafka.records(out)} >= {*range(400)}
+
+
+def test_killed_between_the_mark_and_the_answer_the_input_comes_again(kafka: Observer, tmp_path: Path) -> None:
+    topic, out, group = kafka.topic(2), kafka.topic(), kafka.group()
+    kafka.produce(topic, range(3), 0)
+    text = """
+        from concurrent.futures import Future
+        from karafka_lite import App
+        from karafka_lite.producer import Outbox
+
+        topic, out, group, kills = sys.argv[1:]
+        if kills == "yes":
+            Outbox.send = lambda self, message: Future()  # it never leaves
+
+        app = App(group, bootstrap_servers=BROKERS, auto_commit_interval_ms=1, session_timeout_ms=6000,
+                  heartbeat_interval_ms=300, fetch_max_wait_ms=50)
+
+        @app.topic(topic, manual_offsets=True)
+        def forward(batch, ctx):
+            for message in batch:
+                if ctx.partition == 0:
+                    ctx.produce(out, message.value)
+                ctx.mark_as_consumed(message)
+            ctx.commit_offsets()
+            say(marked=batch.last_offset)
+
+        app.run()
+    """
+    with Process(kafka, text, tmp_path / "first", topic, out, group, "yes") as first:
+        first.until(lambda fact: fact.get("marked") == 2)
+        for number in (1, 2, 3):  # commits do go on
+            kafka.produce(topic, [b"x"], 1)
+            wait_until(lambda number=number: kafka.committed(group, topic, 1) == number)
+        first.signal(signal.SIGKILL)
+        first.wait()
+    assert kafka.committed(group, topic) is None
+    with Process(kafka, text, tmp_path / "second", topic, out, group, "no") as second:
+        wait_until(lambda: kafka.committed(group, topic) == 3, timeout=30)
+        second.signal(signal.SIGTERM)
+        second.wait()
+    assert {one.value() for one in kafka.records(out)} == {b"0", b"1", b"2"}
+
+
+# -- the producer -----------------------------------------------------------------------------------------------------
+
+
+def test_there_is_one_producer_for_all_groups_made_when_something_is_sent_first_and_closed_at_the_stop(
+    kafka: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Producer] = []
+    plain = Producer.connect
+    monkeypatch.setattr(Producer, "connect", lambda self: (made.append(self), plain(self))[1])
+    topic, out, groups = kafka.topic(), kafka.topic(), [kafka.group(), kafka.group()]
+    app = make_app(kafka, groups[0], **AT_ONCE)
+    sends = Gate()
+
+    def forward(batch: Batch, ctx: Context) -> None:
+        if batch.last_offset:
+            ctx.produce(out, ctx.group_id)
+
+    for group in groups:
+        app.topic(topic, group_id=group)(forward)
+    with running(app):
+        kafka.produce(topic, [0])
+        wait_until(lambda: all(kafka.committed(group, topic) == 1 for group in groups))
+        assert not made, "nothing was sent yet"
+        kafka.produce(topic, [1])
+        wait_until(lambda: all(kafka.committed(group, topic) == 2 for group in groups))
+    sends.open()
+    assert len(made) == 1
+    assert made[0].settings["enable_idempotence"] is True
+    assert made[0].settings["acks"] == "all"
+    assert made[0].dead, "closed"
+    assert len(kafka.records(out)) == 2
+
+
+def test_an_outbox_makes_a_new_producer_behind_a_refused_message_and_fails_when_it_is_closed(kafka: Observer) -> None:
+    from karafka_lite.messages import Outgoing
+
+    topic, small = kafka.topic(), kafka.topic(max_message_bytes=1000)
+    outbox = Outbox([kafka.bootstrap_servers], {})
+    try:
+        assert outbox.send(Outgoing(topic, b"1")).result(20) == (0, 0)
+        first = outbox._producer
+        assert isinstance(outbox.send(Outgoing(small, b"x" * 5000)).exception(20), ProduceError)
+        wait_until(lambda: first is not None and first.dead)
+        assert outbox.send(Outgoing(topic, b"2")).result(20) == (0, 1)
+        assert outbox._producer is not first
+    finally:
+        outbox.close()
+    assert "the app has stopped" in str(outbox.send(Outgoing(topic, b"3")).exception(20))
+
+
+def test_no_broker_for_the_producer_is_a_failed_send(kafka: Observer) -> None:
+    from karafka_lite.messages import Outgoing
+
+    outbox = Outbox(["127.0.0.1:1"], {"bootstrap_timeout_ms": 200})
+    failure = outbox.send(Outgoing("out", b"1")).exception(20)
+    assert isinstance(failure, ProduceError)
+    assert "topic out did not take a message (" in str(failure)
+    outbox.close()
+
+
+def test_a_dead_letter_needs_a_topic() -> None:
+    with pytest.raises(ConfigurationError):
+        App("group").topic("orders", max_retries=1)
