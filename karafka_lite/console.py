@@ -110,10 +110,10 @@ def drained(standings: Sequence[Standing], seconds: float, complaint: str) -> No
     total = sum(tally.messages for _, _, tally in rows)
     end = f"not drained: {complaint}" if complaint else f"drained: {total} messages in {seconds:.1f} s"
     cells = [
-        (group, topic, f"{t.messages}", f"{t.batches}", f"{t.failures}", f"{t.seconds:.1f}", f"{t.unmarked}")
+        (group, topic, *map(str, (t.messages, t.batches, t.failures, t.given_up)), f"{t.seconds:.1f}", f"{t.unmarked}")
         for group, topic, t in rows
     ]
-    names = ("group", "topic", "messages", "batches", "failures", "seconds", "unmarked")
+    names = ("group", "topic", "messages", "batches", "failures", "given up", "seconds", "unmarked")
     if on_terminal():
         _rich_table(names, cells, end)
         return

@@ -18,7 +18,7 @@ class Tally:
     messages: int = 0  # of batches whose handler did not raise
     batches: int = 0
     failures: int = 0  # batches whose handler raised
-    set_aside: int = 0  # messages at which it failed once too often: in the dead-letter topic, or skipped
+    given_up: int = 0  # messages at which it failed once too often: in the dead-letter topic, or skipped
     seconds: float = 0.0  # in the handler
     unmarked: int = 0  # processed, and behind the last mark at the end of the run
     hook_failures: int = 0
@@ -56,7 +56,7 @@ class Score:
             self._errors.pop(run.partition.place, None)
         elif set_aside:
             tally.failures += 1
-            tally.set_aside += 1
+            tally.given_up += 1
             self._errors.pop(run.partition.place, None)
         else:
             tally.failures += 1

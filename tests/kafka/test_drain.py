@@ -87,7 +87,7 @@ def test_all_partitions_are_processed_to_their_end_committed_and_counted(kafka: 
     said = Drained(kafka, tmp_path, topic, group, SAVE, settings="auto_commit_interval_ms=600_000").end()
 
     assert committed(kafka, group, topic, 3) == ends(kafka, topic, 3)
-    assert re.search(rf"{topic}: 700 messages, \d+ batches, 0 failures, [\d.]+ seconds, 0 unmarked", said)
+    assert re.search(rf"{topic}: 700 messages, \d+ batches, 0 failures, 0 given up, [\d.]+ seconds, 0 unmarked", said)
     assert re.search(r"^drained: 700 messages in [\d.]+ s$", said, re.MULTILINE)
 
 

@@ -265,7 +265,7 @@ def test_a_drained_run_is_summed_up_in_lines_of_their_own(pipe: Stream) -> None:
             update(5)
         console.drained(standings(), 0.52, "")
     assert pipe.text.splitlines() == [
-        "group counter: [red]quakes: 1707 messages, 4 batches, 1 failures, 0.2 seconds, 3 unmarked",
+        "group counter: [red]quakes: 1707 messages, 4 batches, 1 failures, 0 given up, 0.2 seconds, 3 unmarked",
         "drained: 1707 messages in 0.5 s",
     ]
 
@@ -275,8 +275,8 @@ def test_a_drained_run_is_summed_up_in_a_table_on_a_terminal(terminal: Stream) -
         with console.draining(10) as update:
             update(5)
         console.drained(standings(), 0.52, "")
-    assert re.search(r"group +topic +messages +batches +failures +seconds +unmarked", terminal.text)
-    assert re.search(r"counter +\[red\]quakes +1707 +4 +1 +0\.2 +3", terminal.text)
+    assert re.search(r"group +topic +messages +batches +failures +given up +seconds +unmarked", terminal.text)
+    assert re.search(r"counter +\[red\]quakes +1707 +4 +1 +0 +0\.2 +3", terminal.text)
     assert "drained: 1707 messages in 0.5 s" in terminal.text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from karafka_lite import Batch, CommitError, Context, Message
+from karafka_lite import Batch, CommitError, ConfigurationError, Context, Message
+from karafka_lite.messages import Outgoing
 from karafka_lite.partition import Partition, Policy, Run, State, Target, Time
 
 
@@ -46,6 +48,12 @@ class Shell:
     def rest(self, partition: Partition, ms: float) -> bool:
         self.asked.append(("rest", ms))
         return self.owns(partition)
+
+    def send(self, run: Run, message: Outgoing) -> Future[tuple[int, int]]:
+        self.asked.append(message)
+        future: Future[tuple[int, int]] = Future()
+        future.set_result((0, len(self.asked)))
+        return future
 
 
 def run_of(ownership: Partition, attempt: int = 1) -> Run:
@@ -415,3 +423,63 @@ def test_a_pause_that_cannot_be_is_refused(ctx: Context, shell: Shell, ms: Any, 
 def test_who_is_not_the_owner_any_more_is_told_so(ctx: Context, shell: Shell) -> None:
     shell.owner = False
     assert [ctx.seek(3), ctx.pause(5), ctx.pause(5, offset=3), ctx.resume()] == [False] * 4
+
+
+# -- messages that leave ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        (b"raw", b"raw"),
+        (bytearray(b"raw"), b"raw"),
+        (None, None),
+        ("text", b'"text"'),
+        ({"\u00fc": [1, None]}, b'{"\xc3\xbc": [1, null]}'),
+        (7, b"7"),
+    ],
+)
+def test_a_value_that_is_not_bytes_becomes_json_in_utf_8(ctx: Context, shell: Shell, value: Any, sent: Any) -> None:
+    assert ctx.produce("out", value, key="\u00fc", headers=iter([("h", b"1")])).result(0) == (0, 1)
+    assert shell.asked == [Outgoing("out", sent, b"\xc3\xbc", [("h", b"1")])]
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, float("inf"), "\udc80", {("a", "b"): 1}])
+def test_a_value_that_cannot_be_encoded_is_a_type_error_at_the_call(ctx: Context, shell: Shell, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"what JSON can say; {type(value).__name__} is not"):
+        ctx.produce("out", value)
+    assert shell.asked == []
+
+
+def test_a_dead_letter_keeps_what_the_message_has_and_says_where_it_was(shell: Shell, ownership: Partition) -> None:
+    ctx = Context(shell, run_of(ownership), "group", "dead")
+    given = Message("topic", 1, 12, key=b"k", value=b"v", headers=[("own", b"1")], timestamp_ms=5)
+    ctx.dead_letter(given, "no \udc80 id")
+    (sent,) = shell.asked
+    assert sent == Outgoing(
+        "dead", b"v", b"k",
+        [
+            ("own", b"1"),
+            ("source-topic", b"topic"),
+            ("source-partition", b"1"),
+            ("source-offset", b"12"),
+            ("source-group", b"group"),
+            ("attempts", b"1"),
+            ("error", b"no ? id"),
+        ],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dead_letter", [None, False])
+def test_a_dead_letter_needs_a_topic(shell: Shell, ownership: Partition, dead_letter: Any) -> None:
+    ctx = Context(shell, run_of(ownership), "group", dead_letter)
+    with pytest.raises(ConfigurationError, match=r'type @app.topic\(\'topic\', dead_letter="topic.dead"\)'):
+        ctx.dead_letter(message(10))
+
+
+@pytest.mark.parametrize("wrong", [{}, None, message(10, topic="other"), message(10, partition=2), message(99)])
+def test_what_was_not_handed_over_cannot_be_a_dead_letter(shell: Shell, ownership: Partition, wrong: Any) -> None:
+    ctx = Context(shell, run_of(ownership), "group", "dead")
+    with pytest.raises(ValueError if isinstance(wrong, Message) else TypeError):
+        ctx.dead_letter(wrong)
+    assert shell.asked == []

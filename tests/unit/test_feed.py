@@ -17,6 +17,7 @@ import pytest
 from karafka_lite import feed as feeding
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, ProduceError
 from karafka_lite.feed import BadLine, Feed, FeedError, Line, feed, lines
+from karafka_lite.messages import Outgoing
 
 
 def read(data: bytes, key: str | None = None, text: bool = False) -> list[Line]:
@@ -194,7 +195,8 @@ class Answers:
     def connect(self) -> None:
         assert not self.closed
 
-    def send(self, topic: str, value: bytes, key: bytes | None = None) -> Future[tuple[int, int]]:
+    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
+        value = message.value or b""
         self.values.append(value)
         self.on_send()
         future: Future[tuple[int, int]] = Future()

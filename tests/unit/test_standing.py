@@ -180,6 +180,20 @@ def test_runs_messages_failures_and_seconds_are_counted_by_topic() -> None:
     assert (tally.messages, tally.batches, tally.failures, tally.seconds) == (2, 1, 1, 1.0)
 
 
+def test_a_message_that_was_given_up_is_counted_and_is_no_trouble_any_more() -> None:
+    scene = Scene(budget=1)
+    scene.polled([0], 1)
+    run = scene.group.begin(scene.partition, 1000.0)
+    assert run is not None
+    assert scene.partition.gives_up(run)
+    scene.group.set_aside(run, 1000.0)
+    scene.score.ran(run, OSError("no"), 0.5, set_aside=True)
+    (tally,) = scene.standing.tallies.values()
+    assert (tally.failures, tally.given_up, tally.messages) == (1, 1, 0)
+    assert scene.standing.errors == {}
+    assert scene.done == 1
+
+
 def test_the_last_error_is_told_until_a_run_succeeds() -> None:
     scene = Scene()
     scene.polled([0], 1)
