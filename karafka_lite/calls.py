@@ -13,7 +13,7 @@ from karafka_lite.failures import CRITICAL, Failures
 from karafka_lite.guard import LOOK_AGAIN_S, Guard
 from karafka_lite.messages import Batch, Outgoing, at
 from karafka_lite.partition import Partition, Run, Send, State, Target
-from karafka_lite.routing import Route
+from karafka_lite.routing import Route, name_of
 from karafka_lite.standing import Score
 from karafka_lite.workers import Workers
 
@@ -208,11 +208,6 @@ class Calls:
     def _answered(self, partition: Partition, send: Send, failure: BaseException | None) -> None:
         with self._guard.held() as now:
             self._guard.group.answered(partition, send, failure, now)
-
-
-def name_of(function: object) -> str:
-    """How texts name a function."""
-    return getattr(function, "__qualname__", None) or repr(function)
 
 
 def _batch(run: Run, route: Route) -> Batch:

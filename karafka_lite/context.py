@@ -234,7 +234,7 @@ class Context:
         if isinstance(key, str):
             key = key.encode()
         pairs = None if headers is None else list(headers)
-        return self._shell.send(self._run, Outgoing(topic, _encoded(value), key, pairs, partition, timestamp_ms))
+        return self._shell.send(self._run, Outgoing(topic, encoded(value), key, pairs, partition, timestamp_ms))
 
     def dead_letter(self, message: Message, reason: str = "") -> Future[tuple[int, int]]:
         """Send ``message`` to the route's dead-letter topic, by hand; it is not marked.
@@ -339,7 +339,8 @@ def _target(what: str, to: object) -> Target:
     return to
 
 
-def _encoded(value: Any) -> bytes | None:
+def encoded(value: Any) -> bytes | None:
+    """``value`` as bytes: as they are, or JSON in UTF-8; None stays None. TypeError where JSON cannot say it."""
     if value is None or isinstance(value, bytes):
         return value
     if isinstance(value, bytearray | memoryview):

@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-from karafka_lite.client import Client
 from karafka_lite.group import Group
 from karafka_lite.partition import Partition
 
@@ -17,13 +17,23 @@ log = logging.getLogger("karafka_lite")
 LOOK_AGAIN_S = 0.1  # how late somebody who waits for a fact sees that the membership was lost
 
 
+class Membership(Protocol):
+    """What is asked of a client by who holds the lock; neither blocks."""
+
+    def lost(self, now: float) -> bool:
+        """Whether the membership is gone."""
+
+    def wake_rebalance(self) -> None:
+        """A rebalance that waits for us should ask again."""
+
+
 class Guard:
     """``group`` is looked at and changed under ``lock``; ``changed`` is notified when somebody may have waited for it.
 
     Whoever holds the lock calls nothing that waits for another thread. Without it only ``now`` and ``held`` are called.
     """
 
-    def __init__(self, group_id: str, group: Group, client: Client, enlist: Callable[[Partition], None]) -> None:
+    def __init__(self, group_id: str, group: Group, client: Membership, enlist: Callable[[Partition], None]) -> None:
         self.group_id = group_id
         self.group = group
         self.client = client

@@ -20,7 +20,7 @@ from functools import partial
 from typing import NamedTuple
 
 from karafka_lite.admin import Admin
-from karafka_lite.calls import Calls, Outbox, name_of
+from karafka_lite.calls import Calls, Outbox
 from karafka_lite.client import SAY_AGAIN_S, Client, PollError, Start
 from karafka_lite.errors import BrokerUnavailableError, FetchError, KarafkaLiteError
 from karafka_lite.failures import Failures
@@ -293,8 +293,7 @@ class Member:
             log.info("group %s: left", self.group_id)
 
     def _name(self, run: Run) -> str:
-        route = self._routes[run.partition.place[0]]
-        return ", ".join(map(name_of, route.functions(run))) if run.hook else route.name
+        return self._routes[run.partition.place[0]].called(run)
 
     # -- the committer
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import kafka.errors
 from kafka import KafkaProducer
+from kafka.partitioner.default import murmur2
 from kafka.serializer import Serializer
 
 from karafka_lite.client import connecting
@@ -140,6 +141,12 @@ class Producer:
             # Not each time that one more fits: two threads that take turns at every message cost double.
             if self._unanswered == 0 or self._unanswered <= WINDOW_BYTES // 2 < before:
                 self._answered.notify_all()
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Where a message with this key goes, in a topic with so many partitions, unless its sender says otherwise."""
+    hashed: int = murmur2(key)
+    return (hashed & 0x7FFFFFFF) % partitions
 
 
 class Outbox:

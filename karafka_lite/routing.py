@@ -161,7 +161,7 @@ class Router:
         if route is None:
             registered = ", ".join(dict.fromkeys(route.name for route in self._routes)) or "none"
             raise ConfigurationError(
-                f"{decorator}: {_name(handler)} is not the handler of a topic (handlers so far: {registered}); "
+                f"{decorator}: {name_of(handler)} is not the handler of a topic (handlers so far: {registered}); "
                 f"type {decorator}(handler), below the handler and its @app.topic"
             )
         if kind is Hook.EVERY:
@@ -207,7 +207,7 @@ class Route:
     @property
     def name(self) -> str:
         """How texts name the handler: its qualified name without the module; of a partial, its function's."""
-        return _name(self.handler)
+        return name_of(self.handler)
 
     @property
     def policy(self) -> Policy:
@@ -217,6 +217,10 @@ class Route:
             self.manual_offsets, self.max_messages, self.batch_timeout_ms, self.backoff, kinds, tuple(self.every_ms),
             None if self.max_retries is None else 1 + self.max_retries,
         )  # fmt: skip
+
+    def called(self, run: Run) -> str:
+        """How texts name what a run calls."""
+        return ", ".join(map(name_of, self.functions(run))) if run.hook else self.name
 
     def functions(self, run: Run) -> list[HookFunction]:
         """Those that a run of a hook calls."""
@@ -237,7 +241,7 @@ def _topic_mistakes(topics: tuple[object, ...]) -> Iterator[str]:
         yield '@app.topic has no topic: type @app.topic("name")'
     for i, topic in enumerate(topics):
         if callable(topic):
-            yield f'@app.topic needs parentheses and a topic: type @app.topic("name") above {_name(topic)}'
+            yield f'@app.topic needs parentheses and a topic: type @app.topic("name") above {name_of(topic)}'
         elif not isinstance(topic, str):
             yield f'a topic is a str, not {shown(topic)}: type @app.topic("first", "second")'
         elif not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", topic) or topic in (".", ".."):
@@ -270,11 +274,11 @@ def _taken_mistakes(taken: Mapping[str, Route], topics: Sequence[str], handler: 
     for topic in topics:
         if other := taken.get(topic):
             here = f"topic {topic!r} is taken in group {other.group_id!r} by {other.name}"
-            yield f'{here}: drop it from {_name(handler)}, or type @app.topic({topic!r}, group_id="another-group")'
+            yield f'{here}: drop it from {name_of(handler)}, or type @app.topic({topic!r}, group_id="another-group")'
 
 
 def _function_mistakes(decorator: str, function: object, parameters: tuple[str, ...]) -> Iterator[str]:
-    name, arguments = _name(function), ", ".join(parameters)
+    name, arguments = name_of(function), ", ".join(parameters)
     plain = f"def {getattr(function, '__name__', 'function').replace('<lambda>', 'function')}({arguments}):"
     if not callable(function):
         yield f"{decorator} cannot register {shown(function)}, which is not callable: type `{plain}` below it"
@@ -304,5 +308,6 @@ def _unwrapped(function: Any) -> Any:
     return function
 
 
-def _name(function: object) -> str:
+def name_of(function: object) -> str:
+    """How texts name a function: its qualified name; of a partial, its function's."""
     return getattr(_unwrapped(function), "__qualname__", None) or repr(_unwrapped(function))

@@ -44,7 +44,7 @@ LAYERS = {
     "app.py": 5,
     "processes.py": 6,
     "health.py": 6,
-    "testing.py": 6,
+    "testing/": 6,
     "broker/": 6,
     "feed.py": 6,
     "drain.py": 6,
@@ -81,7 +81,7 @@ MUST_NOT_IMPORT = {
 
 NOT_CORE = {
     "broker/",
-    "testing.py",
+    "testing/",
     "cli.py",
     "target.py",
     "feed.py",

@@ -1,0 +1,102 @@
+"""A handler under test as a plain function: a context that records what it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from karafka_lite.context import Context
+from karafka_lite.messages import Message, Outgoing
+from karafka_lite.partition import Partition, Policy, Run, State, Target
+from karafka_lite.testing.record import Record
+
+
+class RecordingContext(Context):
+    """A context of no app, as ``context`` makes it. Any message of its partition may be marked.
+
+    Attributes:
+        marks: what was marked, as next offsets, in order.
+        produced: what was sent, dead letters included, as ``Message``.
+        sought, paused_ms: where ``seek`` and ``pause`` wanted to go on, and for how long; None without.
+    """
+
+    __slots__ = ("marks", "paused_ms", "produced", "sought")
+
+    marks: list[int]
+    produced: list[Message]
+    sought: Target | None
+    paused_ms: float | None
+
+
+def context(
+    topic: str,
+    partition: int = 0,
+    *,
+    revoked: bool = False,
+    stopping: bool = False,
+    attempt: int = 1,
+    group_id: str = "test",
+    dead_letter: str | None = None,
+    state: Mapping[Any, Any] | None = None,
+) -> RecordingContext:
+    """A context for testing a handler as a plain function.
+
+    Example::
+
+        ctx = context("user_events", revoked=True)
+        store(Batch([Message("user_events", 0, 5, value=b"{}")]), ctx)
+        assert ctx.marks == []
+    """
+    ownership = _Anything((topic, partition), Policy(manual_offsets=True))
+    ownership.user_state.update(state or {})
+    ownership.state = State.REVOKED if revoked else State.DRAINING if stopping else State.ASSIGNED
+    run = ownership.run = Run(ownership, None, (), None, attempt)
+    recorder = _Recorder()
+    made = RecordingContext(recorder, run, group_id, dead_letter)
+    made.marks, made.produced, made.sought, made.paused_ms = [], [], None, None
+    recorder.context = made
+    return made
+
+
+class _Anything(Partition):
+    def was_handed(self, offset: int) -> bool:
+        return True
+
+
+class _Recorder:
+    """The shell of a RecordingContext."""
+
+    context: RecordingContext
+
+    def owns(self, partition: Partition) -> bool:
+        return not partition.over
+
+    def mark(self, partition: Partition, offset: int) -> bool:
+        ours = partition.mark(offset)
+        if ours:
+            self.context.marks.append(offset)
+        return ours
+
+    def request_commit(self, partition: Partition) -> bool:
+        return not partition.over
+
+    def commit(self, partition: Partition, timeout_ms: int) -> bool:
+        return not partition.over
+
+    def redirect(self, partition: Partition, target: Target) -> bool:
+        self.context.sought = target
+        return not partition.over
+
+    def rest(self, partition: Partition, ms: float) -> bool:
+        self.context.paused_ms = ms
+        return not partition.over
+
+    def send(self, run: Run, message: Outgoing) -> Future[tuple[int, int]]:
+        sent = self.context.produced
+        partition, offset = message.partition or 0, sum(one.topic == message.topic for one in sent)
+        record = Record(offset, message.timestamp_ms or -1, message.key, message.value, list(message.headers or ()))
+        sent.append(record.message(message.topic, partition))
+        future: Future[tuple[int, int]] = Future()
+        future.set_result((partition, offset))
+        return future

@@ -1,0 +1,608 @@
+"""``karafka_lite.testing``: what a user's own tests do with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import unittest
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from karafka_lite import App, Batch, CommitError, ConfigurationError, Context, Message, ProduceError
+from karafka_lite.testing import Run, TestClient, context
+from karafka_lite.testing.client import EPOCH_MS
+
+TOPIC = "user_events"
+
+
+class Flaky(Exception):
+    """What handlers of these tests raise."""
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "karafka_lite")
+
+
+def given(handler: Callable[[Batch, Context], object], **options: Any) -> App:
+    """An app with one handler of one topic."""
+    app = App("group")
+    app.topic(TOPIC, **options)(handler)
+    return app
+
+
+def told(runs: list[Run]) -> list[tuple[list[int], int, str]]:
+    return [(run.offsets, run.attempt, run.outcome) for run in runs]
+
+
+def nothing(batch: Batch, ctx: Context) -> None: ...
+
+
+# -- messages ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_its_docstring() -> None:
+    with TestClient(given(nothing)) as client:
+        client.send(TOPIC, {"id": 1}, key="a")
+        (run,) = client.run()
+        assert run == Run(TOPIC, 0, "group", [0], 1, "done", None, [1])
+        assert client.stored(TOPIC, 0) == 1
+        assert client.committed(TOPIC, 0) is None
+        client.advance(ms=4999)
+        assert client.committed(TOPIC, 0) is None
+        client.advance(ms=1)
+        assert client.committed(TOPIC, 0) == 1
+
+
+def test_what_is_sent_is_what_the_handler_gets() -> None:
+    seen: list[Message] = []
+    with TestClient(given(lambda batch, ctx: seen.extend(batch))) as client:
+        client.send(TOPIC, {"ü": 1}, key="k", headers=[("h", b"\x00")], timestamp_ms=5)
+        client.send(TOPIC, "text", key=b"k")
+        client.send(TOPIC, b"\xff")
+        client.advance(ms=1500)
+        client.send(TOPIC, None)
+        client.run()
+    assert [message.value for message in seen] == ['{"ü": 1}'.encode(), b"text", b"\xff", None]
+    assert [message.key for message in seen] == [b"k", b"k", None, None]
+    assert [message.timestamp_ms for message in seen] == [5, EPOCH_MS, EPOCH_MS, EPOCH_MS + 1500]
+    assert seen[0].headers == [("h", b"\x00")]
+    assert seen[0].payload == {"ü": 1}
+    assert seen[3].tombstone
+
+
+def test_the_key_chooses_the_partition_as_in_kafka() -> None:
+    with TestClient(given(nothing), partitions={TOPIC: 7}) as client:
+        # As Java's murmur2 has them.
+        placed = [client.send(TOPIC, 1, key=key)[0] for key in ("a", "b", "user-17", "", "ä")]
+        assert placed == [client.send(TOPIC, 1, key=key)[0] for key in (b"a", b"b", b"user-17", b"", "ä".encode())]
+        assert len(set(placed)) > 1
+        assert client.send(TOPIC, 1) == (0, placed.count(0) * 2)
+        assert client.send(TOPIC, 1, key="a", partition=6)[0] == 6
+
+
+def test_what_cannot_be_sent_is_refused_with_what_to_type() -> None:
+    with TestClient(given(nothing)) as client:
+        with pytest.raises(ValueError, match="the app reads no topic 'other'; it reads user_events"):
+            client.send("other", 1)
+        with pytest.raises(ValueError, match=r"type TestClient\(app, partitions={'user_events': 4}\)"):
+            client.send(TOPIC, 1, partition=3)
+        with pytest.raises(TypeError, match="set is not"):
+            client.send(TOPIC, {1})
+    with pytest.raises(ConfigurationError, match="no topic is registered"), TestClient(App("group")):
+        pass
+    with pytest.raises(ValueError, match="cannot have 0 partitions"), TestClient(given(nothing), partitions=0):
+        pass
+
+
+def test_send_many_sends_each_and_batches_are_as_large_as_the_route_says() -> None:
+    with TestClient(given(nothing, max_messages=4)) as client:
+        assert client.send_many(TOPIC, range(10), key="same") == [(0, n) for n in range(10)]
+        assert [run.offsets for run in client.run()] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_failure_is_an_outcome_and_the_next_try_waits_for_the_clock() -> None:
+    def fail_twice(batch: Batch, ctx: Context) -> None:
+        if ctx.attempt < 3:
+            raise Flaky(ctx.attempt)
+
+    with TestClient(given(fail_twice)) as client:
+        client.send_many(TOPIC, range(2))
+        (first,) = client.run()
+        assert (first.outcome, type(first.exception), first.marks) == ("failed", Flaky, [])
+        assert client.run() == []
+        client.advance(ms=999)
+        assert client.run() == []
+        client.advance(ms=1)
+        assert told(client.run()) == [([0, 1], 2, "failed")]
+        client.advance(ms=2000)
+        assert told(client.run()) == [([0, 1], 3, "done")]
+
+
+def test_raise_errors_raises_the_first() -> None:
+    def fail(batch: Batch, ctx: Context) -> None:
+        raise Flaky(batch.first_offset)
+
+    with TestClient(given(fail, max_messages=1), partitions=2) as client:
+        client.send(TOPIC, 1, partition=1)
+        client.send(TOPIC, 1, partition=0)
+        with pytest.raises(Flaky):
+            client.run(raise_errors=True)
+
+
+def test_dead_letters_by_isolation() -> None:
+    def fail(batch: Batch, ctx: Context) -> None:
+        for message in batch:
+            if message.payload == "bad":
+                raise Flaky("no good")
+
+    app = given(fail, dead_letter="dead", max_retries=1)
+    with TestClient(app) as client:
+        client.send_many(TOPIC, ['"good"', '"bad"', '"good"'], headers=[("own", b"1")])
+        runs = client.run()
+        for _ in range(9):
+            client.advance(ms=30_000)
+            runs += client.run()
+        assert told(runs) == [
+            ([0, 1, 2], 1, "failed"), ([0, 1, 2], 2, "failed"), ([0], 3, "done"),
+            ([1], 1, "failed"), ([1], 2, "failed"), ([2], 1, "done"),
+        ]  # fmt: skip
+        (dead,) = client.dead_letters("dead")
+        assert dict(dead.headers)["source-offset"] == b"1"
+        assert dict(dead.headers)["error"] == b"Flaky: no good"
+        assert dict(dead.headers)["own"] == b"1"
+        assert dead.payload == "bad"
+        assert client.stored(TOPIC, 0) == 3
+        with pytest.raises(ValueError, match="no dead letter goes to 'else'; they go to dead"):
+            client.dead_letters("else")
+
+
+def test_a_dead_letter_that_is_refused_is_a_failed_run() -> None:
+    def fail(batch: Batch, ctx: Context) -> None:
+        raise Flaky
+
+    with TestClient(given(fail, dead_letter="dead", max_retries=0)) as client:
+        client.refuse("dead", ProduceError("too large"), times=2)
+        client.send(TOPIC, 1)
+        for expected in (0, 0, 1):
+            (run,) = client.run()
+            assert isinstance(run.exception, Flaky if expected else ProduceError)
+            assert len(client.dead_letters("dead")) == expected
+            client.advance(ms=30_000)
+        assert client.committed(TOPIC, 0) == 1
+
+
+def test_a_critical_exception_stops_the_app() -> None:
+    def leave(batch: Batch, ctx: Context) -> None:
+        raise SystemExit
+
+    app, hooks = given(leave, max_messages=1), []
+    app.on_shutdown(leave)(lambda ctx: hooks.append(ctx.stopping))
+    with TestClient(app) as client:
+        client.send_many(TOPIC, range(3))
+        assert told(client.run()) == [([0], 1, "failed")]
+        assert hooks == [True]
+        client.send(TOPIC, 1)
+        assert client.run() == []
+
+
+# -- marks and commits ------------------------------------------------------------------------------------------------
+
+
+def test_manual_marks_are_told_and_committed() -> None:
+    def mark(batch: Batch, ctx: Context) -> None:
+        assert ctx.mark_as_consumed(batch[0])
+        assert ctx.mark_as_consumed(batch[1])
+
+    with TestClient(given(mark, manual_offsets=True)) as client:
+        client.send_many(TOPIC, range(3))
+        (run,) = client.run()
+        assert run.marks == [1, 2]
+        assert (client.stored(TOPIC, 0), client.committed(TOPIC, 0)) == (2, None)
+    assert client.committed(TOPIC, 0) == 2, "the end of the block stops the app"
+
+
+def test_a_requested_and_a_blocking_commit_are_there_when_they_should_be() -> None:
+    seen: list[object] = []
+
+    def mark(batch: Batch, ctx: Context) -> None:
+        if batch.last_offset == 0:
+            ctx.mark_as_consumed(batch.last)
+            seen.extend([ctx.commit_offsets(), client.committed(TOPIC, 0)])
+        else:
+            seen.extend([ctx.mark_as_consumed(batch.last, sync=True), client.committed(TOPIC, 0)])
+
+    with TestClient(given(mark, manual_offsets=True)) as client:
+        client.send(TOPIC, 1)
+        client.run()
+        assert seen == [True, None]
+        assert client.committed(TOPIC, 0) == 1
+        client.send(TOPIC, 1)
+        client.run()
+        assert seen[2:] == [True, 2]
+
+
+def test_two_groups_have_offsets_of_their_own() -> None:
+    app = App("one")
+    app.topic(TOPIC)(nothing)
+
+    @app.topic(TOPIC, group_id="two", manual_offsets=True)
+    def mark(batch: Batch, ctx: Context) -> None: ...
+
+    with TestClient(app) as client:
+        client.send(TOPIC, 1)
+        assert [run.group_id for run in client.run()] == ["one", "two"]
+        assert client.stored(TOPIC, 0, group_id="one") == 1
+        assert client.stored(TOPIC, 0, group_id="two") is None
+        with pytest.raises(ValueError, match="type group_id='one' or group_id='two'"):
+            client.committed(TOPIC, 0)
+        with pytest.raises(ValueError, match="reads no topic 'user_events' in group 'three'"):
+            client.stored(TOPIC, 0, group_id="three")
+
+
+# -- ownership --------------------------------------------------------------------------------------------------------
+
+
+class Owned:
+    """An app that says which of its functions were called."""
+
+    def __init__(self, **options: Any) -> None:
+        self.calls: list[str] = []
+        self.inside: Callable[[Batch, Context], object] = lambda batch, ctx: None
+        self.app = given(self.store, **options)
+        self.app.before_revoke(self.store)(lambda ctx: self.note("before_revoke", ctx))
+        self.app.on_revoked(self.store)(lambda ctx: self.note("on_revoked", ctx))
+        self.app.on_shutdown(self.store)(lambda ctx: self.note("on_shutdown", ctx))
+
+    def store(self, batch: Batch, ctx: Context) -> None:
+        self.inside(batch, ctx)
+
+    def note(self, what: str, ctx: Context) -> None:
+        self.calls.append(f"{what} {ctx.partition} revoked={ctx.revoked}")
+
+
+def test_revoke_runs_the_hooks_commits_and_assign_begins_there() -> None:
+    owned = Owned()
+    with TestClient(owned.app) as client:
+        client.send_many(TOPIC, range(2))
+        client.run()
+        client.revoke(TOPIC, 0)
+        assert owned.calls == ["before_revoke 0 revoked=False", "on_revoked 0 revoked=True"]
+        assert client.committed(TOPIC, 0) == 2
+        client.send(TOPIC, 1)
+        assert client.run() == []
+        with pytest.raises(ValueError, match="user_events-0 is not assigned"):
+            client.revoke(TOPIC, 0)
+        client.assign(TOPIC, 0)
+        with pytest.raises(ValueError, match="user_events-0 is assigned"):
+            client.assign(TOPIC, 0)
+        assert told(client.run()) == [([2], 1, "done")]
+
+
+def test_revoke_inside_a_handler_asks_it_to_wrap_up_and_waits_for_it() -> None:
+    owned, seen = Owned(), []
+
+    def inside(batch: Batch, ctx: Context) -> None:
+        for message in ctx.each(batch):
+            seen.append(message.offset)
+            if message.offset == 1:
+                client.revoke(TOPIC, 0)
+                seen.extend([ctx.stopping, ctx.revoked])
+
+    owned.inside = inside
+    with TestClient(owned.app) as client:
+        client.send_many(TOPIC, range(5))
+        client.run()
+        assert seen == [0, 1, True, False]
+        assert client.committed(TOPIC, 0) == 2
+        assert owned.calls == ["before_revoke 0 revoked=False", "on_revoked 0 revoked=True"]
+
+
+def test_lose_inside_a_handler_holds_at_once_and_nothing_is_committed() -> None:
+    owned, answers = Owned(manual_offsets=True), []
+
+    def inside(batch: Batch, ctx: Context) -> None:
+        answers.append(ctx.mark_as_consumed(batch.first))
+        client.lose(TOPIC, 0)
+        answers.extend([ctx.revoked, ctx.mark_as_consumed(batch.last), ctx.commit_offsets(sync=True)])
+
+    owned.inside = inside
+    with TestClient(owned.app) as client:
+        client.send_many(TOPIC, range(3))
+        (run,) = client.run()
+        assert answers == [True, True, False, False]
+        assert run.marks == [1]
+        client.advance(ms=60_000)
+        assert client.committed(TOPIC, 0) is None
+        assert owned.calls == ["on_revoked 0 revoked=True"]
+        owned.inside = lambda batch, ctx: answers.append(ctx.revoked)
+        client.assign(TOPIC, 0)
+        assert told(client.run()) == [([0, 1, 2], 1, "done")], "a fresh ownership, at what is committed"
+        assert answers[4:] == [False]
+    assert owned.calls[1:] == ["on_shutdown 0 revoked=False"]
+
+
+def test_an_eviction_takes_all_partitions_and_gives_back_the_others() -> None:
+    owned = Owned(manual_offsets=True)
+    with TestClient(owned.app, partitions=2) as client:
+        for partition in (0, 1):
+            client.send(TOPIC, 1, partition=partition)
+        assert len(client.run()) == 2
+        client.lose(TOPIC, 0)
+        assert sorted(owned.calls) == ["on_revoked 0 revoked=True", "on_revoked 1 revoked=True"]
+        assert [(run.partition, run.offsets) for run in client.run()] == [(1, [0])], "not marked, so again"
+
+
+def test_the_end_of_the_block_runs_on_shutdown_and_commits() -> None:
+    def collect(batch: Batch, ctx: Context) -> None:
+        ctx.state["last"] = batch.last
+
+    app = given(collect, manual_offsets=True)
+    app.on_shutdown(collect)(lambda ctx: ctx.mark_as_consumed(ctx.state["last"]))
+    with TestClient(app) as client:
+        client.send_many(TOPIC, range(3))
+        client.run()
+        assert client.stored(TOPIC, 0) is None
+    assert client.committed(TOPIC, 0) == 3
+    with TestClient(app) as again:
+        assert again.committed(TOPIC, 0) is None, "another client, another world"
+
+
+def test_app_stop_in_a_handler_stops_behind_it() -> None:
+    def stop(batch: Batch, ctx: Context) -> None:
+        assert app.stop()
+        assert not ctx.stopping, "it is only asked for"
+
+    app = given(stop, max_messages=1)
+    with TestClient(app) as client:
+        client.send_many(TOPIC, range(2))
+        assert told(client.run()) == [([0], 1, "done")]
+        assert client.committed(TOPIC, 0) == 1
+
+
+# -- the flow ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_is_called_by_the_clock_only_and_its_marks_count() -> None:
+    def collect(batch: Batch, ctx: Context) -> None:
+        ctx.state["last"] = batch.last
+
+    app, calls = given(collect, manual_offsets=True), []
+
+    @app.every(collect, ms=100)
+    def flush(ctx: Context) -> None:
+        calls.append(client.now)
+        ctx.mark_as_consumed(ctx.state["last"])
+
+    with TestClient(app) as client:
+        client.advance(ms=1000)
+        assert calls == [], "not before the first batch"
+        client.send(TOPIC, 1)
+        client.run()
+        client.advance(ms=350)
+        assert [round(moment, 3) for moment in calls] == [1.1, 1.2, 1.3]
+        assert client.stored(TOPIC, 0) == 1
+
+
+@pytest.mark.parametrize("back", [1, "earliest", datetime.fromtimestamp(EPOCH_MS / 1000 + 1, tz=timezone.utc)])
+def test_a_seek_goes_there_in_the_next_run(back: Any) -> None:
+    runs_left = [back]
+
+    def seek(batch: Batch, ctx: Context) -> None:
+        if runs_left:
+            ctx.seek(runs_left.pop())
+
+    with TestClient(given(seek)) as client:
+        for second in range(3):
+            client.send(TOPIC, second, timestamp_ms=EPOCH_MS + 1000 * second)
+        begins = [run.offsets[0] for run in client.run()]
+        assert begins == [0, 0 if back == "earliest" else 1]
+
+
+def test_latest_and_what_is_out_of_range_go_where_auto_offset_reset_says() -> None:
+    wanted: list[Any] = ["latest", 99]
+
+    def seek(batch: Batch, ctx: Context) -> None:
+        if wanted:
+            ctx.seek(wanted.pop(0))
+
+    with TestClient(given(seek)) as client:
+        client.send_many(TOPIC, range(3))
+        assert told(client.run()) == [([0, 1, 2], 1, "done")]
+        client.send(TOPIC, 3)
+        assert [run.offsets for run in client.run()] == [[3], [0, 1, 2, 3]]
+
+
+def test_a_pause_waits_for_the_clock_and_other_partitions_go_on() -> None:
+    def pause(batch: Batch, ctx: Context) -> None:
+        if ctx.partition == 0:
+            ctx.pause(3000)
+
+    with TestClient(given(pause), partitions=2) as client:
+        for partition in (0, 1, 0, 1):
+            client.send(TOPIC, 1, partition=partition)
+        client.run()
+        for partition in (0, 1):
+            client.send(TOPIC, 1, partition=partition)
+        assert [run.partition for run in client.run()] == [1]
+        client.advance(ms=3000)
+        assert [run.partition for run in client.run()] == [0]
+
+
+def test_a_batch_waits_for_its_timeout() -> None:
+    with TestClient(given(nothing, batch_timeout_ms=1000, max_messages=5)) as client:
+        client.send_many(TOPIC, range(3))
+        assert client.run() == []
+        client.advance(ms=1000)
+        assert [run.offsets for run in client.run()] == [[0, 1, 2]]
+        client.send_many(TOPIC, range(5))
+        assert [run.offsets for run in client.run()] == [[3, 4, 5, 6, 7]]
+
+
+def test_what_is_produced_is_kept_and_read_by_the_app_itself() -> None:
+    app, seen = App("group"), []
+
+    @app.topic(TOPIC)
+    def forward(batch: Batch, ctx: Context) -> None:
+        for message in batch:
+            assert ctx.produce("out", {"n": message.payload}, key="k").result() == (0, message.offset)
+
+    @app.topic("out")
+    def read(batch: Batch, ctx: Context) -> None:
+        seen.extend(batch.payloads)
+
+    with TestClient(app) as client:
+        client.send_many(TOPIC, range(2))
+        client.run()
+        assert [message.payload for message in client.produced("out")] == [{"n": 0}, {"n": 1}]
+        assert client.produced("else") == []
+    assert seen == [{"n": 0}, {"n": 1}]
+
+
+def test_a_refused_message_fails_the_run() -> None:
+    def forward(batch: Batch, ctx: Context) -> None:
+        ctx.produce("out", 1)
+        ctx.mark_as_consumed(batch.last)
+
+    with TestClient(given(forward, manual_offsets=True)) as client:
+        client.refuse("out", ProduceError("refused"))
+        client.send(TOPIC, 1)
+        (run,) = client.run()
+        assert isinstance(run.exception, ProduceError)
+        assert client.stored(TOPIC, 0) is None
+        client.advance(ms=1000)
+        assert told(client.run()) == [([0], 2, "done")]
+
+
+# -- mistakes in tests ------------------------------------------------------------------------------------------------
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    def nested(batch: Batch, ctx: Context) -> None:
+        client.run()
+
+    with TestClient(given(nested)) as client:
+        client.send(TOPIC, 1)
+        with pytest.raises(RuntimeError, match=r"call run\(\) in the test"):
+            client.run(raise_errors=True)
+        with pytest.raises(ValueError, match="the clock goes forwards"):
+            client.advance(ms=-1)
+        with pytest.raises(ConfigurationError, match="runs already"), TestClient(client._app):
+            pass
+
+
+def test_a_handler_without_an_end_ends() -> None:
+    def again(batch: Batch, ctx: Context) -> None:
+        ctx.seek(0)
+
+    with TestClient(given(again)) as client:
+        client.send(TOPIC, 1)
+        with pytest.raises(RuntimeError, match="does a handler always seek back"):
+            client.run()
+
+
+def test_a_thousand_messages_take_no_time() -> None:
+    app = given(lambda batch, ctx: [ctx.mark_as_consumed(message) for message in batch], manual_offsets=True)
+    took = []
+    for _ in range(5):
+        with TestClient(app) as client:
+            client.send_many(TOPIC, [b"{}"] * 1000)
+            began = time.process_time()
+            client.run()
+            took.append(time.process_time() - began)
+            assert client.stored(TOPIC, 0) == 1000
+    print(f"1,000 messages: {min(took) * 1000:.1f} ms")
+
+
+# -- other ways to test -----------------------------------------------------------------------------------------------
+
+
+class WithUnittest(unittest.TestCase):
+    def setUp(self) -> None:
+        self.client = self.enterContext(TestClient(given(nothing))) if hasattr(self, "enterContext") else None
+
+    def test_it_works_in_a_plain_test_case(self) -> None:
+        if self.client is not None:  # Python 3.11
+            self.client.send(TOPIC, 1)
+            assert [run.outcome for run in self.client.run()] == ["done"]
+
+
+def test_it_works_beside_an_event_loop() -> None:
+    async def main() -> list[Run]:
+        with TestClient(given(nothing)) as client:
+            await asyncio.sleep(0)
+            client.send(TOPIC, 1)
+            return client.run()
+
+    assert told(asyncio.run(main())) == [([0], 1, "done")]
+
+
+# -- a plain function -------------------------------------------------------------------------------------------------
+
+
+def batch_of(count: int) -> Batch:
+    return Batch([Message(TOPIC, 0, offset, value=b"{}") for offset in range(5, 5 + count)])
+
+
+def test_a_context_records_what_a_handler_does() -> None:
+    ctx = context(TOPIC, attempt=3, dead_letter="dead", state={"n": 1})
+    batch = batch_of(3)
+    assert ctx.mark_as_consumed(batch[1])
+    assert ctx.mark_as_consumed(batch.last, sync=True)
+    assert ctx.commit_offsets(sync=True)
+    assert ctx.produce("out", {"a": 1}, key="k").result() == (0, 0)
+    ctx.dead_letter(batch.first, "no good")
+    ctx.seek("earliest")
+    ctx.pause(500, offset=6)
+    ctx.state["n"] += 1
+    assert ctx.marks == [7, 8]
+    assert [(one.topic, one.payload, one.key) for one in ctx.produced] == [("out", {"a": 1}, b"k"), ("dead", {}, None)]
+    assert dict(ctx.produced[1].headers)["error"] == b"no good"
+    assert (ctx.sought, ctx.paused_ms) == (6, 500)
+    assert (ctx.attempt, ctx.retrying, ctx.revoked, ctx.stopping) == (3, True, False, False)
+    assert ctx.state == {"n": 2}
+
+
+def test_a_context_that_is_revoked_refuses_marks() -> None:
+    ctx = context(TOPIC, revoked=True)
+    batch = batch_of(2)
+    assert ctx.revoked
+    assert not ctx.mark_as_consumed(batch.first)
+    assert not ctx.commit_offsets()
+    assert list(ctx.each(batch)) == []
+    assert ctx.marks == []
+    with pytest.raises(ValueError, match="does not belong to user_events-0"):
+        ctx.mark_as_consumed(Message("other", 0, 5))
+
+
+def test_a_context_that_stops_ends_each_early() -> None:
+    ctx = context(TOPIC, stopping=True)
+    assert ctx.stopping
+    assert list(ctx.each(batch_of(2))) == []
+    assert ctx.mark_as_consumed(batch_of(1).last)
+
+
+def test_the_clock_of_a_blocking_commit_goes_on_when_nothing_is_committed() -> None:
+    """Nothing refuses a commit here; but who waits for one must not wait for ever if it did."""
+    errors: list[CommitError] = []
+
+    def mark(batch: Batch, ctx: Context) -> None:
+        client._members[0].guard.group._commit_retry_at = client.now + 60  # as behind a refusal
+        try:
+            ctx.mark_as_consumed(batch.last, sync=True, timeout_ms=1000)
+        except CommitError as error:
+            errors.append(error)
+
+    with TestClient(given(mark, manual_offsets=True)) as client:
+        client.send(TOPIC, 1)
+        client.run()
+        assert client.now == pytest.approx(1.0)
+    assert len(errors) == 1
+    assert timedelta(seconds=client.now) < timedelta(minutes=3)
