@@ -189,7 +189,7 @@ class Partition:
     @property
     def done(self) -> int | None:
         """Nothing before this offset is left to do; None while something may have to be repeated."""
-        goes_on = self.state is State.ASSIGNED and self.start is not None and self.attempt == 1
+        goes_on = self.state is State.ASSIGNED and self.start is not None
         if not goes_on or self.seek_to is not None or self.target is not None:
             return None
         at_rest = not self.backlog.size and not self.busy and self.predecessor is None

@@ -59,7 +59,11 @@ class Observer:
         name = name or self.name("topic")
         config = {key.replace("_", "."): str(value) for key, value in configs.items()}
         new = NewTopic(name, num_partitions=partitions, replication_factor=replicas, config=config)
-        self._ask(lambda admin: admin.create_topics([new])[name])
+        try:
+            self._ask(lambda admin: admin.create_topics([new])[name])
+        except KafkaException as failure:  # librdkafka asks again when an answer is late
+            if failure.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
         self.topics.append(name)
         for partition in range(partitions):  # an offset is answered by nobody but a partition's leader at work
             self.end_offset(name, partition)

@@ -1,0 +1,242 @@
+"""TestClient and Kafka do the same: the same runs, marks, hooks, dead letters and commits, for any program."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import hypothesis
+import pytest
+from harness import evict, make_app
+from hypothesis import strategies as st
+from observer import Observer, wait_until
+
+from karafka_lite import App, Batch, Context
+from karafka_lite.testing import TestClient
+
+PARTITIONS = 2
+AT_ONCE = 20  # programs that run beside each other: most of their time is waiting
+EXAMPLES = 10
+INTERVAL_MS = 100
+Place = tuple[int, int, int]  # partition, offset, and how often the handler has come to it
+
+
+class Program(NamedTuple):
+    """What a handler does when it comes to a message, and what happens between its batches."""
+
+    manual: bool
+    each: bool
+    max_messages: int
+    max_retries: int | None  # with a topic for dead letters; None: it never gives up
+    hooks_mark: bool
+    acts: dict[Place, str]
+    steps: list[tuple[Any, ...]]
+
+
+ACTS = ["fail", "mark", "mark and fail", "mark older", "leave", "back", "earliest", "pause", "pause there", "sync"]
+SENDS = st.tuples(st.just("send"), st.integers(0, PARTITIONS - 1), st.integers(1, 5))
+PROGRAMS = st.builds(
+    Program,
+    manual=st.booleans(),
+    each=st.booleans(),
+    max_messages=st.sampled_from([1, 2, 3, 5]),
+    max_retries=st.sampled_from([None, None, 0, 1]),
+    hooks_mark=st.booleans(),
+    acts=st.dictionaries(
+        st.tuples(st.integers(0, PARTITIONS - 1), st.integers(0, 7), st.integers(1, 3)),
+        st.sampled_from(ACTS),
+        max_size=12,
+    ),
+    steps=st.lists(st.one_of(SENDS, SENDS, st.just(("revoke",)), st.just(("lose",))), min_size=1, max_size=5).map(
+        lambda steps: [("send", 0, 3), *steps]
+    ),
+)
+
+
+class Told:
+    """What the user code of one program has seen, by partition, and where it is at the end."""
+
+    def __init__(self) -> None:
+        self.events: dict[int, list[object]] = defaultdict(list)
+        self.dead: Counter[tuple[str, str]] = Counter()
+        self.committed: dict[int, int | None] = {}
+
+
+def register(program: Program, app: App, topic: str, dead: str, told: Told) -> None:
+    """The program as user code."""
+    visits: Counter[tuple[int, int]] = Counter()
+    options: dict[str, Any] = {}
+    if program.max_retries is not None:
+        options = {"dead_letter": dead, "max_retries": program.max_retries}
+
+    def handle(batch: Batch, ctx: Context) -> None:
+        say = told.events[ctx.partition].append
+        say(("run", [message.offset for message in batch], ctx.attempt, sorted(ctx.state)))
+        ctx.state["last"] = batch.last
+        try:
+            for message in ctx.each(batch) if program.each else batch:
+                visits[ctx.partition, message.offset] += 1
+                act = program.acts.get((ctx.partition, message.offset, visits[ctx.partition, message.offset]))
+                if act and perform(act, ctx, batch, message, say):
+                    break
+            else:
+                if program.manual and not program.each and batch.last_offset % 2:
+                    say(("mark last", ctx.mark_as_consumed(batch.last)))
+        except RuntimeError:
+            say("failed")
+            raise
+        say("ended")
+
+    app.topic(
+        topic, manual_offsets=program.manual, max_messages=program.max_messages, batch_timeout_ms=200, backoff_ms=10,
+        backoff_max_ms=20, **options,
+    )(handle)  # fmt: skip
+
+    def hook(name: str) -> Callable[[Context], None]:
+        def run(ctx: Context) -> None:
+            said: list[object] = [name, ctx.revoked]
+            if program.hooks_mark and "last" in ctx.state:
+                said.append(ctx.mark_as_consumed(ctx.state["last"]))
+            told.events[ctx.partition].append(tuple(said))
+
+        return run
+
+    app.on_shutdown(handle)(hook("on_shutdown"))
+    app.before_revoke(handle)(hook("before_revoke"))
+    app.on_revoked(handle)(hook("on_revoked"))
+
+
+def perform(act: str, ctx: Context, batch: Batch, message: Any, say: Callable[[object], None]) -> bool:
+    """Do it; True where the handler returns."""
+    if act in ("mark", "mark and fail"):
+        say((act, message.offset, ctx.mark_as_consumed(message)))
+    if act in ("fail", "mark and fail"):
+        raise RuntimeError(act)
+    if act == "mark older":
+        say((act, batch.first_offset, ctx.mark_as_consumed(batch.first)))
+    if act == "sync":
+        say((act, message.offset, ctx.mark_as_consumed(message, sync=True)))
+    if act == "back":
+        say((act, ctx.seek(max(0, message.offset - 1))))
+    if act == "earliest":
+        say((act, ctx.seek("earliest")))
+    if act == "pause":
+        say((act, ctx.pause(30)))
+    if act == "pause there":
+        say((act, ctx.pause(30, offset=message.offset)))
+    return act == "leave"
+
+
+def by_test_client(program: Program, topic: str, dead: str) -> Told:
+    told, app = Told(), App("group", auto_commit_interval_ms=INTERVAL_MS)
+    register(program, app, topic, dead, told)
+    client = TestClient(app, partitions=PARTITIONS)
+
+    def come_to_rest() -> None:
+        member = client._members[0]
+        for _ in range(1000):
+            client.run()
+            if all(member.partitions[place].done == len(client._logs[place]) for place in member.guard.group.owned):
+                return
+            client.advance(ms=10)
+        raise AssertionError("no rest")
+
+    with client:
+        for step in program.steps:
+            if step[0] == "send":
+                client.send_many(topic, range(step[2]), partition=step[1])
+            else:
+                for partition in range(PARTITIONS):
+                    if step[0] == "revoke":
+                        client.revoke(topic, partition)
+                if step[0] == "lose":
+                    client.lose(topic, 0)
+                    client.assign(topic, 0)
+                else:
+                    for partition in range(PARTITIONS):
+                        client.assign(topic, partition)
+            come_to_rest()
+            client.advance(ms=INTERVAL_MS)
+    for partition in range(PARTITIONS):
+        told.committed[partition] = client.committed(topic, partition)
+    if program.max_retries is not None:
+        told.dead.update(sources(dict(message.headers) for message in client.dead_letters(dead)))
+    return told
+
+
+def by_kafka(program: Program, topic: str, dead: str, kafka: Observer) -> Told:
+    told, group = Told(), kafka.group()
+    app = make_app(kafka, group, auto_commit_interval_ms=INTERVAL_MS, concurrency=2)
+    register(program, app, topic, dead, told)
+    sent = [0] * PARTITIONS
+    app.start()
+    try:
+        (member,) = app.members
+
+        def owned() -> list[Any]:
+            return [member.group.owned.get((topic, partition)) for partition in range(PARTITIONS)]
+
+        def at_rest() -> bool:
+            done = member.standing().done
+            return [done.get((topic, partition)) for partition in range(PARTITIONS)] == sent
+
+        wait_until(at_rest, 30, "the first assignment")
+        for step in program.steps:
+            before = owned()
+            if step[0] == "send":
+                kafka.produce(topic, range(step[2]), step[1])
+                sent[step[1]] += step[2]
+            elif step[0] == "revoke":
+                member._client.join_anew()
+            else:
+                evict(kafka, group)
+            if step[0] != "send":
+                wait_until(lambda before=before: all(o and o not in before for o in owned()), 30, f"anew after {step}")
+            wait_until(at_rest, 30, f"rest after {step}")
+            wait_until(lambda: not any(o.pending for o in owned()), 30, f"the interval after {step}")
+    except AssertionError as late:
+        raise AssertionError(f"{late} for {program}: {dict(told.events)}, {sent}, {member.standing()}") from None
+    finally:
+        app.stop()
+    for partition in range(PARTITIONS):
+        told.committed[partition] = kafka.committed(group, topic, partition)
+    if program.max_retries is not None:
+        told.dead.update(sources(dict(found.headers()) for found in kafka.records(dead)))
+    return told
+
+
+def sources(letters: Iterator[dict[str, bytes]]) -> Iterator[tuple[str, str]]:
+    for headers in letters:
+        yield headers["source-partition"].decode(), headers["source-offset"].decode()
+
+
+def compare(program: Program, kafka: Observer) -> None:
+    topic, dead = kafka.topic(PARTITIONS), kafka.topic()
+    expected, seen = by_kafka(program, topic, dead, kafka), by_test_client(program, topic, dead)
+    for name, theirs in vars(expected).items():
+        ours = getattr(seen, name)
+        if ours != theirs:
+            raise AssertionError(f"{name} of TestClient: {dict(ours)}\nof Kafka: {dict(theirs)}\nfor {program}")
+
+
+@pytest.mark.timeout(400)
+def test_test_client_and_kafka_do_the_same_for_any_program(
+    kafka: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "karafka_lite")
+
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # to shrink twenty programs takes minutes
+    quick = list(hypothesis.HealthCheck)
+
+    @hypothesis.settings(max_examples=EXAMPLES, deadline=None, phases=phases, suppress_health_check=quick)
+    @hypothesis.given(st.lists(PROGRAMS, min_size=AT_ONCE, max_size=AT_ONCE))
+    def same(programs: list[Program]) -> None:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            errors = [done.exception() for done in [pool.submit(compare, program, kafka) for program in programs]]
+        if failed := [error for error in errors if error is not None]:
+            pytest.fail(f"{len(failed)} of {len(errors)} programs; the first: {failed[0]}")
+
+    same()
