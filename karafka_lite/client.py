@@ -48,6 +48,7 @@ log = logging.getLogger("karafka_lite")
 kafka_log = logging.getLogger("karafka_lite.kafka")
 
 JOINING_POLL_MS = 1000  # a join that ends between two polls is thrown away by the client: hardly ever be between two
+RECONNECT_MOST_MS = 1000  # as in Java; kafka-python's 30 s outlast bootstrap_timeout_ms: 10 s of outage end a start
 PAUSED_POLL_MS = 20  # there is no wakeup(): how late a partition may be resumed
 IDLE_POLL_MS = 200
 REQUEST_MS = 5000  # bound of one blocking request; what failed is asked again
@@ -61,6 +62,7 @@ DEFAULTS: dict[str, Any] = {
     "client_id": "karafka-lite",
     "auto_offset_reset": "earliest",
     "allow_auto_create_topics": False,
+    "reconnect_backoff_max_ms": RECONNECT_MOST_MS,
 }
 
 

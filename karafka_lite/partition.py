@@ -311,8 +311,7 @@ class Partition:
         return self.run
 
     def gives_up(self, run: Run) -> bool:
-        """The handler failed: count the try. True: its only message has used up its budget, and has to be brought to
-        safety and ``set_aside``; not where the handler has marked it or wants to go on elsewhere."""
+        """The handler failed: count the try. True: the only message has no budget left and is to be ``set_aside``."""
         if self.policy.budget is None or run.hook:
             return False
         self._tries = {offset: tries for offset, tries in self._tries.items() if offset >= self.retry_position}
@@ -324,7 +323,7 @@ class Partition:
         offset = run.records[0].offset
         if run.redirect is not None or self.over or self.tries(offset).alone < self.policy.budget:
             return False
-        self.failure = None
+        self.failure = None  # a new send, of the message itself, may do
         return True
 
     def tries(self, offset: int) -> Tries:
@@ -357,19 +356,18 @@ class Partition:
     def end(self, run: Run, *, failed: bool, now: float) -> None:
         """The run is over. What the user wants to come next comes next; else what succeeded is marked (automatic), and
         a failed batch is read again after its back-off."""
+        unsent = self.failure is not None
         self._ended()
         if run.hook is Hook.EVERY:  # from its end on, so that one that takes long leaves room for batches
             self.every_at[run.number] = now + self.policy.every_ms[run.number] / 1000
         if run.hook:
+            if unsent and self.state is State.ASSIGNED:  # it may have forgotten what it sent
+                self._repeat(now + self.policy.backoff.delay_ms(1) / 1000, self.target)
             return
         if failed:
-            self.not_before = now + self.policy.backoff.delay_ms(self.attempt) / 1000
+            wait = self.policy.backoff.delay_ms(self.attempt) / 1000
             self.attempt += 1
-            self.user_state.clear()  # its unmarked messages come again: a buffer would hold them twice
-            if run.redirect is None:
-                self.begin_next_at(self.retry_position)
-            else:
-                self.redirect(run.redirect)
+            self._repeat(now + wait, run.redirect)
             return
         self.attempt = 1
         if run.redirect is not None:
@@ -386,6 +384,15 @@ class Partition:
             if not self.policy.manual_offsets:
                 self.mark(self.processed)
 
+    def _repeat(self, not_before: float, redirect: Target | None) -> None:
+        """What is not marked comes again, unless the user wants to go on elsewhere."""
+        self.not_before = max(self.not_before, not_before)
+        self.user_state.clear()  # a buffer would hold it twice
+        if redirect is None:
+            self.begin_next_at(self.retry_position)
+        else:
+            self.redirect(redirect)
+
     def _forget(self, records: Sequence[Record]) -> None:
         """``records`` are processed: their failures count no more, nor does what was set aside before them and is
         committed (until there is a newer one, the message before it may be marked again)."""
@@ -396,8 +403,7 @@ class Partition:
             self._set_aside = {before: gone for before, gone in self._set_aside.items() if gone >= needed}
 
     def _ended(self) -> None:
-        self.run = None
-        self.failure = None
+        self.run = self.failure = None
 
     def redirect(self, target: Target) -> None:
         """The user wants the next batch to start there, and to be repeated from there."""

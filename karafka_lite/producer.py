@@ -21,7 +21,7 @@ from kafka import KafkaProducer
 from kafka.partitioner.default import murmur2
 from kafka.serializer import Serializer
 
-from karafka_lite.client import connecting
+from karafka_lite.client import RECONNECT_MOST_MS, connecting
 from karafka_lite.errors import KarafkaLiteError, ProduceError
 from karafka_lite.messages import Outgoing
 
@@ -33,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "batch_size": 256 << 10,
     "max_block_ms": 15_000,  # how long a new topic may take to appear
     "max_request_size": 64 << 20,  # how much is too much, the broker says
+    "reconnect_backoff_max_ms": RECONNECT_MOST_MS,
 }
 FORCED: dict[str, Any] = {
     "acks": "all",
@@ -68,6 +69,7 @@ class Producer:
         one_of = {"enable_idempotence": idempotent, "max_in_flight_requests_per_connection": IN_FLIGHT[idempotent]}
         self.settings = {**DEFAULTS, **known, **FORCED, **one_of, "value_serializer": _Values()}
         self._producer: Any = None
+        self._died_of = ""  # the topic whose message was refused
         self._answered = threading.Condition()
         self._unanswered = 0  # bytes
 
@@ -101,14 +103,19 @@ class Producer:
             self._note(-size - MESSAGE_BYTES)
 
         def refused(error: Exception) -> None:
-            future.set_exception(ProduceError(_explained(topic, size, error)))
+            told = _explained(topic, size, error)
+            if self.dead:  # all that was on its way fails with the error of the one that was refused
+                self._died_of = self._died_of or topic
+                if self._died_of != topic:
+                    told = f"topic {topic} did not take a message: one for {self._died_of} was refused ({error!r})"
+            future.set_exception(ProduceError(told))
             self._note(-size - MESSAGE_BYTES)
 
         self._note(size + MESSAGE_BYTES)
         producer = self._producer
         try:
-            if producer is None:
-                raise kafka.errors.IllegalStateError("the producer is closed")
+            if self.dead:
+                raise kafka.errors.IllegalStateError("the producer is closed, or has died of an earlier message")
             receipt = producer.send(topic, NULL if value is None else value, key, headers, partition, timestamp_ms)
         except kafka.errors.KafkaError as error:
             refused(error)
@@ -155,7 +162,9 @@ class Outbox:
     def __init__(self, bootstrap_servers: Sequence[str], settings: Mapping[str, Any]) -> None:
         self._bootstrap_servers = bootstrap_servers
         self._settings = settings
-        self._lock = threading.Lock()
+        self._making = threading.Lock()
+        self._tries = 0  # to make one
+        self._error: KarafkaLiteError | None = None  # of the last
         self._producer: Producer | None = None
         self._closed = False
 
@@ -170,24 +179,37 @@ class Outbox:
         return producer.send(message)
 
     def close(self) -> None:
-        """What is unanswered fails, and may have arrived: nobody waits for it any more."""
-        with self._lock:
-            self._closed = True
-            if self._producer is not None:
-                self._producer.close(0)
+        """What is unanswered fails, and may have arrived: nobody waits for it any more, nor for a broker."""
+        self._closed = True
+        if (producer := self._producer) is not None:
+            producer.close(0)
 
     def _living(self) -> Producer:
-        with self._lock:
-            if self._closed:
-                raise ProduceError("the app has stopped")
-            if self._producer is not None and self._producer.dead:
-                dead, self._producer = self._producer, None
-                dead.close(0)
-            if self._producer is None:
-                producer = Producer(self._bootstrap_servers, self._settings, idempotent=True)
-                producer.connect()
-                self._producer = producer
+        producer, tries = self._producer, self._tries
+        if self._closed:
+            raise ProduceError("the app has stopped")
+        if producer is not None and not producer.dead:
+            return producer
+        with self._making:
+            if self._tries == tries:  # else somebody has tried meanwhile: that counts for all who waited
+                self._make()
+            if self._error is not None or self._producer is None:
+                raise self._error or ProduceError("the app has stopped")
             return self._producer
+
+    def _make(self) -> None:
+        dead, self._producer = self._producer, None
+        if dead is not None:
+            dead.close(0)
+        producer, self._error = Producer(self._bootstrap_servers, self._settings, idempotent=True), None
+        try:
+            producer.connect()
+            self._producer = producer
+        except KarafkaLiteError as error:
+            self._error = error
+        self._tries += 1
+        if self._closed:  # meanwhile
+            producer.close(0)
 
 
 def _explained(topic: str, size: int, error: Exception) -> str:

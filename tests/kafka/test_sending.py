@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import signal
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +17,7 @@ from harness import Gate, Process, evict, make_app, opened, running, stopped_asi
 from observer import BreakableKafka, Observer, wait_until
 
 from karafka_lite import App, Batch, CommitError, ConfigurationError, Context, ProduceError
+from karafka_lite.messages import Outgoing
 from karafka_lite.producer import Outbox, Producer
 
 QUICKLY = {"backoff_ms": 20, "backoff_max_ms": 20}
@@ -662,8 +665,6 @@ def test_there_is_one_producer_for_all_groups_made_when_something_is_sent_first_
 
 
 def test_an_outbox_makes_a_new_producer_behind_a_refused_message_and_fails_when_it_is_closed(kafka: Observer) -> None:
-    from karafka_lite.messages import Outgoing
-
     topic, small = kafka.topic(), kafka.topic(max_message_bytes=1000)
     outbox = Outbox([kafka.bootstrap_servers], {})
     try:
@@ -679,8 +680,6 @@ def test_an_outbox_makes_a_new_producer_behind_a_refused_message_and_fails_when_
 
 
 def test_no_broker_for_the_producer_is_a_failed_send(kafka: Observer) -> None:
-    from karafka_lite.messages import Outgoing
-
     outbox = Outbox(["127.0.0.1:1"], {"bootstrap_timeout_ms": 200})
     failure = outbox.send(Outgoing("out", b"1")).exception(20)
     assert isinstance(failure, ProduceError)
@@ -691,3 +690,75 @@ def test_no_broker_for_the_producer_is_a_failed_send(kafka: Observer) -> None:
 def test_a_dead_letter_needs_a_topic() -> None:
     with pytest.raises(ConfigurationError):
         App("group").topic("orders", max_retries=1)
+
+
+# -- what hooks send, and no broker at all ----------------------------------------------------------------------------
+
+
+def test_what_was_sent_and_forgotten_by_a_buffer_comes_again_when_it_is_refused(kafka: Observer) -> None:
+    source, target, group = kafka.topic(), kafka.topic(max_message_bytes=2000), kafka.group()
+    app = make_app(kafka, group, auto_commit_interval_ms=50)
+    refused: list[int] = []
+
+    @app.topic(source, manual_offsets=True, max_messages=1)
+    def collect(batch: Any, ctx: Any) -> None:
+        ctx.state.setdefault("held", []).extend(batch)
+
+    @app.every(collect, ms=20)
+    def flush(ctx: Any) -> None:
+        for message in (held := ctx.state.get("held", [])):
+            if message.payload == 1 and not refused:
+                refused.append(message.offset)
+                ctx.produce(target, "x" * 5000)
+            else:
+                ctx.produce(target, message.payload)
+            ctx.mark_as_consumed(message)
+        held.clear()
+
+    with running(app):
+        kafka.produce(source, [0])
+        wait_until(lambda: kafka.committed(group, source) == 1, message="the first one is committed")
+        kafka.produce(source, [1])
+        wait_until(lambda: refused, message="the second one is sent")
+        kafka.produce(source, [2, 3])
+        wait_until(lambda: kafka.committed(group, source) == 4, message="everything is committed")
+    assert sorted({record.value() for record in kafka.records(target)}) == [b"0", b"1", b"2", b"3"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_stop_does_not_wait_for_a_producer_that_reaches_nobody(private_kafka: BreakableKafka) -> None:
+    kafka, gate = private_kafka, Gate()
+    source, target = kafka.topic(), kafka.topic()
+    app = make_app(kafka, drain_timeout_ms=1000, bootstrap_timeout_ms=15_000)
+
+    @app.topic(source)
+    def forward(batch: Any, ctx: Any) -> None:
+        gate.wait()
+        ctx.produce(target, batch.first.payload)
+
+    before = set(threading.enumerate())
+    app.start()
+    kafka.produce(source, [1])
+    with opened(gate):
+        gate.reached()
+        kafka.pause()
+    began = time.monotonic()
+    assert app.stop() is False, "what was sent has no answer"
+    took = time.monotonic() - began
+    kafka.resume()
+    wait_until(lambda: before.issuperset(threading.enumerate()), 30, "the worker, whom nobody waited for, has ended")
+    assert took < 8, f"{took:.1f} s"
+
+
+def test_what_fails_with_the_refused_message_of_somebody_else_is_not_called_too_large(kafka: Observer) -> None:
+    topic = kafka.topic(max_message_bytes=2000)
+    producer = Producer([kafka.bootstrap_servers], {}, idempotent=True)
+    producer.connect()
+    try:
+        refused = producer.send(Outgoing(topic, b"x" * 5000)).exception(10)
+        assert "a message of 5000 bytes is too large" in str(refused)
+        assert producer.dead
+        failed = producer.send(Outgoing(topic, b"x")).exception(10)
+    finally:
+        producer.close()
+    assert "a message of 1 bytes is too large" not in str(failed)

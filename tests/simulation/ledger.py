@@ -401,7 +401,14 @@ class Ledger:
         return o
 
     def run_ended(self, run: Run, *, failed: bool, now: float) -> None:
+        unsent = self.books[run.partition].failed_send
         o = self._out(run)
+        if run.hook and unsent and o.asked is None and not o.lost:
+            self.reached["what a hook could not send came again"] += 1
+            o.token = None
+            o.not_before = max(o.not_before, now + o.policy.backoff.delay_ms(1) / 1000)
+            if o.sought is None:
+                self._begin_next_at(o, o.retry_position)
         if run.hook is Hook.EVERY:
             o.every_at[run.number] = now + o.policy.every_ms[run.number] / 1000
         elif run.hook is Hook.ON_REVOKED:

@@ -52,6 +52,7 @@ SITUATIONS = (
     "a send failed, and the marks behind it were void",
     "a loop over each was left",
     "user code has sought",
+    "what a hook could not send came again",
     "a place that only the cluster knew was found",
     "user code has paused",
     "a handler failed during a drain",

@@ -24,15 +24,15 @@ MUTATIONS = {
     "a drain keeps the queue": (
         "partition", "self.deadline = deadline\n        self.backlog.clear()", "self.deadline = deadline"),
     "a failed batch is not read again": (
-        "partition", "if run.redirect is None:\n                self.begin_next_at(self.retry_position)",
-        "if run.redirect is None:\n                pass"),
+        "partition", "if redirect is None:\n            self.begin_next_at(self.retry_position)",
+        "if redirect is None:\n            pass"),
     "a failed batch is read again behind what was queued": (
         "partition", "self.backlog.clear()\n        if isinstance(target, int):", "if isinstance(target, int):"),
-    "the state survives a failure": ("partition", "self.user_state.clear()  # its", "pass  # its"),
+    "the state survives a failure": ("partition", "self.user_state.clear()  # a buffer", "pass  # a buffer"),
     "attempts are not counted": ("partition", "self.attempt += 1", "pass"),
     "attempts are counted on after a success": ("partition", "return\n        self.attempt = 1", "return"),
-    "there is no back-off": ("partition", "self.not_before = now + self.policy.backoff.delay_ms(self.attempt)",
-        "self.not_before = 0.0 * self.policy.backoff.delay_ms(self.attempt)"),
+    "there is no back-off": ("partition", "wait = self.policy.backoff.delay_ms(self.attempt)",
+        "wait = 0.0 * self.policy.backoff.delay_ms(self.attempt)"),
     "a mark does not move the retry position": (
         "partition", "self.retry_position = offset\n", "pass\n"),
     "automatic: a batch is not marked": (
@@ -76,8 +76,8 @@ MUTATIONS = {
     "a seek is forgotten": (
         "group", "partition.run.redirect = target", "pass"),
     "a seek of a failed run is forgotten": (
-        "partition", "self.redirect(run.redirect)\n            return",
-        "self.begin_next_at(self.retry_position)\n            return"),
+        "partition", "else:\n            self.redirect(redirect)",
+        "else:\n            self.begin_next_at(self.retry_position)"),
     "a pause is ignored": (
         "partition", "ready_at = max(self.not_before, self.rests_until)", "ready_at = self.not_before"),
     "every is called too early": ("partition", "if at <= now)", "if at <= now + 1.0)"),
@@ -155,11 +155,13 @@ MUTATIONS = {
     "a failed send leaves the retry position": (
         "partition", "self.stored, self.version, self.retry_position = send.stored, send.version, send.retry_position",
         "self.stored, self.version = send.stored, send.version"),
+    "what a hook could not send does not come again": (
+        "partition", "if unsent and self.state is State.ASSIGNED:", "if False:"),
     "a failed send is forgotten": ("partition", "self.failure = self.failure or failure", "pass"),
     "a mark behind a failed send counts": (
         "partition", "if self.failure is not None:\n            return True", "if False:\n            return True"),
     "the failure of a send outlives its run": (
-        "partition", "self.run = None\n        self.failure = None", "self.run = None"),
+        "partition", "self.run = self.failure = None", "self.run = None"),
     "a hand-over does not wait for what was sent": (
         "group", "partition.answered(send, failure)\n", "partition.answered(send, None)\n"),
     "a request for a commit does not wait for what was sent": (
