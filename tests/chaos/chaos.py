@@ -43,7 +43,14 @@ SESSION_S, CLUSTER_SESSION_S = 4.0, 12.0  # a cluster needs some seconds to repl
 class Member:
     """One process of the group."""
 
-    def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        program: str = "member.py",
+    ) -> None:
         self.name = name
         self.paused_at: float | None = None
         self.resume_at = 0.0
@@ -51,11 +58,15 @@ class Member:
         self._facts = folder / f"{self.name}.jsonl"
         self._log = (folder / f"{self.name}.log").open("wb")
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "member.py"), name, *arguments],
+            [sys.executable, str(HERE / program), name, *arguments],
             stdout=self._log,
             stderr=self._log,
             env={**os.environ, **environment},
         )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def at_work(self) -> bool:
         """Whether it was handed something (before, its signal handlers may not stand)."""
