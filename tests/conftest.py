@@ -43,7 +43,7 @@ def kafka(request: pytest.FixtureRequest) -> Observer:
 
 @pytest.fixture(scope="session")
 def embedded_kafka() -> Iterator[Observer]:
-    from embedded_kafka import EmbeddedKafka  # here, because it loads kafka-python: see pytest_configure
+    from embedded_kafka import EmbeddedKafka  # here, because loading kafka-python takes a while
 
     with EmbeddedKafka() as server:
         server.thread.name = "pytest's own broker"  # no leak of the test that happens to need it first
@@ -160,8 +160,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "docker: needs a Docker daemon; skipped without one, with CI=true as well")
     config.addinivalue_line("markers", "slow: takes many seconds; runs last")
     config.addinivalue_line("markers", "apache_only(why): not on the embedded broker")
-    # kafka-python 3.0.12 reads its schemas with a function that Python 3.11 and 3.12 deprecate.
-    config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
     config.stash[_STDERR] = os.dup(2)  # before pytest captures it
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell; children inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
