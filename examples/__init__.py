@@ -1,1 +1,1 @@
-"""To be run from the checkout: karafka-lite run examples.quickstart:app."""
+"""To be run from the checkout, as the first lines of each say: karafka-lite run examples.quickstart:app."""

@@ -1,14 +1,19 @@
-"""The examples, as the README has them typed."""
+"""The examples, as the README and their own first lines have them typed."""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
+import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import pytest
 from observer import Observer, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -54,10 +59,60 @@ def test_the_first_command_of_the_readme_ends_with_a_summary_of_all_earthquakes(
 
 def test_the_buffer_writes_by_size_and_the_rest_at_the_end() -> None:
     done = karafka_lite(
-        "run examples.buffer:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain"
+        "run examples.e11_every:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain"
     )
     assert done.returncode == 0, done.stderr
     sizes = [int(size) for size in re.findall(r"writing (\d+) earthquakes", done.stdout)]
     assert sum(sizes) == 1707
     assert max(sizes) == 200
     assert " 0 unmarked" in done.stderr
+
+
+# -- the numbered ones, as their docstrings have them typed ------------------------------------------------------------
+
+EXAMPLES = sorted((ROOT / "examples").glob("e*_*.py"))
+PROGRAMS = {"karafka-lite": "karafka_lite", "pytest": "pytest"}
+
+# What each shows of a week of earthquakes, all of it there when it has ended.
+SHOWS = {
+    "e01": ["the strongest of 500 earthquakes: 6.1 35km S of Jarm, Afghanistan", " 0 unmarked"],
+    "e02": ["earthquakes-0@1634: magnitude 6.4, 22km NNE of Hualian, Taiwan", " 0 unmarked"],
+    "e03": ["done and marked, up to earthquakes-0@1706", " 0 unmarked"],
+    "e04": ["107 rows are in ", ", up to earthquakes-0@1706", " 0 unmarked"],
+    "e05": ["earthquakes-0@1389: 573.76 km deep", " 0 unmarked"],
+    "e06": ["wake up: magnitude 6.4, 22km NNE", "the broker has everything up to earthquakes-0@1706", " 0 unmarked"],
+    "e07": ["earthquake-summaries: 223 of 500 in CA", "earthquake-tsunamis: 6.4, 22km NNE", "drained: 3414 messages"],
+    "e08": ["earthquakes-0@34: magnitude 4.3, 7km NNE of Bela, Pakistan", " 12 given up", " 0 unmarked"],
+    "e09": ["a human should look at ", "500 of 500 are reviewed", " 0 unmarked"],
+    "e10": [" to earthquakes.strong", " 0 unmarked"],
+    "e11": ["the last one at offset 1706", " 0 unmarked"],
+    "e12": ["2 passed"],
+}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_command_of_its_docstring_runs_it_to_its_end_and_shows_what_it_promises(path: Path, tmp_path: Path) -> None:
+    done = typed(path, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [text for text in SHOWS[path.name[:3]] if text not in done.stdout + done.stderr] == []
+
+
+def typed(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the only command in the docstring of an example, with a temp folder of its own."""
+    said = ast.get_docstring(ast.parse(path.read_text())) or ""
+    (command,) = re.findall(r"^ {4}(\S.*)$", said, re.MULTILINE)
+    program, *arguments = shlex.split(command)
+    environment = {**os.environ, "TMPDIR": str(folder), "PYTEST_XDIST_AUTO_NUM_WORKERS": "0"}
+    return subprocess.run(
+        [sys.executable, "-m", PROGRAMS[program], *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+
+
+def test_the_archive_holds_each_earthquake_once_also_after_a_second_run(tmp_path: Path) -> None:
+    (path,) = (ROOT / "examples").glob("e04_*.py")
+    for _ in range(2):
+        assert typed(path, tmp_path).returncode == 0
+        with closing(sqlite3.connect(tmp_path / "earthquakes.db")) as database:
+            found = database.execute("select count(*), max(magnitude), max(offset) from earthquakes").fetchall()
+        assert found == [(1707, 6.4, 1706)]

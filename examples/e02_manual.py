@@ -1,0 +1,20 @@
+"""Manual mode: each message is marked when it is done, so that after a failure only the rest comes again.
+
+    karafka-lite run examples.e02_manual:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
+
+A mark costs less than a microsecond and commits nothing yet: what is stored is committed every 5 s (App's
+``auto_commit_interval_ms``), before another member takes the partition, and at the stop.
+"""
+
+from karafka_lite import App, Batch, Context
+
+app = App("earthquake-log")
+
+
+@app.topic("earthquakes", manual_offsets=True)
+def log_strong(batch: Batch, ctx: Context) -> None:
+    for message in batch:
+        quake = message.payload
+        if quake["magnitude"] >= 6:
+            print(f"{message}: magnitude {quake['magnitude']}, {quake['place']}", flush=True)
+        ctx.mark_as_consumed(message)  # behind the work: a message at which it fails is not marked, and comes again
