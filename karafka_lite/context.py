@@ -151,7 +151,7 @@ class Context:
                 return
         run.in_hand = None
 
-    def seek(self, to: int | str | datetime) -> bool:
+    def seek(self, to: int | Literal["earliest", "latest"] | datetime) -> bool:
         """Have the next batch start elsewhere; the batch in hand goes on, and is not marked by itself.
 
         Marks are as ever: what this run marks is stored, and the next batch stores what it marks, be it older or newer.

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from karafka_lite.backoff import Backoff
+from karafka_lite.context import Context
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.messages import Batch, Deserializer, Loads, as_deserializer
 from karafka_lite.partition import Hook, Policy, Run
 from karafka_lite.settings import group_id_mistakes, int_mistakes, refuse, shown
 
-Handler = Callable[[Batch, Any], object]
-HookFunction = Callable[[Any], object]
+Handler = Callable[[Batch, Context], object]
+HookFunction = Callable[[Context], object]
 DeadLetter = str | Literal[False] | None
 HandlerT = TypeVar("HandlerT", bound=Handler)
 HookT = TypeVar("HookT", bound=HookFunction)

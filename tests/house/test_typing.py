@@ -1,0 +1,79 @@
+"""What mypy says about code of users: nothing about what is right, something about each mistake."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+# Each line of ``mistakes`` is one.
+WRONG = '''\
+from karafka_lite import App, Batch, Context, Message
+from karafka_lite.testing import TestClient
+
+app = App("group")
+
+
+@app.topic("fine")
+def store(batch: Batch, ctx: Context) -> None: ...
+
+
+def mistakes(batch: Batch, ctx: Context) -> None:
+    App("group", auto_offset_rest="latest")
+    App("group", auto_offset_reset="first")
+    App("group", enable_auto_commit=False)
+    app.topic("orders", manual_offsets="yes")
+    app.topic("orders", max_message=1)
+    app.topic("orders", dead_letter=True)
+    app.topic("orders")(lambda batch: None)
+    app.topic("orders")(wants_a_list)
+    app.topic("orders")(wants_another_context)
+    app.on_shutdown("store")
+    app.on_shutdown(store)(store)
+    app.on_shutdown(store)(of_another_context)
+    app.every(store, ms="1s")
+    ctx.mark_as_consumed(batch)
+    ctx.mark_as_consumed(batch.last, True)
+    ctx.pause("1s")
+    ctx.seek("begin")
+    ctx.produce("orders", 1, headers={"id": b"1"})
+    ctx.dead_letter(batch.last.offset)
+    ctx.revoked = True
+    ctx.state = {}
+    batch[0] = 1
+    batch.last.payload = 1
+    Message("orders", "0", 5)
+    Batch(["orders"])
+    TestClient(app).run().offsets
+    TestClient(app).advance(1000)
+
+
+def wants_a_list(batch: list[Message], ctx: Context) -> None: ...
+def wants_another_context(batch: Batch, ctx: int) -> None: ...
+def of_another_context(ctx: int) -> None: ...
+'''
+
+
+def mypy(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mypy", "--strict", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_what_is_right_is_accepted() -> None:
+    done = mypy("tests/house/typed_usage.py", "examples")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_mistake_is_reported_at_its_line_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text(WRONG)
+    lines = WRONG.splitlines()
+    begin = lines.index("def mistakes(batch: Batch, ctx: Context) -> None:") + 1
+    end = lines.index("", begin)
+    done = mypy(str(tmp_path / "wrong.py"))
+    reported = {int(number) for number in re.findall(r"wrong\.py:(\d+): error", done.stdout)}
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert [lines[number - 1] for number in sorted(reported)] == lines[begin:end]
+    assert end - begin >= 10
