@@ -201,7 +201,8 @@ def test_what_is_written_twice_is_there_once(archive: ModuleType) -> None:
     for _ in range(2):  # as after a kill between SQLite's commit and the mark: nothing is committed to Kafka
         with TestClient(archive.app) as client:
             client.send_many(TOPIC, REAL[:210])
-            client.run()
+            client.run(raise_errors=True)
+        assert client.committed(TOPIC, 0) == 210
     assert rows(archive) == [*range(210)]
 
 
@@ -274,6 +275,14 @@ def test_of_the_real_earthquakes_exactly_the_bad_ones_become_dead_letters(exampl
     raised = [headers for headers in dead if headers["error"].startswith(b"ValueError: ")]
     assert (len(by_hand), len(raised), len(dead)) == (28, 12, 40)
     assert len({headers["source-offset"] for headers in dead}) == 40, "none twice"
+
+
+def test_what_is_sent_away_by_hand_is_not_processed(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
+    with TestClient(example("08").app) as client:
+        client.send_many(TOPIC, [{**STRONG, "type": "explosion"}, STRONG])
+        assert [run.marks for run in client.run()] == [[1, 2]]
+    assert len(client.dead_letters("earthquakes.dead")) == 1
+    assert capsys.readouterr().out == "earthquakes-0@1: magnitude 6.5, 5km N of Lima, Peru\n"
 
 
 def test_what_fails_for_a_while_is_done_in_the_end_and_no_dead_letter(example: Example) -> None:
