@@ -24,5 +24,5 @@ def count(batch, ctx):
 
 @app.on_shutdown(count)
 def report(ctx):
-    for region, earthquakes in ctx.state["regions"].most_common(10):
+    for region, earthquakes in ctx.state.get("regions", Counter()).most_common(10):
         print(f"{earthquakes:6} {region}")

@@ -3,7 +3,12 @@
 A message is committed because it was processed, never because it was delivered.
 """
 
-from karafka_lite.app import App
+import warnings
+
+with warnings.catch_warnings():  # kafka-python 3.0 reads a file of its own in a way that Python 3.11 deprecates
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from karafka_lite.app import App
+
 from karafka_lite.context import Context
 from karafka_lite.errors import (
     BrokerUnavailableError,

@@ -53,8 +53,7 @@ class Time(NamedTuple):
     ms: int
 
 
-# Where a batch may begin: an offset, or what only the cluster can turn into one.
-Target = int | Literal["earliest", "latest"] | Time
+Target = int | Literal["earliest", "latest"] | Time  # where a batch may begin; only the cluster knows the latter
 
 
 class Policy(NamedTuple):
@@ -317,7 +316,8 @@ class Partition:
         self._tries = {offset: tries for offset, tries in self._tries.items() if offset >= self.retry_position}
         alone = len(run.records) == 1
         for record in run.records:
-            if record.offset >= self.retry_position:
+            reached = run.in_hand is None or record.offset <= run.in_hand  # a loop over ``each`` knows who it was
+            if reached and record.offset >= self.retry_position:
                 before = self.tries(record.offset)
                 self._tries[record.offset] = Tries(before.all + 1, before.alone + alone)
         offset = run.records[0].offset

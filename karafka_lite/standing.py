@@ -15,7 +15,7 @@ from karafka_lite.partition import Partition, Run
 class Tally:
     """What was done with one topic."""
 
-    messages: int = 0  # of batches whose handler did not raise
+    messages: int = 0  # that the handler has processed: behind a failure those that it marked
     batches: int = 0
     failures: int = 0  # batches whose handler raised
     given_up: int = 0  # messages at which it failed once too often: in the dead-letter topic, or skipped
@@ -50,9 +50,9 @@ class Score:
             tally.hook_failures += error is not None
             return
         tally.seconds += seconds
+        tally.messages += 0 if set_aside else _processed(run, failed=error is not None)
         if error is None:
             tally.batches += 1
-            tally.messages += len(run.records)
             self._errors.pop(run.partition.place, None)
         elif set_aside:
             tally.failures += 1
@@ -83,3 +83,12 @@ class Score:
             {topic: replace(tally) for topic, tally in self._tallies.items()},
             any(partition.running or partition.collects for partition in [*owned.values(), *group.leftovers.values()]),
         )
+
+
+def _processed(run: Run, *, failed: bool) -> int:
+    """How many messages of a batch are done."""
+    if not failed and run.in_hand is None:
+        return len(run.records)
+    marked = run.partition.stored or 0 if run.partition.version != run.version else 0
+    behind = marked if run.in_hand is None else max(marked, run.in_hand)
+    return sum(record.offset < behind for record in run.records)

@@ -157,6 +157,12 @@ def test_importing_the_package_stays_light(heavy: str) -> None:
     assert done.returncode == 0, done.stderr or f"import {PACKAGE} loads {heavy}"
 
 
+def test_the_package_can_be_imported_where_warnings_are_errors() -> None:
+    program = [sys.executable, "-W", "error", "-c", f"import {PACKAGE}, {PACKAGE}.testing, {PACKAGE}.broker.embedded"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_top_level_holds_nothing_else() -> None:
     if not shutil.which("git") or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")

@@ -134,6 +134,26 @@ def test_a_dead_letter_has_everything_that_is_needed_to_replay_it(kafka: Observe
     assert found.timestamp()[1] >= before - 1000, "or its retention would be over at once"
 
 
+def test_with_each_only_the_message_in_hand_is_blamed_and_the_others_stay_in_their_batches(kafka: Observer) -> None:
+    topic, dead, group, begun = kafka.topic(), kafka.topic(), kafka.group(), []
+    kafka.produce(topic, range(20))
+    app = make_app(kafka, group, auto_commit_interval_ms=50)
+
+    @app.topic(topic, dead_letter=dead, max_retries=1, **QUICKLY)
+    def store(batch: Batch, ctx: Context) -> None:
+        begun.append([message.offset for message in batch])
+        for message in ctx.each(batch):
+            if message.offset in (0, 19):
+                raise Poison
+
+    with running(app):
+        wait_until(lambda: kafka.committed(group, topic) == 20)
+    assert sources(kafka, dead) == [0, 19]
+    attempts = [headers_of(found)["attempts"] for found in kafka.records(dead)]
+    assert attempts == ["4", "3"], "the last one was tried once with others"
+    assert begun[4] == [*range(1, 20)]
+
+
 def test_attempts_counts_every_try_of_this_message_and_no_other(kafka: Observer) -> None:
     given = Poisoned(kafka, (1, 3), count=5, max_retries=1)
     given.produce()

@@ -56,6 +56,8 @@ class Handlers:
         for index, record in enumerate(run.records):
             yield from self._work(hangs=index == hangs_at)
             if index == fails_at:
+                if rng.random() < 0.3:
+                    run.in_hand = record.offset  # in a loop over ``each``
                 return True
             if index == leaves_at:
                 run.in_hand = record.offset

@@ -361,7 +361,7 @@ class Ledger:
         first = run.records[0].offset
         o.tries = {offset: tries for offset, tries in o.tries.items() if offset >= o.retry_position}  # else marked
         for record in run.records:
-            if record.offset >= o.retry_position:
+            if record.offset >= o.retry_position and (run.in_hand is None or record.offset <= run.in_hand):
                 tries = o.tries.setdefault(record.offset, [0, 0])
                 tries[0] += 1
                 tries[1] += len(run.records) == 1

@@ -171,6 +171,9 @@ MUTATIONS = {
         "group", "self.news |= waited_for or failure is not None or not partition.unanswered", "pass"),
     "failures are not counted for each message": (
         "partition", "Tries(before.all + 1, before.alone + alone)", "Tries(before.all, before.alone)"),
+    "a message that a loop over each did not reach counts as tried": (
+        "partition", "if reached and record.offset >= self.retry_position:",
+        "if record.offset >= self.retry_position:"),
     "a message is given up with its batch": (
         "partition", "Tries(before.all + 1, before.alone + alone)", "Tries(before.all + 1, before.alone + 1)"),
     "a message has no budget of its own": (
@@ -180,7 +183,8 @@ MUTATIONS = {
     "what succeeded keeps its failures": (
         "partition", "self._tries.pop(record.offset, None)\n        if self._set_aside",
         "pass\n        if self._set_aside"),
-    "a marked message is given up": ("partition", "if record.offset >= self.retry_position:", "if True:"),
+    "a marked message is given up": (
+        "partition", "if reached and record.offset >= self.retry_position:", "if reached:"),
     "what was lost is given up": ("partition", "or self.over or self.tries", "or self.tries"),
     "a message is given up although the handler wants to go on elsewhere": (
         "partition", "if run.redirect is not None or self.over or", "if self.over or"),

@@ -206,6 +206,33 @@ def test_a_message_that_was_given_up_is_counted_and_is_no_trouble_any_more() -> 
     assert scene.done == 1
 
 
+@pytest.mark.parametrize(
+    ("mark", "in_hand", "error", "messages"),
+    [
+        (None, None, None, 4),
+        (None, 2, None, 2),
+        (None, None, OSError("no"), 0),
+        (3, None, OSError("no"), 3),
+        (2, 2, OSError("no"), 2),
+    ],
+    ids=["done", "left by break", "failed", "failed behind a mark", "failed in a loop over each"],
+)
+def test_messages_are_counted_when_they_are_done(
+    mark: int | None, in_hand: int | None, error: OSError | None, messages: int
+) -> None:
+    scene = Scene(manual_offsets=True)
+    scene.polled([0, 1, 2, 3], 4)
+    run = scene.group.begin(scene.partition, 1000.0)
+    assert run is not None
+    if mark is not None:
+        scene.partition.mark(mark)
+    run.in_hand = in_hand
+    scene.group.end(run, failed=error is not None, now=1000.0)
+    scene.score.ran(run, error, 0.5)
+    (tally,) = scene.standing.tallies.values()
+    assert tally.messages == messages
+
+
 def test_the_last_error_is_told_until_a_run_succeeds() -> None:
     scene = Scene()
     scene.polled([0], 1)
