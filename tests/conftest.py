@@ -2,8 +2,8 @@
 
 A test that needs Kafka asks for ``kafka`` (shared), ``private_kafka`` (its own, to break) or ``cluster`` (three nodes,
 to break). The first two run it twice, on Apache Kafka and on the embedded broker, which may not be any kinder; with
-``@pytest.mark.apache_only("why")`` once. Where there is no Apache Kafka, what needs it is skipped with the reason, or
-fails when CI=true.
+``@pytest.mark.apache_only("why")`` once, with ``@pytest.mark.test_client`` also on ``TestClient``. Where there is no
+Apache Kafka, what needs it is skipped with the reason, or fails when CI=true.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 from kafka_server import JavaKafka, KafkaSource, kafka_source
 from observer import BreakableKafka, Observer, Server
+
+if TYPE_CHECKING:
+    from client_kafka import ClientKafka
 
 BROKERS = ["apache", "embedded"]
 ON_BOTH = {"kafka", "private_kafka"}
@@ -39,6 +43,13 @@ def kafka(request: pytest.FixtureRequest) -> Observer:
     """One broker for the whole session. Not to be broken; topics and groups of a test have names of their own."""
     observer: Observer = request.getfixturevalue(f"{request.param}_kafka")
     return observer
+
+
+@pytest.fixture
+def test_client_kafka() -> ClientKafka:
+    from client_kafka import ClientKafka  # here, as below
+
+    return ClientKafka()
 
 
 @pytest.fixture(scope="session")
@@ -160,6 +171,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "docker: needs a Docker daemon; skipped without one, with CI=true as well")
     config.addinivalue_line("markers", "slow: takes many seconds; runs last")
     config.addinivalue_line("markers", "apache_only(why): not on the embedded broker")
+    config.addinivalue_line("markers", "test_client: on TestClient, too; what it promises needs no network")
     config.stash[_STDERR] = os.dup(2)  # before pytest captures it
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell; children inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -167,8 +179,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     once = metafunc.definition.get_closest_marker("apache_only")
+    beside = ["test_client"] if metafunc.definition.get_closest_marker("test_client") else []
     for fixture in ON_BOTH.intersection(metafunc.fixturenames):
-        metafunc.parametrize(fixture, BROKERS[:1] if once else BROKERS, indirect=True)
+        metafunc.parametrize(fixture, BROKERS[:1] if once else [*BROKERS, *beside], indirect=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers

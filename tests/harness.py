@@ -13,24 +13,34 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from client_kafka import ClientKafka
 from kafka.admin import KafkaAdminClient, MemberToRemove
 from observer import Observer, wait_until
 
 from karafka_lite import App
 
+_ON_TEST_CLIENT: WeakKeyDictionary[App, ClientKafka] = WeakKeyDictionary()
 QUICK = {"heartbeat_interval_ms": 300, "session_timeout_ms": 6000, "fetch_max_wait_ms": 100}
 
 
 def make_app(kafka: Observer, group: str | None = None, **settings: Any) -> App:
     """An app on the test's broker with quick heartbeats; commits only when asked unless an interval is given."""
     given = {"auto_commit_interval_ms": 600_000, **QUICK, **settings}
-    return App(group or kafka.group(), bootstrap_servers=kafka.bootstrap_servers, **given)
+    app = App(group or kafka.group(), bootstrap_servers=kafka.bootstrap_servers, **given)
+    if isinstance(kafka, ClientKafka):
+        _ON_TEST_CLIENT[app] = kafka
+    return app
 
 
 @contextmanager
 def running(app: App) -> Iterator[App]:
     """``app`` started; stopped behind the block, also when a test fails."""
+    if (client := _ON_TEST_CLIENT.get(app)) is not None:
+        with client.running(app):
+            yield app
+        return
     app.start()
     try:
         yield app

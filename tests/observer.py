@@ -29,6 +29,7 @@ T = TypeVar("T")
 Headers = Sequence[tuple[str, bytes]]
 
 PATIENCE_S = 30  # for one answer of a broker that works
+PUMPS: list[Callable[[], None]] = []  # what has to be done while somebody waits, where there are no threads
 
 
 def wait_until(fact: Callable[[], T], timeout: float = 15, message: str = "") -> T:
@@ -37,7 +38,9 @@ def wait_until(fact: Callable[[], T], timeout: float = 15, message: str = "") ->
     while not (value := fact()):
         if time.monotonic() > deadline:
             raise AssertionError(f"{message or 'the fact'}: not within {timeout} s; the last value was {value!r}")
-        time.sleep(0.02)
+        for pump in PUMPS:
+            pump()
+        time.sleep(0.0 if PUMPS else 0.02)
     return value
 
 

@@ -81,6 +81,7 @@ class TestClient:
         self._partitions = partitions
         self._now = 0.0
         self._logs: dict[TopicPartition, list[Record]] = {}
+        self._commits: dict[str, dict[TopicPartition, int]] = {}  # by group
         self._members: list[_Member] = []
         self._runs: list[Run] = []
         self._sent: dict[str, list[Message]] = {}
@@ -245,6 +246,7 @@ class TestClient:
 
     @property
     def now(self) -> float:
+        """The clock: seconds since the block began."""
         return self._now
 
     def _work(self, *, batches: bool) -> None:
@@ -330,7 +332,7 @@ class _Member:
         config = client._app.config
         self.client, self.routes = client, routes
         self.reset = config.settings.get("auto_offset_reset", "earliest")
-        self.committed: dict[TopicPartition, int] = {}
+        self.committed = client._commits.setdefault(group_id, {})
         self.partitions: dict[TopicPartition, Partition] = {}  # the newest ownership of each
         self._positions: dict[TopicPartition, int] = {}
         self._jobs: deque[Partition] = deque()

@@ -1,15 +1,134 @@
-"""What the README promises is there."""
+"""What the README promises is there, and what it shows runs."""
 
 from __future__ import annotations
 
+import configparser
+import os
 import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import karafka_lite
+from karafka_lite import App, cli
+from karafka_lite.testing import TestClient
 
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+INSTALLS = 2  # its two commands: tests/kafka/test_examples.py runs the first one, whoever reads this the second
 
 
-def test_each_guarantee_of_the_readme_is_a_test_of_that_name() -> None:
-    named = re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text())
+class Block(NamedTuple):
+    """A fenced block of code."""
+
+    language: str
+    text: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.language}, line {self.line}"
+
+
+def blocks(*languages: str) -> list[Block]:
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    every = [Block(match[1], match[2], README[: match.start()].count("\n") + 1) for match in found]
+    return [block for block in every if block.language in languages]
+
+
+def test_each_guarantee_is_a_test_of_that_name() -> None:
+    named = re.findall(r"`(test_\w+)`", README)
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert len(named) >= 20
     assert not [name for name in named if f"def {name}(" not in tests]
+
+
+def test_every_block_of_code_is_of_a_kind_that_is_tested() -> None:
+    fences = re.findall(r"^```(\w*)$", README, re.MULTILINE)[::2]
+    assert {*fences} == {"python", "sh", "ini", "yaml", "text"}
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_python_runs(block: Block) -> None:
+    """Its app is handed messages, its tests are run."""
+    saved: list[object] = []
+    names: dict[str, Any] = {name: getattr(karafka_lite, name) for name in karafka_lite.__all__}
+    names |= {"app": App("readme"), "save": saved.append}
+    exec(compile(block.text, f"README.md:{block.line}", "exec"), names)
+    for test in [name for name in names if name.startswith("test_")]:
+        names[test]()
+    app = names["app"]
+    topics = {topic for group in app.groups.values() for topic in group}
+    if not topics:
+        assert app.config.settings, "what is shown is settings"
+        return
+    with TestClient(app) as client:
+        for topic in topics:
+            client.send_many(topic, [{"id": n} for n in range(3)], key="k")
+        assert client.run(raise_errors=True)
+        client.advance(ms=10_000)
+    assert all(client.committed(topic, 0) == 3 for topic in topics)
+    assert saved or client.produced("orders.priced")
+
+
+def test_the_shell_commands_exist() -> None:
+    installs = [block for block in blocks("sh") if "pip install" in block.text]
+    assert len(installs) == INSTALLS
+    commands = [command for block in blocks("sh") if block not in installs for command in shell_commands(block.text)]
+    indented = re.findall(r"^    (karafka-lite [^\[\n…]*)$", README, re.MULTILINE)
+    assert len(commands) + len(indented) >= 4
+    for command in [*commands, *indented]:
+        cli._parser().parse_args(shlex.split(command.replace("TOPIC", "orders"))[1:])
+
+
+def shell_commands(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        yield from (part.strip() for part in line.split("|") if part.strip().startswith("karafka-lite "))
+
+
+def test_the_unit_of_systemd_waits_for_a_drain() -> None:
+    (block,) = blocks("ini")
+    unit = configparser.ConfigParser()
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string(block.text)
+    command = shlex.split(unit["Service"]["ExecStart"])
+    assert Path(command[0]).name == "karafka-lite"
+    cli._parser().parse_args(command[1:])
+    assert int(unit["Service"]["TimeoutStopSec"]) * 1000 > App("any").config.drain_timeout_ms + 5000
+
+
+def test_the_deployment_of_kubernetes_waits_for_a_drain() -> None:
+    (block,) = blocks("yaml")
+    (command,) = re.findall(r"command: \[(.*)\]", block.text)
+    name, *arguments = [word.strip().strip('"') for word in command.split(",")]
+    assert name == "karafka-lite"
+    cli._parser().parse_args(arguments)
+    (seconds,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", block.text)
+    assert int(seconds) * 1000 > App("any").config.drain_timeout_ms + 5000
+
+
+def test_every_public_name_has_a_docstring_of_its_own() -> None:
+    """Public: what ``karafka_lite`` and ``karafka_lite.testing`` export, and the public members of their classes."""
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import karafka_lite.testing"
+    subprocess.run([sys.executable, "-c", program], check=True, env=dict(os.environ))
+    missing = []
+    for module in (karafka_lite, karafka_lite.testing):
+        for name in module.__all__:
+            if name.startswith("__"):
+                continue
+            thing = getattr(module, name)
+            missing += [name] * (not thing.__doc__)
+            if isinstance(thing, type):
+                members = {n: m for n, m in vars(thing).items() if not n.startswith("_")}
+                documented = thing.__doc__ or ""
+                missing += [
+                    f"{name}.{n}"
+                    for n, member in members.items()
+                    if (callable(member) or isinstance(member, property | classmethod)) and not member.__doc__
+                    and n not in documented
+                ]  # fmt: skip
+    assert not missing

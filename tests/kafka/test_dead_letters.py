@@ -90,6 +90,7 @@ class Poisoned:
 # -- what leaves, and what stays --------------------------------------------------------------------------------------
 
 
+@pytest.mark.test_client
 @pytest.mark.parametrize("mode", ["automatic", "manual"])
 def test_of_a_batch_of_100_exactly_the_3_bad_ones_become_dead_letters(kafka: Observer, mode: str) -> None:
     given = Poisoned(kafka, max_retries=1, manual_offsets=mode == "manual")
@@ -105,6 +106,7 @@ def test_of_a_batch_of_100_exactly_the_3_bad_ones_become_dead_letters(kafka: Obs
     assert {offset: tries for offset, tries in alone.items() if tries > 1} == dict.fromkeys(BAD, 2)
 
 
+@pytest.mark.test_client
 @pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
 def test_with_marks_on_each_message_nothing_good_is_processed_twice(kafka: Observer, manual: bool) -> None:
     given = Poisoned(kafka, manual_offsets=manual)
@@ -134,6 +136,7 @@ def test_a_dead_letter_has_everything_that_is_needed_to_replay_it(kafka: Observe
     assert found.timestamp()[1] >= before - 1000, "or its retention would be over at once"
 
 
+@pytest.mark.test_client
 def test_with_each_only_the_message_in_hand_is_blamed_and_the_others_stay_in_their_batches(kafka: Observer) -> None:
     topic, dead, group, begun = kafka.topic(), kafka.topic(), kafka.group(), []
     kafka.produce(topic, range(20))
@@ -154,6 +157,7 @@ def test_with_each_only_the_message_in_hand_is_blamed_and_the_others_stay_in_the
     assert begun[4] == [*range(1, 20)]
 
 
+@pytest.mark.test_client
 def test_attempts_counts_every_try_of_this_message_and_no_other(kafka: Observer) -> None:
     given = Poisoned(kafka, (1, 3), count=5, max_retries=1)
     given.produce()
@@ -161,6 +165,7 @@ def test_attempts_counts_every_try_of_this_message_and_no_other(kafka: Observer)
     assert [headers_of(found)["attempts"] for found in kafka.records(given.dead)] == ["4", "4"]
 
 
+@pytest.mark.test_client
 def test_a_message_that_was_alone_from_the_start_has_one_budget(kafka: Observer) -> None:
     given = Poisoned(kafka, (0,), count=1, max_retries=2)
     given.produce()
@@ -169,6 +174,7 @@ def test_a_message_that_was_alone_from_the_start_has_one_budget(kafka: Observer)
     assert [headers_of(found)["attempts"] for found in kafka.records(given.dead)] == ["3"]
 
 
+@pytest.mark.test_client
 def test_max_retries_is_3_unless_said_otherwise_and_0_is_a_number(kafka: Observer) -> None:
     for given, tries in (Poisoned(kafka, (0,), count=1), 4), (Poisoned(kafka, (0,), count=1, max_retries=0), 1):
         given.produce()
@@ -176,6 +182,7 @@ def test_max_retries_is_3_unless_said_otherwise_and_0_is_a_number(kafka: Observe
         assert len(given.begun) == tries
 
 
+@pytest.mark.test_client
 def test_a_tombstone_without_a_key_an_empty_value_and_a_long_error_become_dead_letters(
     kafka: Observer,
 ) -> None:
@@ -196,6 +203,7 @@ def test_a_tombstone_without_a_key_an_empty_value_and_a_long_error_become_dead_l
     assert len(headers_of(empty)["error"]) == 2000
 
 
+@pytest.mark.test_client
 def test_dead_letter_false_logs_and_skips(kafka: Observer, caplog: pytest.LogCaptureFixture) -> None:
     given = Poisoned(kafka, (3,), count=5, dead=False, max_retries=0)
     given.produce()
@@ -206,6 +214,7 @@ def test_dead_letter_false_logs_and_skips(kafka: Observer, caplog: pytest.LogCap
     assert "failed 2 times" in line
 
 
+@pytest.mark.test_client
 def test_what_is_told_names_the_message_the_handler_the_tries_and_where_the_dead_letter_is(
     kafka: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -233,6 +242,7 @@ def test_manual_a_dead_letter_never_commits_past_a_message_that_waits_unmarked(k
         assert given.committed() is None
 
 
+@pytest.mark.test_client
 def test_manual_a_dead_letter_counts_as_marked_as_soon_as_everything_before_it_is(kafka: Observer) -> None:
     given = Poisoned(kafka, (2, 3), count=5, max_retries=0, manual_offsets=True)
     first: list[Message] = []
@@ -249,6 +259,7 @@ def test_manual_a_dead_letter_counts_as_marked_as_soon_as_everything_before_it_i
     assert sources(kafka, given.dead) == [2, 3]
 
 
+@pytest.mark.test_client
 def test_manual_what_waits_unmarked_before_a_dead_letter_comes_again_with_an_empty_state_and_the_dead_letter_does_not(
     kafka: Observer,
 ) -> None:
@@ -273,6 +284,7 @@ def test_manual_what_waits_unmarked_before_a_dead_letter_comes_again_with_an_emp
     assert written == [0, 1, 3, 4, 5]
 
 
+@pytest.mark.test_client
 def test_manual_a_success_of_its_neighbours_does_not_renew_a_budget(kafka: Observer) -> None:
     """The batches before the bad one succeed each time that they come again, unmarked; that must not go on for ever."""
     given = Poisoned(kafka, (5,), count=8, max_retries=1, manual_offsets=True, max_messages=2)
@@ -436,6 +448,7 @@ def test_killed_at_each_step_between_the_failure_and_the_commit_nothing_is_lost_
 # -- by hand ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.test_client
 def test_by_hand_it_sends_the_message_and_does_not_mark_it(kafka: Observer) -> None:
     topic, dead, group = kafka.topic(), kafka.topic(), kafka.group()
     kafka.produce(topic, [{"id": 1}, {}], keys=["a", "b"])
@@ -459,6 +472,7 @@ def test_by_hand_it_sends_the_message_and_does_not_mark_it(kafka: Observer) -> N
     assert kafka.committed(group, topic) is None
 
 
+@pytest.mark.test_client
 def test_by_hand_what_cannot_be_a_dead_letter_is_refused(kafka: Observer) -> None:
     topic, other, dead = kafka.topic(), kafka.topic(), kafka.topic()
     kafka.produce(topic, [{}])
@@ -544,6 +558,7 @@ def test_a_pause_with_an_offset_in_isolation_is_obeyed_and_the_message_is_not_gi
     assert kafka.records(given.dead) == []
 
 
+@pytest.mark.test_client
 def test_each_in_isolation_and_a_marked_message_that_fails_is_not_given_up(kafka: Observer) -> None:
     given = Poisoned(kafka, (), count=3, max_retries=0, max_messages=1)
 
@@ -573,6 +588,7 @@ def test_user_code_that_ends_the_process_is_never_a_dead_letter(kafka: Observer)
     assert given.committed() is None
 
 
+@pytest.mark.test_client
 def test_the_isolated_messages_do_not_wait_for_a_batch(kafka: Observer) -> None:
     given = Poisoned(kafka, (2,), count=10, max_retries=0, batch_timeout_ms=60_000, max_messages=10)
     given.produce()

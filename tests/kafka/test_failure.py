@@ -33,6 +33,7 @@ class Flaky(Exception):
 # -- what is told -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.test_client
 def test_an_exception_is_logged_once_with_where_it_was_which_attempt_and_the_next_try(
     kafka: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -60,6 +61,7 @@ def test_an_exception_is_logged_once_with_where_it_was_which_attempt_and_the_nex
     assert "failed at attempt 2 as before, Flaky: broken; again" in second.getMessage()
 
 
+@pytest.mark.test_client
 def test_an_exception_that_is_another_one_than_before_is_shown_with_its_traceback(
     kafka: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -78,6 +80,7 @@ def test_an_exception_that_is_another_one_than_before_is_shown_with_its_tracebac
     assert [bool(record.exc_info) for record in failures(caplog)] == [True, False, True, True]
 
 
+@pytest.mark.test_client
 def test_an_error_of_ours_is_one_line_with_the_line_of_the_handler(
     kafka: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -227,6 +230,7 @@ def test_nothing_is_marked_by_a_failure_and_a_stop_need_not_wait_for_its_back_of
 # -- where the next batch starts --------------------------------------------------------------------------------------
 
 
+@pytest.mark.test_client
 def test_manual_the_next_batch_starts_at_the_last_mark(kafka: Observer) -> None:
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(6))
@@ -246,6 +250,7 @@ def test_manual_the_next_batch_starts_at_the_last_mark(kafka: Observer) -> None:
     assert kafka.committed(group, topic) == 2
 
 
+@pytest.mark.test_client
 def test_manual_the_next_batch_starts_at_the_last_mark_also_when_that_is_batches_ago(kafka: Observer) -> None:
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(6))
@@ -266,6 +271,7 @@ def test_manual_the_next_batch_starts_at_the_last_mark_also_when_that_is_batches
     assert kafka.committed(group, topic) == 1
 
 
+@pytest.mark.test_client
 def test_manual_the_next_batch_starts_at_an_older_mark_when_that_was_the_last_one(kafka: Observer) -> None:
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(5))
@@ -285,6 +291,7 @@ def test_manual_the_next_batch_starts_at_an_older_mark_when_that_was_the_last_on
     assert handed == [[0, 1, 2, 3, 4], [1, 2, 3, 4]]
 
 
+@pytest.mark.test_client
 def test_manual_without_a_mark_the_next_batch_starts_where_this_ownership_began_also_after_several_batches(
     kafka: Observer,
 ) -> None:
@@ -314,6 +321,7 @@ def test_manual_without_a_mark_the_next_batch_starts_where_this_ownership_began_
     assert kafka.committed(group, topic) == 2
 
 
+@pytest.mark.test_client
 def test_automatic_the_next_batch_starts_at_the_failed_batchs_first_message(kafka: Observer) -> None:
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(6))
@@ -332,6 +340,7 @@ def test_automatic_the_next_batch_starts_at_the_failed_batchs_first_message(kafk
     assert kafka.committed(group, topic) == 6
 
 
+@pytest.mark.test_client
 def test_automatic_the_next_batch_starts_at_a_mark_made_inside_the_failed_batch(kafka: Observer) -> None:
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(6))
@@ -377,6 +386,7 @@ def test_what_arrives_during_the_back_off_comes_behind_what_failed_and_nothing_t
 # -- state, attempt, retrying -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.test_client
 def test_state_is_kept_over_batches_and_emptied_when_a_failed_run_is_to_be_repeated(kafka: Observer) -> None:
     topic = kafka.topic()
     kafka.produce(topic, range(6))
@@ -396,6 +406,7 @@ def test_state_is_kept_over_batches_and_emptied_when_a_failed_run_is_to_be_repea
     assert seen == [[], [0, 1], [], [0, 1], [0, 1, 2, 3]]
 
 
+@pytest.mark.test_client
 def test_state_is_not_shared_by_two_partitions_and_another_ones_failure_leaves_it_alone(kafka: Observer) -> None:
     topic, other, group = kafka.topic(2), kafka.topic(), kafka.group()
     seen: dict[tuple[str, int], list[int]] = {}
@@ -440,6 +451,7 @@ def test_state_is_dropped_with_the_ownership_and_attempt_begins_anew(kafka: Obse
     assert seen == [({}, 1), ({"from": 1}, 1), ({}, 1)]
 
 
+@pytest.mark.test_client
 def test_attempt_and_retrying_count_the_tries_and_are_back_at_one_after_a_success(kafka: Observer) -> None:
     topic = kafka.topic()
     kafka.produce(topic, range(3))
@@ -460,6 +472,7 @@ def test_attempt_and_retrying_count_the_tries_and_are_back_at_one_after_a_succes
 # -- what is caught ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.test_client
 def test_any_base_exception_but_the_critical_ones_is_a_failed_run_that_is_tried_again(
     kafka: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -483,6 +496,7 @@ def test_any_base_exception_but_the_critical_ones_is_a_failed_run_that_is_tried_
     assert kafka.committed(group, topic) == 1
 
 
+@pytest.mark.test_client
 def test_a_payload_that_cannot_be_decoded_fails_the_run_as_any_exception_would(
     kafka: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,6 +24,7 @@ def marked(kafka: Observer, app: App, topic: str, partition: int = 0) -> int | N
 # -- each -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.test_client
 @pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
 def test_a_loop_over_each_marks_everything(kafka: Observer, manual: bool) -> None:
     topic, app, seen = kafka.topic(), make_app(kafka), list[int]()
@@ -39,6 +40,7 @@ def test_a_loop_over_each_marks_everything(kafka: Observer, manual: bool) -> Non
     assert seen == list(range(10))
 
 
+@pytest.mark.test_client
 @pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
 def test_the_message_in_hand_of_a_loop_that_was_left_comes_first_in_the_next_batch(
     kafka: Observer, manual: bool
@@ -76,6 +78,7 @@ def test_a_loop_that_was_left_without_a_mark_waits_for_backoff_ms_and_does_not_s
     assert min(later - earlier for earlier, later in itertools.pairwise(starts)) > 0.35
 
 
+@pytest.mark.test_client
 def test_an_exception_inside_each_repeats_from_the_message_in_hand(kafka: Observer) -> None:
     topic, app, batches = kafka.topic(), make_app(kafka), list[tuple[int, int]]()
     kafka.produce(topic, range(5))
@@ -175,6 +178,7 @@ def test_a_run_that_seeks_is_not_marked_by_itself_but_its_own_marks_count(kafka:
     assert batches == [0]
 
 
+@pytest.mark.test_client
 def test_a_seek_of_a_run_that_fails_is_where_the_retry_starts(kafka: Observer) -> None:
     topic, app, batches = kafka.topic(), make_app(kafka), list[tuple[int, int]]()
     kafka.produce(topic, range(6))
@@ -192,6 +196,7 @@ def test_a_seek_of_a_run_that_fails_is_where_the_retry_starts(kafka: Observer) -
     assert batches == [(0, 1), (4, 2)]
 
 
+@pytest.mark.test_client
 def test_what_was_queued_before_a_seek_is_dropped_and_nothing_comes_twice(kafka: Observer) -> None:
     topic, app, seen = kafka.topic(), make_app(kafka), list[int]()
     kafka.produce(topic, range(40))
@@ -208,6 +213,7 @@ def test_what_was_queued_before_a_seek_is_dropped_and_nothing_comes_twice(kafka:
     assert seen == [*range(10), *range(30, 40)]
 
 
+@pytest.mark.test_client
 def test_a_seek_is_over_with_the_ownership(kafka: Observer) -> None:
     topic, group, batches = kafka.topic(), kafka.group(), list[int]()
     kafka.produce(topic, range(4))
@@ -251,6 +257,7 @@ def test_a_paused_partition_has_no_batch_for_so_long_and_the_others_go_on(kafka:
     assert at[1, 1] < at[0, 1]
 
 
+@pytest.mark.test_client
 def test_a_pause_without_an_offset_changes_only_the_time(kafka: Observer) -> None:
     topic, app, batches = kafka.topic(), make_app(kafka), list[int]()
     kafka.produce(topic, range(4))
@@ -321,6 +328,7 @@ def test_a_back_off_that_is_longer_than_a_pause_stays(kafka: Observer) -> None:
     assert starts[1] - starts[0] > 0.45
 
 
+@pytest.mark.test_client
 def test_a_pause_is_over_with_the_ownership(kafka: Observer) -> None:
     topic, group, batches = kafka.topic(), kafka.group(), list[int]()
     kafka.produce(topic, range(4))
@@ -361,6 +369,7 @@ def test_a_paused_partition_that_fetches_much_goes_on_with_the_first_message_beh
 # -- every ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.test_client
 def test_every_is_called_again_and_again_also_when_no_message_comes_and_its_marks_count(kafka: Observer) -> None:
     topic, app, ticks = kafka.topic(2), make_app(kafka), list[int]()
     kafka.produce(topic, range(3), 0)
@@ -382,6 +391,7 @@ def test_every_is_called_again_and_again_also_when_no_message_comes_and_its_mark
     assert set(ticks) == {0}, "only for partitions that were handed a batch"
 
 
+@pytest.mark.test_client
 def test_every_never_runs_beside_a_batch_and_leaves_room_for_batches(kafka: Observer) -> None:
     topic, app = kafka.topic(), make_app(kafka)
     kafka.produce(topic, range(40))
@@ -408,6 +418,7 @@ def test_every_never_runs_beside_a_batch_and_leaves_room_for_batches(kafka: Obse
     assert beside == []
 
 
+@pytest.mark.test_client
 def test_every_goes_on_while_a_partition_waits_in_back_off_or_in_a_pause(kafka: Observer) -> None:
     topic, app, ticks = kafka.topic(2), make_app(kafka), list[int]()
     kafka.produce(topic, range(2), 0)
@@ -431,6 +442,7 @@ def test_every_goes_on_while_a_partition_waits_in_back_off_or_in_a_pause(kafka: 
         wait_until(lambda: ticks.count(0) >= 3 and ticks.count(1) >= 3)
 
 
+@pytest.mark.test_client
 def test_an_exception_in_every_is_logged_and_it_is_called_again(
     kafka: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:

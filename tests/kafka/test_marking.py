@@ -26,6 +26,7 @@ def offsets(batch: Batch) -> list[int]:
 # -- what may be marked -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.test_client
 def test_a_payload_is_a_type_error_and_nothing_is_stored(kafka: Observer) -> None:
     topic, group, refused = kafka.topic(), kafka.group(), []
     kafka.produce(topic, [{"id": 1}])
@@ -42,6 +43,7 @@ def test_a_payload_is_a_type_error_and_nothing_is_stored(kafka: Observer) -> Non
     assert kafka.committed(group, topic) is None
 
 
+@pytest.mark.test_client
 def test_a_message_of_another_partition_is_a_value_error_that_names_both_and_nothing_is_stored(kafka: Observer) -> None:
     topic, other, group = kafka.topic(2), kafka.topic(), kafka.group()
     kafka.produce(topic, ["x"], 0)
@@ -98,6 +100,7 @@ def test_a_message_that_this_ownership_was_never_handed_is_a_value_error_and_not
     assert kafka.committed(group, topic) == 2
 
 
+@pytest.mark.test_client
 def test_a_message_of_an_earlier_batch_of_this_ownership_may_be_marked(kafka: Observer) -> None:
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(4))
@@ -155,6 +158,7 @@ def test_a_mark_without_ownership_is_false_and_stores_nothing(kafka: Observer) -
     assert kafka.committed(group, topic) == 1
 
 
+@pytest.mark.test_client
 def test_a_blocking_mark_or_commit_is_false_when_the_ownership_ends_first(private_kafka: BreakableKafka) -> None:
     topic, group, gate = private_kafka.topic(2), private_kafka.group(), [Gate(), Gate()]
     for partition in (0, 1):
@@ -207,6 +211,7 @@ def test_a_mark_is_true_and_stored_but_not_committed_before_something_commits(ka
     assert kafka.committed(group, topic) == 4
 
 
+@pytest.mark.test_client
 def test_marks_are_committed_with_the_interval_again_and_again(kafka: Observer) -> None:
     topic, group = kafka.topic(), kafka.group()
     app = make_app(kafka, group, auto_commit_interval_ms=100)
@@ -240,6 +245,7 @@ def test_commits_never_pass_the_marks_also_while_a_batch_is_half_done(kafka: Obs
     assert kafka.committed(group, topic) == 4
 
 
+@pytest.mark.test_client
 def test_marks_are_committed_at_the_stop(kafka: Observer) -> None:
     topic, group, marked = kafka.topic(), kafka.group(), []
     kafka.produce(topic, range(5))
@@ -255,6 +261,7 @@ def test_marks_are_committed_at_the_stop(kafka: Observer) -> None:
     assert kafka.committed(group, topic) == 3
 
 
+@pytest.mark.test_client
 def test_marks_are_committed_at_a_hand_over(kafka: Observer) -> None:
     topic, group = kafka.topic(2), kafka.group()
     for partition in (0, 1):
@@ -280,6 +287,7 @@ def test_marks_are_committed_at_a_hand_over(kafka: Observer) -> None:
             )
 
 
+@pytest.mark.test_client
 def test_what_is_committed_is_the_next_offset_to_read_so_a_restart_begins_behind_the_mark(kafka: Observer) -> None:
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(5))
@@ -301,6 +309,7 @@ def test_what_is_committed_is_the_next_offset_to_read_so_a_restart_begins_behind
 # -- older, and again -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.test_client
 def test_an_older_mark_is_stored_too_with_a_warning_and_its_followers_are_repeated_never_skipped(
     kafka: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -353,6 +362,7 @@ def test_marks_forwards_are_not_warned_about(kafka: Observer, caplog: pytest.Log
     assert warnings_of_ours(caplog) == []
 
 
+@pytest.mark.test_client
 def test_a_second_mark_of_the_same_message_is_true(kafka: Observer) -> None:
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(3))
@@ -372,6 +382,7 @@ def test_a_second_mark_of_the_same_message_is_true(kafka: Observer) -> None:
 # -- sync -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.test_client
 def test_a_blocking_mark_is_on_the_broker_when_the_call_returns(kafka: Observer) -> None:
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(4))
@@ -388,6 +399,7 @@ def test_a_blocking_mark_is_on_the_broker_when_the_call_returns(kafka: Observer)
     assert seen == [(True, 1), (True, 2), (True, 3), (True, 4)]
 
 
+@pytest.mark.test_client
 def test_a_blocking_mark_is_on_the_broker_also_when_the_message_had_been_marked_before(kafka: Observer) -> None:
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(4))
@@ -404,6 +416,7 @@ def test_a_blocking_mark_is_on_the_broker_also_when_the_message_had_been_marked_
     assert seen == [(True, None), (True, 2)]
 
 
+@pytest.mark.test_client
 def test_a_blocking_mark_behind_a_newer_one_leaves_the_older_on_the_broker(kafka: Observer) -> None:
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(4))
@@ -477,6 +490,7 @@ def test_commit_offsets_asks_for_a_commit_of_everything_stored(kafka: Observer) 
     assert asked == [True]
 
 
+@pytest.mark.test_client
 def test_a_blocking_commit_is_true_once_everything_stored_is_on_the_broker(kafka: Observer) -> None:
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(5))
@@ -495,6 +509,7 @@ def test_a_blocking_commit_is_true_once_everything_stored_is_on_the_broker(kafka
     assert seen == [(True, 3), (True, 3)]
 
 
+@pytest.mark.test_client
 def test_a_commit_of_nothing_is_true_and_commits_nothing(kafka: Observer) -> None:
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(5))

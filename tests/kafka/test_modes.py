@@ -135,6 +135,7 @@ def test_automatic_an_older_mark_does_not_outlast_the_batch_which_is_marked_at_i
 # -- manual -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.test_client
 def test_manual_nothing_is_marked_but_what_the_handler_marks(kafka: Observer) -> None:
     topic, group, ends = kafka.topic(), kafka.group(), []
     kafka.produce(topic, range(6))
@@ -151,6 +152,7 @@ def test_manual_nothing_is_marked_but_what_the_handler_marks(kafka: Observer) ->
     assert kafka.committed(group, topic) is None
 
 
+@pytest.mark.test_client
 def test_manual_a_batch_without_a_mark_leaves_the_last_mark_where_it_was(kafka: Observer) -> None:
     topic, group, ends = kafka.topic(), kafka.group(), []
     kafka.produce(topic, range(6))
@@ -170,6 +172,7 @@ def test_manual_a_batch_without_a_mark_leaves_the_last_mark_where_it_was(kafka: 
 # -- both commit at the same moments, and only marks ------------------------------------------------------------------
 
 
+@pytest.mark.test_client
 @BOTH
 def test_both_commit_every_interval(kafka: Observer, manual: bool) -> None:
     topic, group = kafka.topic(), kafka.group()
@@ -186,6 +189,7 @@ def test_both_commit_every_interval(kafka: Observer, manual: bool) -> None:
             wait_until(lambda number=number: kafka.committed(group, topic) == number, message=f"commit {number}")
 
 
+@pytest.mark.test_client
 @BOTH
 def test_both_commit_at_the_stop_and_nothing_before_when_the_interval_is_long(kafka: Observer, manual: bool) -> None:
     topic, group, ends = kafka.topic(), kafka.group(), []
@@ -236,6 +240,7 @@ def test_both_commit_at_a_hand_over_so_that_the_next_owner_begins_there(kafka: O
     assert handed == [4]
 
 
+@pytest.mark.test_client
 @BOTH
 def test_both_commit_what_an_on_shutdown_hook_marks(kafka: Observer, manual: bool) -> None:
     topic, group, handed, marked = kafka.topic(), kafka.group(), [], []

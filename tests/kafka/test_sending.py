@@ -64,6 +64,7 @@ class Outputs:
 # -- what is sent -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.test_client
 def test_it_sends_key_headers_partition_and_time_and_the_future_says_where_it_is(kafka: Observer) -> None:
     topic, out, places = kafka.topic(), kafka.topic(3), []
     kafka.produce(topic, ["x"])
@@ -479,6 +480,7 @@ def test_a_hand_over_waits_for_the_answers(kafka: Observer) -> None:
     assert {one.value() for one in kafka.records(out)} == {b"0", b"1"}
 
 
+@pytest.mark.test_client
 def test_hooks_may_send_and_their_marks_wait_too(kafka: Observer) -> None:
     topic, out, group = kafka.topic(), kafka.topic(), kafka.group()
     kafka.produce(topic, range(3))
@@ -559,6 +561,7 @@ def test_what_was_sent_by_a_lost_ownership_arrives_and_commits_nothing(kafka: Ob
 # -- brokers that are down, slow, killed ------------------------------------------------------------------------------
 
 
+@pytest.mark.test_client
 def test_a_broker_that_goes_and_comes_back_holds_the_commits_up_and_loses_nothing(
     private_kafka: BreakableKafka,
 ) -> None:
@@ -679,6 +682,7 @@ def test_an_outbox_makes_a_new_producer_behind_a_refused_message_and_fails_when_
     assert "the app has stopped" in str(outbox.send(Outgoing(topic, b"3")).exception(20))
 
 
+@pytest.mark.test_client
 def test_no_broker_for_the_producer_is_a_failed_send(kafka: Observer) -> None:
     outbox = Outbox(["127.0.0.1:1"], {"bootstrap_timeout_ms": 200})
     failure = outbox.send(Outgoing("out", b"1")).exception(20)
@@ -725,6 +729,7 @@ def test_what_was_sent_and_forgotten_by_a_buffer_comes_again_when_it_is_refused(
     assert sorted({record.value() for record in kafka.records(target)}) == [b"0", b"1", b"2", b"3"]
 
 
+@pytest.mark.test_client
 @pytest.mark.usefixtures("impatient")
 def test_a_stop_does_not_wait_for_a_producer_that_reaches_nobody(private_kafka: BreakableKafka) -> None:
     kafka, gate = private_kafka, Gate()

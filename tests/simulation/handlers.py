@@ -64,9 +64,11 @@ class Handlers:
                 return False
             if rng.random() < settings.sending:
                 self._member.send(partition)
+                if rng.random() < 0.3:
+                    yield from self._member.answers(partition)  # and goes on, whatever it is
             if rng.random() < 0.01:
                 self._member.rest(partition, rng.choice([0.0, 0.3, 20.0]))
-            if settings.backward_marks and rng.random() < 0.03:
+            if settings.backward_marks and rng.random() < 0.08:
                 self._seek(partition, record.offset)
             if index == returns_at or (careful and partition.state is State.DRAINING and rng.random() < 0.3):
                 return False
@@ -118,7 +120,7 @@ class Handlers:
 
     def _commit(self, partition: Partition) -> Steps:
         """Now and then: ask for a commit, or wait for one. Returns None when the wait timed out."""
-        chance = self._rng.random()
+        chance = self._rng.random() / (3 if partition.unanswered else 1)
         if chance < 0.05:
             self._member.request_commit(partition)
         elif chance < 0.12:

@@ -306,11 +306,11 @@ class SimulatedMember:
             self.say("begins", run, f"attempt {run.attempt}")
             yield None
             failed = yield from self._handlers.call(run)
-            yield from self._answers(partition)
+            yield from self.answers(partition)
             failed = failed or partition.failure is not None
             if failed and self._gives_up(run):
                 self.send(partition)
-                yield from self._answers(partition)
+                yield from self.answers(partition)
                 if partition.failure is None:
                     self.say("sets aside", run)
                     self.ledger.set_aside(run, self.now)
@@ -324,7 +324,7 @@ class SimulatedMember:
             self._carry_out()
             yield None
 
-    def _answers(self, partition: Partition) -> Steps:
+    def answers(self, partition: Partition) -> Steps:
         """Wait for what the run has sent."""
         while partition.unanswered:
             yield self._wait(self._changed, self.now + 1000.0)

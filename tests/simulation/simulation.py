@@ -131,7 +131,7 @@ class Settings(NamedTuple):
             backward_marks=rng.random() < 0.25,
             failing=rng.choice([0.0, 0.1, 0.4]),
             hanging=rng.choice([0.0, 0.003, 0.02, 0.1]),
-            sending=rng.choice([0.0, 0.0, 0.1, 0.5]),
+            sending=rng.choice([0.0, 0.1, 0.5]),
             poison=rng.choice([0.0, 0.05, 0.3, 0.6]),
             unrest=rng.choice([0.1, 0.3, 1.0]),
             jumps=rng.choice([0.01, 0.05, 0.2]),

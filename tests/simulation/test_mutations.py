@@ -36,7 +36,7 @@ MUTATIONS = {
     "a mark does not move the retry position": (
         "partition", "self.retry_position = offset\n", "pass\n"),
     "automatic: a batch is not marked": (
-        "partition", "self.mark(self.processed)\n\n    def _forget", "pass\n\n    def _forget"),
+        "partition", "self.mark(self.processed)\n\n    def _repeat", "pass\n\n    def _repeat"),
     "automatic: a failed batch is marked": (
         "partition", "if failed:\n", "if failed:\n            self.mark(following(run.records[-1].offset))\n"),
     "an older mark is not stored": (

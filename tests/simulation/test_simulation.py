@@ -39,9 +39,10 @@ def test_a_violation_names_its_seed_and_tells_what_happened_before() -> None:
     world = World(8, Counter())
 
     def break_the_books() -> None:
-        for o in world.ledger.books.values():
-            o.seq += 1
+        if world.events > 1000:
+            for o in world.ledger.books.values():
+                o.seq += 1
 
-    world.data_come.notify_all = lambda now: break_the_books()  # type: ignore[method-assign]
+    world._rebalance = break_the_books  # type: ignore[method-assign]
     with pytest.raises(Violation, match=r"seed 8, \d+ events(.|\n)*\n.* begins "):
         world.run(EVENTS_PER_WORLD)
