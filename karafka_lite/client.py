@@ -9,7 +9,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in
     consumer._subscription.assign_from_subscribed([])   eager assignors keep the positions of what was revoked
     consumer._subscription.assignment                   positions, without asking the network
     consumer._fetcher._next_partition_records           a pause amid a fetched chunk blocks the partition for good
-    consumer._fetcher.PartitionRecords                  after a corrupt batch ``poll`` never returns
+    consumer._fetcher.PartitionRecords                  slow (see decode.py); after a corrupt batch ``poll`` hangs
     consumer._cluster.config                            allow_auto_create_topics is not passed on: always True
     consumer._cluster.add_topic                         asks for a topic by name (and so creates it, where allowed)
     consumer._coordinator._generation                   a lost membership shows here before ``poll`` notices
@@ -34,12 +34,12 @@ from typing import Any, NamedTuple, Protocol
 import kafka.errors
 from kafka import KafkaConsumer, OffsetAndMetadata
 from kafka import TopicPartition as Place
-from kafka.consumer.fetcher import Fetcher
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.net.wakeup_notifier import WakeupNotifier
 from kafka.structs import MemberState
 
-from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, FetchError, KarafkaLiteError
+from karafka_lite import decode
+from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, KarafkaLiteError
 from karafka_lite.group import PollPlan
 from karafka_lite.messages import Record, TopicPartition, at
 from karafka_lite.partition import Target, Time
@@ -132,7 +132,7 @@ class Client:
         with connecting(f"group {self.group_id}", self.bootstrap_servers, self.settings):
             consumer = _new_consumer(bootstrap_servers=self.bootstrap_servers, group_id=self.group_id, **self.settings)
         consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]
-        consumer._fetcher.PartitionRecords = _ReadableRecords
+        consumer._fetcher.PartitionRecords = decode.chosen()
         self._notifier = WakeupNotifier(consumer._net)
         self._coordinator = consumer._coordinator
         self._session_s = self._coordinator.heartbeat.config["session_timeout_ms"] / 1000
@@ -388,27 +388,6 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             self._rebalance.on_lost()
         except Exception:
             log.exception("group %s: loss not handled; please report this", self._client.group_id)
-
-
-class _ReadableRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
-    """The stock reader, but an error ends it: the stock one returns nothing for ever, and ``poll`` with it.
-
-    The position stays where reading stopped and the data are fetched again; a bad wire is then healed, a bad disk not.
-    """
-
-    def take(self, n: int | None = None) -> Any:
-        try:
-            return super().take(n)
-        except Exception as error:
-            self.drain()
-            topic, partition = self.topic_partition
-            offset = self.next_fetch_offset
-            message = (
-                f"{at(topic, partition, offset)} cannot be read ({type(error).__name__}: {error}); it is tried again. "
-                f"A missing codec: install python-snappy, lz4 or zstandard. Bad data: check the broker's disk, or move "
-                f"the group behind it with kafka-consumer-groups.sh --reset-offsets"
-            )
-            raise FetchError(message, topic, partition, offset) from error
 
 
 class _LastWords(logging.Handler):

@@ -247,7 +247,7 @@ class Batch(Sequence[Message]):
         message.offset = record.offset
         message.key = record.key
         message.value = record.value
-        message.headers = record.headers
+        message.headers = record.headers or []  # a list of its own: records without headers share what is empty
         message.timestamp_ms = record.timestamp
         message._deserialize = self._deserialize
         message._payload = _MISSING

@@ -16,6 +16,7 @@ from observer import Observer
 
 BENCH = Path(__file__).with_name("bench.py")
 EMBEDDED = Path(__file__).with_name("embedded.py")
+DECODE = Path(__file__).with_name("decode.py")
 
 
 @pytest.mark.slow
@@ -50,6 +51,14 @@ def test_a_quick_run_tells_how_quick_the_embedded_broker_is_beside_kafka(kafka: 
     assert done.returncode == 0, done.stderr
     told = re.findall(r"^(start to ready|embedded|Apache Kafka)\b.*: [\d.]+ m?s \(", done.stdout, re.MULTILINE)
     assert told == ["start to ready", *["embedded"] * 3, *["Apache Kafka"] * 3]
+
+
+def test_a_quick_run_tells_what_each_decoder_costs() -> None:
+    done = subprocess.run([sys.executable, str(DECODE), "--quick"], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    told = re.findall(r"^\| +(16|200) B \| +[\d,]+ \| (stock|pure|compiled) +\| +[\d.]+ \|", done.stdout, re.MULTILINE)
+    assert {("16", "stock"), ("16", "pure"), ("200", "stock"), ("200", "pure")} <= set(told)
 
 
 def _is_measured(figure: str, name: str, unit: str) -> bool:
