@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from karafka_lite.context import Context
-from karafka_lite.errors import CommitError, ProduceError
+from karafka_lite.errors import CommitError, ProduceError, told
 from karafka_lite.failures import CRITICAL, Failures
 from karafka_lite.guard import LOOK_AGAIN_S, Guard
 from karafka_lite.messages import Batch, Outgoing, at
@@ -111,12 +111,13 @@ class Calls:
         """Send the message of ``run`` to the dead-letter topic. Returns why the run failed, and where it is now."""
         if not route.dead_letter:
             return error, "nowhere, as dead_letter=False says"
-        said = f"{type(error).__name__}: {error}"
         tries = run.partition.tries(run.records[0].offset).all
-        sent = context.send_dead_letter(_batch(run, route).first, said, tries)
-        if (refused := self._answers(run.partition)) is not None:
-            return ProduceError(f"its dead letter was not sent ({refused}); the handler had raised {said}"), None
-        return error, at(route.dead_letter, *sent.result())
+        try:
+            sent = context.send_dead_letter(_batch(run, route).first, told(error), tries)
+            self._answers(run.partition)
+            return error, at(route.dead_letter, *sent.result(0))
+        except Exception as refused:  # whatever it is: the run has to end
+            return ProduceError(f"its dead letter was not sent ({refused}); the handler had raised {told(error)}"), None
 
     def _end(self, run: Run, error: BaseException | None, safe_in: str | None) -> None:
         group, partition = self._guard.group, run.partition

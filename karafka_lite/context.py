@@ -274,7 +274,8 @@ class Context:
             "attempts": str(attempts),
             "error": reason[:REASON_CHARACTERS],
         }
-        headers = [*message.headers, *((name, text.encode(errors="replace")) for name, text in source.items())]
+        own = [(name, value or b"") for name, value in message.headers]  # kafka-python sends no header of null
+        headers = [*own, *((name, text.encode(errors="replace")) for name, text in source.items())]
         return self._shell.send(self._run, Outgoing(self._dead_letter, message.value, message.key, headers))
 
     # -- ownership

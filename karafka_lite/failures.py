@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable
 
 from karafka_lite.client import MAX_POLL_INTERVAL_MS
-from karafka_lite.errors import ProduceError
+from karafka_lite.errors import ProduceError, told
 from karafka_lite.messages import TopicPartition, at
 from karafka_lite.partition import Partition, Run, State
 from karafka_lite.settings import Config
@@ -56,7 +56,7 @@ class Failures:
 
     def _tell(self, run: Run, error: BaseException, how: str, again: str) -> None:
         place = run.partition.place
-        said = f"{type(error).__name__}: {error}"
+        said = told(error)
         what = f"{run}: {self._name(run)} {how}"
         repeats = run.attempt > 1 and self._last.get(place) == said
         self._last[place] = said

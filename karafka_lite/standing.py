@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from karafka_lite.errors import told
 from karafka_lite.group import Group
 from karafka_lite.messages import TopicPartition
 from karafka_lite.partition import Partition, Run
@@ -60,7 +61,7 @@ class Score:
             self._errors.pop(run.partition.place, None)
         else:
             tally.failures += 1
-            self._errors[run.partition.place] = f"{type(error).__name__}: {error}"
+            self._errors[run.partition.place] = told(error)
 
     def unreadable(self, place: TopicPartition, error: Exception) -> None:
         """What stands next could not be fetched."""

@@ -204,6 +204,26 @@ def test_a_tombstone_without_a_key_an_empty_value_and_a_long_error_become_dead_l
 
 
 @pytest.mark.test_client
+def test_a_header_of_null_and_an_exception_without_a_text_do_not_hold_up_a_dead_letter(kafka: Observer) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise TypeError("no text")
+
+    topic, dead, group = kafka.topic(), kafka.topic(), kafka.group()
+    kafka.produce(topic, ["x"], headers=[("null", None), ("own", b"1")])  # type: ignore[list-item]
+    app = make_app(kafka, group, auto_commit_interval_ms=50)
+
+    @app.topic(topic, dead_letter=dead, max_retries=1, **QUICKLY)
+    def store(batch: Batch, ctx: Context) -> None:
+        raise Mute
+
+    with running(app):
+        wait_until(lambda: kafka.committed(group, topic) == 1)
+    (found,) = kafka.records(dead)
+    assert found.headers()[:2] == [("null", b""), ("own", b"1")]
+    assert headers_of(found)["error"] == "Mute"
+
+
 def test_dead_letter_false_logs_and_skips(kafka: Observer, caplog: pytest.LogCaptureFixture) -> None:
     given = Poisoned(kafka, (3,), count=5, dead=False, max_retries=0)
     given.produce()
