@@ -7,6 +7,7 @@ subcommand; ``_parser`` lists them.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from karafka_lite.broker.embedded import EmbeddedBroker
 
 DRAIN_TIMEOUT_S = 60.0
+GC_THRESHOLD = 10_000
 NO_BROKER = 3
 KINDS = ("embedded", "docker")
 _LEVELS = ("debug", "info", "warning", "error")
@@ -108,6 +110,8 @@ def _call(command: Callable[[argparse.Namespace], int], arguments: argparse.Name
 
 def _run(arguments: argparse.Namespace) -> int:
     console.configure_logging(arguments.log_level)  # before the import: the user's module may log
+    if not arguments.no_gc_tuning:
+        _tune_gc()  # before the import, too: what the user's module sets is what counts
     app = target.load(arguments.target)
     app.override(concurrency=arguments.concurrency)
     if arguments.drain_timeout and not arguments.drain:
@@ -118,6 +122,16 @@ def _run(arguments: argparse.Namespace) -> int:
         if feeds:
             feed(feeds, app.brokers(), app.config.settings, console.feeding)
         return _drain(app, arguments.drain_timeout or DRAIN_TIMEOUT_S) if arguments.drain else app.run()
+
+
+def _tune_gc() -> None:
+    """Have the collector look for garbage in cycles after 10,000 new objects instead of 700 (2,000 in Python 3.14).
+
+    At 700 it runs with each batch, and looks at what is only queued: a third of what a message costs.
+    """
+    threshold = gc.get_threshold()[0]
+    if 0 < threshold < GC_THRESHOLD:  # 0: somebody has turned it off
+        gc.set_threshold(GC_THRESHOLD)
 
 
 def _drain(app: App, timeout_s: float) -> int:
@@ -272,6 +286,8 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
         default=[],
         help="before the start, send each line of FILE (JSON; - is standard input) to TOPIC; may be repeated",
     )
+    collector = f"leave the threshold of Python's garbage collector; otherwise it is set to {GC_THRESHOLD:,}"
+    parser.add_argument("--no-gc-tuning", action="store_true", help=collector)
     parser.add_argument("--drain", action="store_true", help="process what is in the topics now, then stop")
     patience = "how long nothing may be processed while no handler runs (default: 60), then exit 4"
     parser.add_argument("--drain-timeout", metavar="SECONDS", type=_seconds, help=f"with --drain: {patience}")

@@ -10,6 +10,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in
     consumer._subscription.assignment                   positions, without asking the network
     consumer._fetcher._next_partition_records           a pause amid a fetched chunk blocks the partition for good
     consumer._fetcher.PartitionRecords                  slow (see decode.py); after a corrupt batch ``poll`` hangs
+    consumer._manager._build_transport                  its connections read 4,096 bytes at a time
     consumer._cluster.config                            allow_auto_create_topics is not passed on: always True
     consumer._cluster.add_topic                         asks for a topic by name (and so creates it, where allowed)
     consumer._coordinator._generation                   a lost membership shows here before ``poll`` notices
@@ -27,8 +28,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import kafka.errors
@@ -42,11 +45,13 @@ from karafka_lite import decode
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, KarafkaLiteError
 from karafka_lite.group import PollPlan
 from karafka_lite.messages import Record, TopicPartition, at
-from karafka_lite.partition import Target, Time
+from karafka_lite.policy import Target, Time
 
 log = logging.getLogger("karafka_lite")
 kafka_log = logging.getLogger("karafka_lite.kafka")
 
+RECEIVE_BYTES = 65_536
+POLL_RECORDS = 2000  # a poll costs about as much as reading a hundred of them
 JOINING_POLL_MS = 1000  # a join that ends between two polls is thrown away by the client: hardly ever be between two
 RECONNECT_MOST_MS = 1000  # as in Java; kafka-python's 30 s outlast bootstrap_timeout_ms: 10 s of outage end a start
 PAUSED_POLL_MS = 20  # there is no wakeup(): how late a partition may be resumed
@@ -63,15 +68,17 @@ DEFAULTS: dict[str, Any] = {
     "auto_offset_reset": "earliest",
     "allow_auto_create_topics": False,
     "reconnect_backoff_max_ms": RECONNECT_MOST_MS,
+    "max_poll_records": POLL_RECORDS,
 }
 
 
 class Fetched(NamedTuple):
-    """Records of one partition from one poll; ``end_offset`` is where the partition ended then."""
+    """Records of one partition from one poll, some ``size_bytes``; ``end_offset``: where the partition ended then."""
 
     place: TopicPartition
     records: Sequence[Record]
     end_offset: int | None
+    size_bytes: int
 
 
 class Start(NamedTuple):
@@ -112,8 +119,9 @@ class Client:
         self._consumer: Any = None
         self._coordinator: Any = None
         self._session_s = 0.0
+        self._sizes: Counter[Any] = Counter()  # of what the poll in hand has read, in bytes
         self._notifier: Any = None
-        self._joined_at = float("-inf")
+        self._joined_at = self._alive_until = float("-inf")
 
     @property
     def reset(self) -> str:
@@ -131,8 +139,9 @@ class Client:
         """
         with connecting(f"group {self.group_id}", self.bootstrap_servers, self.settings):
             consumer = _new_consumer(bootstrap_servers=self.bootstrap_servers, group_id=self.group_id, **self.settings)
+        _receive_more(consumer._manager)
         consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]
-        consumer._fetcher.PartitionRecords = decode.chosen()
+        consumer._fetcher.PartitionRecords = partial(decode.chosen(), sizes=self._sizes)
         self._notifier = WakeupNotifier(consumer._net)
         self._coordinator = consumer._coordinator
         self._session_s = self._coordinator.heartbeat.config["session_timeout_ms"] / 1000
@@ -219,6 +228,7 @@ class Client:
         fetcher = self._consumer._fetcher
         if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
             fetcher._next_partition_records = None
+        self._sizes.clear()
         joining = self._consumer.group_metadata().state != MemberState.STABLE or self._coordinator.need_rejoin()
         try:
             if joining:  # only that: the consumer's poll would go on to fetch from where we do not want to begin
@@ -231,7 +241,7 @@ class Client:
         except kafka.errors.KafkaError as error:
             raise PollError(str(error)) from error
         for place, records in polled.items():
-            yield Fetched(tuple(place), records, self._end_offset(place))
+            yield Fetched(tuple(place), records, self._end_offset(place), self._sizes[place])
 
     def positions(self) -> dict[TopicPartition, int]:
         """Where fetching goes on: behind what ``poll`` has returned, and behind markers and what was compacted away."""
@@ -294,10 +304,13 @@ class Client:
         Asked of the client's memory, without the network: 0.1 µs, part of every mark. It can turn back to False (the
         client joins again, or the coordinator still knows us), so whoever acts on it has to remember.
         """
-        if self._coordinator._generation.generation_id == NO_GENERATION:
+        coordinator = self._coordinator
+        if coordinator._generation.generation_id == NO_GENERATION:
             return True
-        limit = now - self._session_s
-        return bool(self._coordinator.heartbeat.last_receive < limit and self._joined_at < limit)
+        if now < self._alive_until:  # as far as we knew when we looked last
+            return False
+        self._alive_until = max(coordinator.heartbeat.last_receive, self._joined_at) + self._session_s
+        return now > self._alive_until
 
     def join_anew(self) -> None:
         """Make the member join again at its next poll, with the id that it has."""
@@ -355,6 +368,27 @@ def _new_consumer(**settings: Any) -> Any:
             consumer._client.close()
         raise
     return consumer
+
+
+def _receive_more(manager: Any) -> None:
+    """Have the connections that ``manager`` is going to make read more than 4,096 bytes at a time."""
+    stock = manager._build_transport
+
+    async def build(*args: Any, **settings: Any) -> Any:
+        transport = await stock(*args, **settings)
+        transport._sock_recv = partial(_received, transport, transport._sock_recv)
+        return transport
+
+    manager._build_transport = build
+
+
+def _received(transport: Any, stock: Callable[[], tuple[bytes, Any]]) -> tuple[bytes, Any]:
+    """All that has come; where nothing has, the stock method says why."""
+    pieces = []
+    with suppress(Exception):  # what is wrong now is wrong at the next call, too
+        while piece := transport._sock.recv(RECEIVE_BYTES):
+            pieces.append(piece)
+    return (b"".join(pieces), None) if pieces else stock()
 
 
 class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]

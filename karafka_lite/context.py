@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from karafka_lite.errors import ConfigurationError
-from karafka_lite.messages import Message, Outgoing, at
-from karafka_lite.partition import Partition, Run, State, Target, Time
+from karafka_lite.messages import Message, Outgoing, at, following
+from karafka_lite.partition import Partition, Run, State
+from karafka_lite.policy import Target, Time
 
 log = logging.getLogger("karafka_lite")
 
@@ -99,10 +100,10 @@ class Context:
             not isinstance(message, Message)
             or message.topic != self.topic
             or message.partition != self.partition
-            or not ownership.was_handed(message.offset)
+            or not ownership.lowest <= message.offset < ownership.delivered
         ):
             raise self._refusal("mark_as_consumed", message)
-        last_mark, offset = ownership.stored, message.next_offset
+        last_mark, offset = ownership.stored, following(message.offset)
         if not self._shell.mark(ownership, offset):
             return False
         if last_mark is not None and offset < last_mark:

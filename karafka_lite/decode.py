@@ -26,6 +26,7 @@ import importlib.metadata
 import itertools
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -72,9 +73,13 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
     fetch_offset: float  # -inf as soon as it was found: offsets rise
     next_fetch_offset: int
 
-    def __init__(self, fetch_offset: int, place: Any, batches: Any, *args: Any, **settings: Any) -> None:
-        super().__init__(fetch_offset, place, self, *args, **settings)  # of it we are the source of batches
+    def __init__(
+        self, fetch_offset: int, place: Any, batches: Any, *args: Any, sizes: Counter[Any] | None = None, **more: Any
+    ) -> None:
+        super().__init__(fetch_offset, place, self, *args, **more)  # of it we are the source of batches
         self._batches = batches
+        self._sizes = Counter[Any]() if sizes is None else sizes  # of what was taken, in bytes, by partition
+        self._size = 0.0  # bytes of a record of the batch in hand, on average: to look at each would cost too much
         self._fetched = b""  # the batch in hand as it was fetched; reading it decompresses it in its place
         self._left = False  # the stock reader goes on, with the batch in hand
         self._passed = 0  # records of the batch in hand that are behind us
@@ -116,7 +121,9 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
     def _some(self, n: int) -> list[Any]:
         """At most ``n`` records of one batch; perhaps none."""
         if self._left:
-            return list(super().take(n))
+            rest = list(super().take(n))
+            self._sizes[self.topic_partition] += sum(len(record.value or b"") for record in rest)
+            return rest
         batch = None
         if not self._ahead:
             batch = self._batches.next_batch()
@@ -130,12 +137,15 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
                 self._records = self._open(batch)
             # One more than asked: aiokafka sees only at the next record that one runs over the end of the batch.
             self._ahead += itertools.islice(self._records, n + 1 - len(self._ahead))
+            if batch is not None:
+                self._size = len(batch._buffer) / max(1, batch.records_count)
         except Exception as error:
             log.debug("%s: left to kafka-python's own reader: %r", at(*self.topic_partition), error)
             self._left = True
             return []
         records, self._ahead = self._ahead[:n], self._ahead[n:]
         self._passed += len(records)
+        self._sizes[self.topic_partition] += int(len(records) * self._size)
         if records and records[0].offset < self.fetch_offset:  # what is fetched begins with the batch that holds it
             records = list(itertools.dropwhile(lambda record: record.offset < self.fetch_offset, records))
         if records:

@@ -18,10 +18,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from karafka_lite.backlog import Room
 from karafka_lite.backoff import Backoff
 from karafka_lite.messages import Record, TopicPartition
-from karafka_lite.partition import Partition, Policy, Run, Send, State, Target
+from karafka_lite.partition import Partition, Run, Send, State
+from karafka_lite.policy import Policy, Target
 
+ROOM = Room(messages=100_000, size_bytes=64 << 20)  # shared by the queues of all partitions
 FINAL_COMMIT_S = 5.0  # a last commit is tried at least so long, also when the handlers used up the whole drain
 COMMIT_RETRY = Backoff(100, 1000)
 
@@ -59,12 +62,14 @@ class Group:
         drain_timeout_ms: int = 60_000,
         reset: str = "earliest",
         leftovers: Iterable[Partition] = (),
+        room: Room = ROOM,
         now: float = 0.0,
     ) -> None:
         self._policies = policies
         self._interval = commit_interval_ms / 1000
         self._drain = drain_timeout_ms / 1000
         self._reset = reset
+        self._room = room
         self.owned: dict[TopicPartition, Partition] = {}
         self.leftovers: dict[TopicPartition, Partition] = {p.place: p for p in leftovers}
         self.stopping = False
@@ -151,10 +156,12 @@ class Group:
 
     # -- messages
 
-    def fetched(self, place: TopicPartition, records: Sequence[Record], end_offset: int | None, now: float) -> bool:
+    def fetched(
+        self, place: TopicPartition, records: Sequence[Record], end_offset: int | None, size_bytes: int, now: float
+    ) -> bool:
         """Records arrived; ``end_offset`` is the partition's end. False where they are not wanted (any more)."""
         partition = self.owned.get(place)
-        if partition is None or not partition.fetched(records, end_offset, now):
+        if partition is None or not partition.fetched(records, end_offset, size_bytes, now):
             return False
         self._settle(partition, now)
         return True
@@ -189,13 +196,14 @@ class Group:
         """What has to be done before the next poll; each answer is given once."""
         plan = PollPlan(join_anew=self._join_anew)
         self._join_anew = False
+        room = self._room.shared_by(len(self.owned) or 1)
         for place, partition in self.owned.items():
             if partition.state is not State.ASSIGNED:
                 continue
             if partition.seek_to is not None:
                 plan.seeks[place] = partition.position = partition.seek_to
                 partition.seek_to = None
-            pause = partition.wants_pause(now)
+            pause = partition.wants_pause(room, now)
             if pause != partition.paused:
                 partition.paused = pause
                 (plan.pause if pause else plan.resume).append(place)

@@ -33,6 +33,8 @@ class Guard:
     Whoever holds the lock calls nothing that waits for another thread. Without it only ``now`` and ``held`` are called.
     """
 
+    now = staticmethod(time.monotonic)
+
     def __init__(self, group_id: str, group: Group, client: Membership, enlist: Callable[[Partition], None]) -> None:
         self.group_id = group_id
         self.group = group
@@ -42,9 +44,6 @@ class Guard:
         self.handing_over = False  # a rebalance waits for us
         self.commit_error: Exception | None = None  # of the last commit
         self._enlist = enlist  # has a worker come for a partition
-
-    def now(self) -> float:
-        return time.monotonic()
 
     @contextmanager
     def held(self) -> Iterator[float]:

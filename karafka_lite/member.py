@@ -197,9 +197,9 @@ class Member:
                 return
         self._client.apply(plan)
         try:
-            for place, records, end_offset in self._client.poll(paused=paused):
+            for fetched in self._client.poll(paused=paused):
                 with self._lock:
-                    self.group.fetched(place, records, end_offset, time.monotonic())
+                    self.group.fetched(*fetched, time.monotonic())
                     self._guard.carry_out()
             with self._lock:
                 self.group.polled(self._client.positions())

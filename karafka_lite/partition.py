@@ -14,15 +14,16 @@ The states, forwards only, and who changes them:
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum, IntEnum
-from typing import Any, Literal, NamedTuple
+from enum import IntEnum
+from typing import Any, NamedTuple
 
-from karafka_lite.backlog import Backlog
-from karafka_lite.backoff import Backoff
+from karafka_lite.backlog import Backlog, Room
 from karafka_lite.messages import Record, TopicPartition, at, following
+from karafka_lite.policy import Hook, Policy, Target
 
 
 class State(IntEnum):
@@ -36,36 +37,6 @@ class State(IntEnum):
 
 
 RELEASING = State.RELEASING  # looking up a member of an enum costs more than all the rest of a mark
-
-
-class Hook(Enum):
-    """What a user may hang on a handler, by the moment at which it runs."""
-
-    ON_SHUTDOWN = "on_shutdown"
-    BEFORE_REVOKE = "before_revoke"
-    ON_REVOKED = "on_revoked"
-    EVERY = "every"
-
-
-class Time(NamedTuple):
-    """The first message that is not older, as a place to begin at."""
-
-    ms: int
-
-
-Target = int | Literal["earliest", "latest"] | Time  # where a batch may begin; only the cluster knows the latter
-
-
-class Policy(NamedTuple):
-    """What a route asks of its partitions."""
-
-    manual_offsets: bool = False
-    max_messages: int = 500
-    batch_timeout_ms: int = 0
-    backoff: Backoff = Backoff()
-    hooks: frozenset[Hook] = frozenset()
-    every_ms: tuple[int, ...] = ()  # of each function that is called again and again
-    budget: int | None = None  # tries, first of a batch and then of a message by itself; None: it never gives up
 
 
 @dataclass(eq=False)
@@ -110,6 +81,14 @@ class Send:
 class Partition:
     """What this process knows of one ownership. Changed under its group's lock only."""
 
+    __slots__ = (  # more than 30 attributes would be looked up more slowly; a mark has seven of them
+        "_sends", "_set_aside", "_tries", "attempt", "backlog", "committed", "committed_version", "deadline",
+        "delivered", "enlisted", "every_at", "failure", "fetch_at", "fetch_failures", "handed", "hook_due", "lowest",
+        "not_before", "paused", "place", "policy", "position", "predecessor", "processed", "queued_since",
+        "rests_until", "retry_position", "run", "seek_to", "start", "state", "stopping_app", "stored", "target",
+        "unanswered", "user_state", "version",
+    )  # fmt: skip
+
     def __init__(self, place: TopicPartition, policy: Policy, predecessor: Partition | None = None) -> None:
         self.place = place
         self.policy = policy
@@ -133,7 +112,7 @@ class Partition:
         self.hook_due: Hook | None = None
         self.handed = False  # at least one batch was handed over
         self.every_at: list[float] = []  # when each function of ``every`` is due; from the first batch on
-        self._lowest = 0
+        self.lowest = sys.maxsize  # of all that was handed over
         self.delivered = 0  # behind the highest message that was handed over
         self.processed = 0  # behind the last message of a run that did not raise, or where the next one begins
         self.attempt = 1
@@ -206,7 +185,7 @@ class Partition:
 
     def was_handed(self, offset: int) -> bool:
         """Whether the message at ``offset`` was handed over by this ownership."""
-        return self.handed and self._lowest <= offset < self.delivered
+        return self.lowest <= offset < self.delivered
 
     def ready_at(self) -> float | None:
         """When the next piece of user code may run (0.0: now); None: not before something else happens."""
@@ -225,7 +204,8 @@ class Partition:
         if self.pending and not self.handed:  # a starting position that has to be on the broker first
             return None
         ready_at = max(self.not_before, self.rests_until)
-        if self.backlog.size >= self.policy.max_messages or not self.policy.batch_timeout_ms or self._isolates():
+        enough = self.backlog.size >= self.policy.max_messages or self.paused  # paused: no more comes
+        if enough or not self.policy.batch_timeout_ms or self._isolates():
             return ready_at
         return max(ready_at, self.queued_since + self.policy.batch_timeout_ms / 1000)
 
@@ -239,7 +219,7 @@ class Partition:
         elif commit_start:
             self.mark(start)
 
-    def fetched(self, records: Sequence[Record], end_offset: int | None, now: float) -> bool:
+    def fetched(self, records: Sequence[Record], end_offset: int | None, size_bytes: int, now: float) -> bool:
         """Queue what was fetched; False where it was dropped because it is not what is to be read next."""
         if self.state is not State.ASSIGNED or self.start is None:
             return False
@@ -253,7 +233,7 @@ class Partition:
             return True
         if not self.backlog.size:
             self.queued_since = now
-        self.backlog.add(records, end_offset)
+        self.backlog.add(records, end_offset, size_bytes)
         return True
 
     def fetch_failed(self, now: float) -> float:
@@ -263,10 +243,10 @@ class Partition:
         self.fetch_at = now + wait
         return wait
 
-    def wants_pause(self, now: float) -> bool:
+    def wants_pause(self, room: Room, now: float) -> bool:
         """Whether fetching should rest: the queue is full (and not yet half empty again), or reading failed."""
-        limit = self.policy.max_messages * (1 if self.paused else 2)
-        return self.backlog.size >= limit or now < self.fetch_at
+        limit = 0.5 if self.paused else 1
+        return self.backlog.filled(self.policy.max_messages, room) >= limit or now < self.fetch_at
 
     def _limit(self) -> int:
         """How many messages the next batch may have: one that has to be tried by itself is."""
@@ -299,7 +279,7 @@ class Partition:
         records, end_offset = self.backlog.take(self._limit() if self._tries else self.policy.max_messages)
         self.queued_since = now
         first, behind = records[0].offset, following(records[-1].offset)
-        self._lowest = min(self._lowest, first) if self.handed else first
+        self.lowest = min(self.lowest, first)
         self.delivered = max(self.delivered, behind)
         if not self.handed:
             self.every_at = [now + ms / 1000 for ms in self.policy.every_ms]

@@ -23,7 +23,8 @@ from karafka_lite.failures import Failures
 from karafka_lite.group import Group
 from karafka_lite.guard import Guard
 from karafka_lite.messages import Message, Outgoing, TopicPartition, at
-from karafka_lite.partition import Partition, Target, Time
+from karafka_lite.partition import Partition
+from karafka_lite.policy import Target, Time
 from karafka_lite.producer import partition_of
 from karafka_lite.routing import Route
 from karafka_lite.standing import Score
@@ -31,7 +32,7 @@ from karafka_lite.testing.record import Record
 from karafka_lite.workers import Workers
 
 EPOCH_MS = 1_577_836_800_000  # the clock of a client begins with 2020
-POLL_RECORDS = 500  # as KafkaConsumer's max_poll_records
+POLL_RECORDS = 2000  # as App's max_poll_records
 ROUNDING_S = 1e-9  # sums of milliseconds as seconds
 RESTLESS = 100_000  # runs without an end: a handler that always seeks back, say
 
@@ -392,7 +393,8 @@ class _Member:
             if position > len(log):  # out of range, as after a seek to an offset that does not exist yet
                 position = self._positions[place] = len(log) if self.reset == "latest" else 0
             records = log[position : position + POLL_RECORDS]
-            if records and not partition.paused and group.fetched(place, records, len(log), now):
+            size_bytes = sum(len(record.value or b"") for record in records)
+            if records and not partition.paused and group.fetched(place, records, len(log), size_bytes, now):
                 self._positions[place] = position + len(records)
         group.polled(self._positions)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
 from karafka_lite.context import Context
 from karafka_lite.messages import Message, Outgoing
-from karafka_lite.partition import Partition, Policy, Run, State, Target
+from karafka_lite.partition import Partition, Run, State
+from karafka_lite.policy import Policy, Target
 from karafka_lite.testing.record import Record
 
 
@@ -48,7 +50,8 @@ def context(
         store(Batch([Message("user_events", 0, 5, value=b"{}")]), ctx)
         assert ctx.marks == []
     """
-    ownership = _Anything((topic, partition), Policy(manual_offsets=True))
+    ownership = Partition((topic, partition), Policy(manual_offsets=True))
+    ownership.lowest, ownership.delivered = 0, sys.maxsize  # as if everything had been handed over
     ownership.user_state.update(state or {})
     ownership.state = State.REVOKED if revoked else State.DRAINING if stopping else State.ASSIGNED
     run = ownership.run = Run(ownership, None, (), None, attempt)
@@ -57,11 +60,6 @@ def context(
     made.marks, made.produced, made.sought, made.paused_ms = [], [], None, None
     recorder.context = made
     return made
-
-
-class _Anything(Partition):
-    def was_handed(self, offset: int) -> bool:
-        return True
 
 
 class _Recorder:

@@ -24,6 +24,7 @@ LAYERS = {
     "errors.py": 0,
     "messages.py": 0,
     "backlog.py": 1,
+    "policy.py": 1,
     "backoff.py": 1,
     "partition.py": 1,
     "group.py": 1,
@@ -58,7 +59,7 @@ LAYERS = {
 MAY_IMPORT_KAFKA = {"client.py", "producer.py", "admin.py", "decode.py", "broker/"}
 
 # Pure: what happened, and when, is passed in; what to do comes out.
-PURE = {"messages.py", "backlog.py", "backoff.py", "partition.py", "group.py", "standing.py"}
+PURE = {"messages.py", "policy.py", "backlog.py", "backoff.py", "partition.py", "group.py", "standing.py"}
 IMPURE_MODULES = {
     *("threading", "_thread", "queue", "concurrent", "multiprocessing", "asyncio", "contextvars"),
     *("time", "sched", "random", "secrets"),

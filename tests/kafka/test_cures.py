@@ -57,6 +57,7 @@ class Member:
         self.may_go.set()
         self.ask_again_s = 0.05
         self.client = Client(self.group, kafka.bootstrap_servers.split(","), {**SETTINGS, **settings}, self)
+        self.size_bytes = 0  # of all that our own polls have brought
         self.client.connect()
         if topics:
             self.client.subscribe(topics)
@@ -96,8 +97,9 @@ class Member:
 
     def poll(self) -> None:
         """One poll of ours; what it brings is for ``read``."""
-        for place, records, _ in self.client.poll(paused=False):
+        for place, records, _, size_bytes in self.client.poll(paused=False):
             self._unread += [(place[1], record.offset) for record in records]
+            self.size_bytes += size_bytes
 
     def stock_poll(self, timeout_ms: int = 200) -> None:
         """One poll of kafka-python's, without what ours does before it."""
@@ -618,6 +620,7 @@ def without_an_answer_for_a_session(member: Member) -> float:
     heartbeat.last_receive -= passed
     heartbeat.last_reset -= passed
     member.client._joined_at -= passed
+    member.client._alive_until -= passed
     assert heartbeat.session_timeout_expired()
     member.consumer._net.run(member.coordinator.lookup_coordinator)
     return time.monotonic()
@@ -642,7 +645,7 @@ def test_a_member_that_has_just_joined_is_not_lost_before_its_first_heartbeat(ka
         member.until_assigned()
         assert member.coordinator.heartbeat.last_receive < 0
         assert not member.client.lost(time.monotonic())
-        member.client._joined_at = float("-inf")
+        member.client._joined_at = member.client._alive_until = float("-inf")
         assert member.client.lost(time.monotonic()), "without the cure"
 
 
@@ -777,6 +780,27 @@ def test_without_the_cure_a_commit_that_failed_is_repeated_under_a_later_generat
         member.until(lambda: len(member.assigned) == 2)
         committer.join()
         assert kafka.committed(member.group, topic) == 3, "in the name of the next membership"
+
+
+# -- _manager._build_transport, PartitionRecords: what is received, and how much it is ---------------------------------
+
+
+def test_connections_of_a_member_receive_as_ours_do(kafka: Observer) -> None:
+    with Member(kafka, kafka.topic()) as member:
+        member.until_assigned()
+        connected = [conn for conn in member.consumer._manager._conns.values() if conn.connected]
+        assert {conn.transport._sock_recv.func for conn in connected} == {karafka_lite.client._received}
+
+
+def test_what_a_poll_brings_is_counted_in_bytes(kafka: Observer) -> None:
+    topic = kafka.topic()
+    kafka.produce(topic, ["x" * 10_000] * 20)
+    with Member(kafka, topic) as member:
+        assert len(member.read(20)) == 20
+        assert 200_000 < member.size_bytes < 210_000
+        kafka.produce(topic, ["x"])
+        member.read(1)
+        assert member.size_bytes < 210_000, "each poll counts by itself"
 
 
 # -- pause, resume, seek of what has just gone -------------------------------------------------------------------------

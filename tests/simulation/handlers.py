@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from steps import Steps
 
 from karafka_lite.messages import following
-from karafka_lite.partition import Hook, Partition, Run, State
+from karafka_lite.partition import Partition, Run, State
+from karafka_lite.policy import Hook
 
 if TYPE_CHECKING:
     from simulated_member import SimulatedMember

@@ -7,6 +7,7 @@ over, marked, sent to the broker, known to be there) and compares them with the 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,11 +16,13 @@ from steps import FOREVER
 
 from karafka_lite.group import FINAL_COMMIT_S, Commit, Group
 from karafka_lite.messages import TopicPartition
-from karafka_lite.partition import Hook, Partition, Run, State
+from karafka_lite.partition import Partition, Run, State
+from karafka_lite.policy import Hook
 
 if TYPE_CHECKING:
     from simulated_broker import Broker, Record
 
+RECORD_BYTES = 7
 EPSILON = 1e-6
 NUMBERS = itertools.count(1)
 
@@ -252,8 +255,9 @@ class Ledger:
             o.queued_since = now
         o.queued += wanted_records
         o.fetch_next = records[-1].offset + 1
-        bound = 2 * o.policy.max_messages - 1 + member.poll_records
-        require(o.queued <= bound, "a queue is bounded", o, o.queued)
+        batch, room = o.policy.max_messages, member.room
+        full = min(max(2 * batch, min(8 * batch, room.messages)), math.ceil(room.size_bytes / RECORD_BYTES))
+        require(o.queued <= full - 1 + member.poll_records, "a queue is bounded", o, o.queued)
 
     def _log_has(self, o: Ownership, position: int, records: Sequence[Record]) -> bool:
         return list(records) == self._broker.logs[o.place].read(position, len(records))
@@ -311,7 +315,7 @@ class Ledger:
         by_itself = len(records) == 1 if isolated else not any(map(o.is_isolated, records))
         require(by_itself, "a message whose batch failed too often is tried by itself", o, run, o.tries)
         self.reached["a message was tried by itself"] += isolated
-        if o.queued < o.policy.max_messages and not isolated:
+        if o.queued < o.policy.max_messages and not isolated and not o.partition.paused:
             wait = o.policy.batch_timeout_ms / 1000
             require(now >= o.queued_since + wait - EPSILON, "a batch waits for max_messages or its timeout", o)
         if self._reset == "latest":
@@ -692,7 +696,8 @@ class Ledger:
         if o.start_uncommitted_latest and not o.handed and not o.acked:
             return FOREVER
         isolated = any(map(o.is_isolated, self._next_in_log(o, 1)))
-        if o.queued >= o.policy.max_messages or not o.policy.batch_timeout_ms or isolated:
+        enough = o.queued >= o.policy.max_messages or o.partition.paused
+        if enough or not o.policy.batch_timeout_ms or isolated:
             return max(o.not_before, o.rests_until)
         return max(o.not_before, o.rests_until, o.queued_since + o.policy.batch_timeout_ms / 1000)
 

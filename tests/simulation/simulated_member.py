@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from handlers import Handlers
-from ledger import EPSILON, NUMBERS, require
+from ledger import EPSILON, NUMBERS, RECORD_BYTES, require
 from simulated_client import SimulatedClient
 from steps import FOREVER, Condition, Process, Steps
 
@@ -45,13 +45,14 @@ class SimulatedMember:
         settings = world.settings
         self.drain = settings.drain_timeout_ms / 1000
         self.commit_interval = settings.commit_interval_ms / 1000
-        self.poll_records = settings.poll_records
+        self.poll_records, self.room = settings.poll_records, settings.room
         self.group = Group(
             world.policies,
             commit_interval_ms=settings.commit_interval_ms,
             drain_timeout_ms=settings.drain_timeout_ms,
             reset=settings.reset,
             leftovers=leftovers,
+            room=self.room,
             now=world.now,
         )
         self.name = f"{process}.{world.next_number()}"
@@ -179,6 +180,10 @@ class SimulatedMember:
         needless = plan.join_anew and self.group.owned
         require(not needless, "who has joined again stays", self)
         self._has_to_rejoin = False
+        room = self.room.shared_by(len(self.group.owned) or 1)
+        for backlog in (self.group.owned[place].backlog for place in plan.pause):
+            full_of_bytes = backlog.size_bytes >= room.size_bytes
+            self.reached["a queue was full of bytes" if full_of_bytes else "a queue was full of messages"] += 1
         paused = any(partition.paused for partition in self.group.owned.values())
         self._carry_out()
         yield None
@@ -193,7 +198,7 @@ class SimulatedMember:
             return
         for place, records, end_offset in polled:
             yield None
-            wanted = self.group.fetched(place, records, end_offset, self.now)
+            wanted = self.group.fetched(place, records, end_offset, RECORD_BYTES * len(records), self.now)
             self.ledger.fetched(self, place, records, wanted, self.now)
             self.say("fetched" if wanted else "dropped", place, records[0].offset, records[-1].offset)
             self._carry_out()

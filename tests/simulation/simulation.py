@@ -21,9 +21,10 @@ from simulated_client import SESSION_S
 from simulated_member import MemberProcess, SimulatedMember
 from steps import Condition, Scheduler, Steps
 
+from karafka_lite.backlog import Room
 from karafka_lite.backoff import Backoff
 from karafka_lite.messages import TopicPartition
-from karafka_lite.partition import Hook, Policy
+from karafka_lite.policy import Hook, Policy
 
 EVENTS_PER_WORLD = 4000
 BACKLOG = 80  # logs do not grow without end
@@ -71,6 +72,8 @@ SITUATIONS = (
     "a member left with an on_revoked hook waiting",
     "a member started with leftovers",
     "a partition was paused",
+    "a queue was full of bytes",
+    "a queue was full of messages",
     "a partition was resumed",
     "a process was frozen",
     "a stale commit was refused by the broker",
@@ -108,6 +111,7 @@ class Settings(NamedTuple):
     concurrency: int
     processes: int
     poll_records: int
+    room: Room  # of all queues of a member
     backward_marks: bool
     failing: float
     hanging: float
@@ -128,6 +132,7 @@ class Settings(NamedTuple):
             concurrency=rng.choice([1, 2, 4]),
             processes=rng.choice([1, 2, 2, 3]),
             poll_records=rng.choice([2, 5, 20]),
+            room=Room(rng.choice([5, 50, 1000]), rng.choice([20, 200, 10_000])),
             backward_marks=rng.random() < 0.25,
             failing=rng.choice([0.0, 0.1, 0.4]),
             hanging=rng.choice([0.0, 0.003, 0.02, 0.1]),

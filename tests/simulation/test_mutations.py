@@ -61,14 +61,18 @@ MUTATIONS = {
         "if state is not State.LOST and not self.stopping_app:"),
     "hooks run for what was never handed over": ("partition", "if self.handed and hook in", "if hook in"),
     "a partition is never resumed": (
-        "partition", "return self.backlog.size >= limit or", "return self.paused or self.backlog.size >= limit or"),
+        "partition", ">= limit or now < self.fetch_at", ">= limit or self.paused or now < self.fetch_at"),
     "a partition that could not be read rests for good": (
         "partition", "or now < self.fetch_at", "or self.fetch_at > 0"),
-    "a partition is never paused": ("partition", "return self.backlog.size >= limit or", "return"),
+    "a partition is never paused": (
+        "partition", "return self.backlog.filled(self.policy.max_messages, room) >= limit or", "return"),
+    "bytes are not counted": ("backlog", "max(self.size / messages, self.size_bytes / room.size_bytes)",
+        "self.size / messages"),
+    "a full queue waits for what cannot come": ("partition", " or self.paused  # paused: no more comes", ""),
     "what was fetched before a seek is queued": (
         "partition", "if self.seek_to is not None or self.target is not None:", "if self.target is not None:"),
     "what is left of a chunk is thrown away": (
-        "backlog", "self._chunks.appendleft((chunk[room:], end_offset))", "self.size -= len(chunk) - room"),
+        "backlog", "self._chunks.appendleft((chunk[room:], end_offset, each_bytes))", "self.size -= len(chunk) - room"),
     "chunks are handed over in the wrong order": ("backlog", "self._chunks.popleft()", "self._chunks.pop()"),
     "the message in hand of a loop that was left is skipped": (
         "partition", "elif run.in_hand is not None:", "elif False:"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -220,6 +221,43 @@ def test_the_log_level_counts_from_the_import_on(run: Run, write: Write, options
     write("orders.py", log + ORDERS)
     err = run("orders", *options).err
     assert {level for level in ("debug", "info", "error") if f"shop: {level}\n" in err} == seen
+
+
+@pytest.fixture
+def _collector_as_it_was() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    yield
+    gc.set_threshold(*thresholds)
+
+
+@pytest.mark.usefixtures("_collector_as_it_was")
+@pytest.mark.parametrize(
+    ("before", "options", "module", "seen"),
+    [
+        (700, [], "", 10_000),
+        (700, ["--no-gc-tuning"], "", 700),
+        (0, [], "", 0),  # turned off
+        (50_000, [], "", 50_000),
+        (700, [], "import gc; gc.set_threshold(900)\n", 900),  # the user's module has the last word
+    ],
+)
+def test_the_collector_runs_less_often_unless_somebody_knows_better(
+    run: Run, write: Write, before: int, options: list[str], module: str, seen: int
+) -> None:
+    write("orders.py", module + ORDERS)
+    gc.set_threshold(before)
+    assert run("orders", *options).app is not None
+    assert gc.get_threshold()[0] == seen
+
+
+@pytest.mark.usefixtures("_collector_as_it_was")
+def test_a_library_call_leaves_the_collector_alone() -> None:
+    gc.set_threshold(700, 10, 10)
+    app = App("event-store", bootstrap_servers="127.0.0.1:1", bootstrap_timeout_ms=1)
+    app.topic("user_events")(lambda batch, ctx: None)
+    with pytest.raises(BrokerUnavailableError):
+        app.start()
+    assert gc.get_threshold() == (700, 10, 10)
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import karafka_lite
-from karafka_lite import console
+from karafka_lite import console, decode
 from karafka_lite.app import App
 from karafka_lite.standing import Standing, Tally
 
@@ -74,10 +74,11 @@ def app(monkeypatch: pytest.MonkeyPatch) -> App:
 def test_without_a_terminal_the_banner_is_plain_lines_that_each_stand_for_themselves(app: App, pipe: Stream) -> None:
     with redirect_stderr(pipe):
         console.banner(app)
-    version, store, count, end = pipe.getvalue().splitlines()
+    version, store, count, reader, end = pipe.getvalue().splitlines()
     assert version == f"karafka-lite {karafka_lite.__version__}, 7 workers, brokers: kafka-1:9092, kafka-2:9092"
     assert re.fullmatch(r"group event-store: user_events -> \S*store \(manual offsets\)", store)
     assert re.fullmatch(r"group \[red]statistics\[/red]: clicks -> \S*count \(automatic offsets\)", count)
+    assert reader == f"decoder: {decode.chosen().name}"
     assert end == "stop with Ctrl-C or SIGTERM"
 
 
@@ -95,7 +96,7 @@ def test_on_a_terminal_the_banner_is_a_coloured_box_with_the_same_facts(app: App
     assert "\x1b[" in terminal.getvalue()
     assert terminal.text.startswith("╭")
     facts = (karafka_lite.__version__, "event-store", "user_events", "manual", "store", "clicks", "automatic", "count")
-    for fact in (*facts, "kafka-1:9092, kafka-2:9092", "7 workers", "Ctrl-C"):
+    for fact in (*facts, "kafka-1:9092, kafka-2:9092", "7 workers", "Ctrl-C", decode.chosen().name):
         assert fact in terminal.text
 
 

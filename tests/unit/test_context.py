@@ -13,7 +13,8 @@ import pytest
 
 from karafka_lite import Batch, CommitError, ConfigurationError, Context, Message
 from karafka_lite.messages import Outgoing
-from karafka_lite.partition import Partition, Policy, Run, State, Target, Time
+from karafka_lite.partition import Partition, Run, State
+from karafka_lite.policy import Policy, Target, Time
 
 
 @dataclass
@@ -76,7 +77,7 @@ def ownership() -> Partition:
     partition = Partition(("topic", 1), Policy(manual_offsets=True))
     partition.begin_at(10, committed=False, commit_start=False)
     partition.seek_to = None  # as the poller has done it
-    partition.fetched([SimpleNamespace(offset=offset) for offset in range(10, 15)], 15, now=0.0)  # type: ignore[misc]
+    partition.fetched([SimpleNamespace(offset=offset) for offset in range(10, 15)], 15, 0, now=0.0)  # type: ignore[misc]
     assert partition.begin(0.0)
     return partition
 

@@ -7,6 +7,7 @@ import itertools
 import logging
 import struct
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -516,6 +517,29 @@ def test_a_marker_that_is_damaged_is_an_error(reader: Any) -> None:
     for data in (bad, empty):
         assert_reads_as_stock(reader, batch(R()) + data + batch(R(), base=2), isolation_level=COMMITTED)
         assert_reads_as_stock(reader, batch(R()) + data + batch(R(), base=2), isolation_level=UNCOMMITTED)
+
+
+# -- how much it was ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", INSTALLED)
+def test_what_was_taken_is_counted_in_bytes_as_they_are_when_decompressed(
+    reader: type[decode.Reader], codec: str
+) -> None:
+    sizes: Counter[Any] = Counter()
+    data = batch(*[R(b"x" * 1000)] * 10, codec=codec) + batch(*[R(b"y")] * 10, base=10, codec=codec)
+    records = opened(reader, data, sizes=sizes)
+    records.take(5)
+    assert 5_000 < sizes[PLACE] < 5_100
+    sizes.clear()
+    records.take(None)
+    assert 5_000 < sizes[PLACE] < 5_500, "five of the first, and ten with nothing in them"
+
+
+def test_what_is_left_to_the_stock_reader_is_counted_too(reader: type[decode.Reader]) -> None:
+    sizes: Counter[Any] = Counter()
+    opened(reader, old_batch(*[R(b"x" * 1000)] * 10, magic=1), sizes=sizes).take(None)
+    assert sizes[PLACE] == 10_000
 
 
 # -- which one is chosen ----------------------------------------------------------------------------------------------

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from karafka_lite.backlog import Backlog, Room
 from karafka_lite.backoff import Backoff
-from karafka_lite.partition import Hook, Partition, Policy, Run, State
+from karafka_lite.partition import Partition, Run, State
+from karafka_lite.policy import Hook, Policy
 
 PLACE = ("topic", 0)
+RECORD_BYTES = 7
 
 
 class Record(NamedTuple):
@@ -38,7 +41,7 @@ def seek(given: Partition) -> int | None:
 
 
 def fetch(given: Partition, *offsets: int, end: int | None = None, now: float = 0.0) -> bool:
-    return given.fetched(records(offsets), end, now)
+    return given.fetched(records(offsets), end, RECORD_BYTES * len(offsets), now)
 
 
 def begin(given: Partition, now: float = 0.0) -> Run:
@@ -109,24 +112,55 @@ def test_a_batch_knows_the_end_of_the_partition_when_its_last_message_was_fetche
     assert ends == [(2, 20), (5, 30), (6, 30)]
 
 
-def test_fetching_rests_when_two_batches_wait_and_goes_on_below_one() -> None:
+@pytest.mark.parametrize(
+    ("room", "full"),
+    [
+        (Room(messages=1000, size_bytes=10_000), 16),  # eight batches; more would be dropped at the next rebalance
+        (Room(messages=10, size_bytes=10_000), 10),
+        (Room(messages=1, size_bytes=10_000), 4),  # two batches, however many partitions there are
+        (Room(messages=1000, size_bytes=6 * RECORD_BYTES), 6),
+        (Room(messages=1000, size_bytes=1), 1),
+    ],
+)
+def test_fetching_rests_when_the_room_is_full_and_goes_on_when_it_is_half_empty(room: Room, full: int) -> None:
     made = partition(max_messages=2)
-    fetch(made, 0, 1, 2)
-    assert not made.wants_pause(0.0)
-    fetch(made, 3)
-    assert made.wants_pause(0.0)
+    while not made.wants_pause(room, now=0.0):
+        fetch(made, made.backlog.size)
+    assert made.backlog.size == full
     made.paused = True
-    process(made)
-    assert made.wants_pause(0.0), "still a whole batch"
-    process(made)
-    assert not made.wants_pause(0.0)
+    while made.wants_pause(room, now=0.0):
+        process(made)
+    assert made.backlog.size < full / 2 <= made.backlog.size + 2
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 100)), max_size=9), st.integers(1, 12))
+def test_the_bytes_of_a_queue_go_with_its_messages(chunks: list[tuple[int, int]], limit: int) -> None:
+    backlog = Backlog()
+    for count, size_bytes in chunks:
+        before = backlog.size_bytes
+        backlog.add(records(range(count)), None, size_bytes)
+        assert before + size_bytes - count < backlog.size_bytes <= before + size_bytes
+    while backlog.size:
+        before = backlog.size_bytes
+        backlog.take(limit)
+        assert 0 <= backlog.size_bytes <= before
+    assert backlog.size_bytes == 0
+
+
+def test_what_waits_for_a_full_batch_is_handed_over_when_no_more_is_fetched() -> None:
+    made = partition(max_messages=10, batch_timeout_ms=60_000)
+    fetch(made, 0, 1)
+    assert made.ready_at() == 60.0
+    made.paused = made.wants_pause(Room(messages=1000, size_bytes=2 * RECORD_BYTES), now=0.0)
+    assert made.ready_at() == 0.0
 
 
 def test_what_cannot_be_read_is_waited_for_longer_and_longer_until_it_can() -> None:
     made = partition(backoff=Backoff(1000, 3000))
     assert [made.fetch_failed(now=10.0) for _ in range(3)] == [1.0, 2.0, 3.0]
-    assert made.wants_pause(12.9)
-    assert not made.wants_pause(13.0)
+    room = Room(messages=1000, size_bytes=1000)
+    assert made.wants_pause(room, 12.9)
+    assert not made.wants_pause(room, 13.0)
     fetch(made, 0)
     assert made.fetch_failed(now=20.0) == 1.0
 

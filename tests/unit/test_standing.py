@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from karafka_lite.group import Group
-from karafka_lite.partition import Hook, Partition, Policy
+from karafka_lite.partition import Partition
+from karafka_lite.policy import Hook, Policy
 from karafka_lite.standing import Score, Standing
 
 PLACE = ("topic", 0)
@@ -39,7 +40,7 @@ class Scene:
 
     def polled(self, offsets: Iterable[int], position: int) -> None:
         """A poll has brought ``offsets`` and left the client at ``position``."""
-        self.group.fetched(PLACE, [Record(offset) for offset in offsets], position, 0.0)
+        self.group.fetched(PLACE, [Record(offset) for offset in offsets], position, 0, 0.0)
         self.group.polled({PLACE: position})
 
     def run(self, error: BaseException | None = None, *, mark: int | None = None) -> None:
