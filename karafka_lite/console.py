@@ -139,7 +139,7 @@ class _Row(NamedTuple):
 def _rows(app: App) -> Iterator[_Row]:
     for group, topics in app.groups.items():
         for topic, route in topics.items():
-            yield _Row(group, topic, "manual" if route.manual_offsets else "automatic", route.name)
+            yield _Row(group, topic, "manual" if route.options.manual_offsets else "automatic", route.name)
 
 
 def _plain_handler() -> logging.Handler:

@@ -35,11 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "max_request_size": 64 << 20,  # how much is too much, the broker says
     "reconnect_backoff_max_ms": RECONNECT_MOST_MS,
 }
-FORCED: dict[str, Any] = {
-    "acks": "all",
-    "allow_auto_create_topics": True,
-    "metrics_enabled": False,
-}
+FORCED: dict[str, Any] = {"acks": "all", "allow_auto_create_topics": True, "metrics_enabled": False}
 IN_FLIGHT = {True: 5, False: 1}  # requests at once that keep the order
 
 

@@ -95,7 +95,9 @@ class Router:
             refuse(f"deserializer cannot be {shown(deserializer)}: type json, a function of bytes, or None for bytes")
         refuse(*_dead_letter_mistakes(dead_letter, max_retries, topics))
         backoff = Backoff(backoff_ms, backoff_max_ms)
-        retries = DEFAULT_MAX_RETRIES if max_retries is None and dead_letter is not None else max_retries
+        retries = DEFAULT_MAX_RETRIES if max_retries is None else max_retries
+        budget = None if dead_letter is None else 1 + retries
+        options = Policy(manual_offsets, max_messages, batch_timeout_ms, backoff, budget=budget)
 
         def register(handler: HandlerT) -> HandlerT:
             refuse(*_function_mistakes("@app.topic", handler, ("batch", "ctx")))
@@ -103,11 +105,7 @@ class Router:
             # One dict for all routes of a handler: a hook reaches each of them, also those registered after the hook.
             first = self._route_of(handler)
             hooks, every_ms = (first.hooks, first.every_ms) if first else ({kind: [] for kind in Hook}, [])
-            route = Route(
-                topics, handler, group, manual_offsets, max_messages, batch_timeout_ms, decode, backoff, hooks,
-                every_ms, retries, dead_letter,
-            )  # fmt: skip
-            self._routes.append(route)
+            self._routes.append(Route(topics, handler, group, options, decode, hooks, every_ms, dead_letter))
             return handler
 
         return register
@@ -187,23 +185,19 @@ class Route:
     """A handler with the topics and options of one ``@app.topic``; equal only to itself.
 
     Attributes:
+        options: what the rules about offsets need of these; see ``policy``.
         deserialize: ``bytes -> payload``; None where payloads stay bytes.
         hooks: for each kind its functions in the order of registration, shared by all routes of the handler.
         every_ms: for each function of ``every`` how often, shared likewise.
-        max_retries: None where it never gives up.
     """
 
     topics: tuple[str, ...]
     handler: Handler
     group_id: str
-    manual_offsets: bool
-    max_messages: int
-    batch_timeout_ms: int
+    options: Policy
     deserialize: Deserializer | None
-    backoff: Backoff
     hooks: dict[Hook, list[HookFunction]]
     every_ms: list[int]
-    max_retries: int | None = None
     dead_letter: DeadLetter = None
 
     @property
@@ -213,12 +207,9 @@ class Route:
 
     @property
     def policy(self) -> Policy:
-        """What the rules about offsets need of this route; ``hooks`` are the kinds that have a function."""
+        """``options`` with the hooks that there are by now; ``hooks`` are the kinds that have a function."""
         kinds = frozenset(kind for kind, functions in self.hooks.items() if functions)
-        return Policy(
-            self.manual_offsets, self.max_messages, self.batch_timeout_ms, self.backoff, kinds, tuple(self.every_ms),
-            None if self.max_retries is None else 1 + self.max_retries,
-        )  # fmt: skip
+        return self.options._replace(hooks=kinds, every_ms=tuple(self.every_ms))
 
     def called(self, run: Run) -> str:
         """How texts name what a run calls."""

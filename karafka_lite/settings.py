@@ -94,18 +94,10 @@ OWNED: dict[str, str] = {
 """Settings of KafkaConsumer that the framework keeps for itself -> the reason and what to type instead."""
 
 
-TOPIC_OPTIONS = frozenset(
-    [
-        "manual_offsets",
-        "max_messages",
-        "batch_timeout_ms",
-        "deserializer",
-        "backoff_ms",
-        "backoff_max_ms",
-        "max_retries",
-        "dead_letter",
-    ]
-)
+TOPIC_OPTIONS = {
+    *("manual_offsets", "max_messages", "batch_timeout_ms", "deserializer"),
+    *("backoff_ms", "backoff_max_ms", "max_retries", "dead_letter"),
+}
 """Options of ``@app.topic`` that somebody may look for here."""
 
 

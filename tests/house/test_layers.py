@@ -87,6 +87,7 @@ NOT_CORE = {
     "target.py",
     "feed.py",
     "drain.py",
+    "standing.py",  # only --drain tells it
     "admin.py",
     "console.py",
     "__main__.py",

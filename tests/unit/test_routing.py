@@ -63,9 +63,8 @@ def test_a_topic_becomes_a_route_with_the_documented_defaults(router: Router) ->
     router.topic("user_events")(store)
     route = router.groups["event-store"]["user_events"]
     assert (route.topics, route.handler, route.group_id) == (("user_events",), store, "event-store")
-    assert (route.manual_offsets, route.max_messages, route.batch_timeout_ms) == (False, 500, 0)
+    assert route.policy == Policy(False, 500, 0, Backoff(1000, 30_000))
     assert route.deserialize is json.loads
-    assert route.backoff == Backoff(1000, 30_000)
     assert route.hooks == {kind: [] for kind in Hook}
 
 
