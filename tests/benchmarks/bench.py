@@ -1,12 +1,16 @@
-"""How fast karafka-lite is on a real Kafka, beside a hand-written kafka-python loop.
+"""What karafka-lite costs on a real Kafka, beside a hand-written loop and every peer that is installed.
 
-    python tests/benchmarks/bench.py                            starts a Kafka of its own
+    python tests/benchmarks/bench.py                            starts a Kafka of its own; 40 minutes
     python tests/benchmarks/bench.py --broker localhost:9092    uses this one; its topics are deleted again
-    python tests/benchmarks/bench.py --quick                    a few seconds: does the program still work?
+    python tests/benchmarks/bench.py --python venv/bin/python   looks for peers there, too; may be repeated
+    python tests/benchmarks/bench.py --only loop,16/run-*       some lines; names as they stand in the --json file
+    python tests/benchmarks/bench.py --quick                    a minute: does the program still work?
 
-Each figure comes from a fresh process (``probes.py``), so that none disturbs another. The probes take turns, run after
-run, so that a noisy minute of the machine falls on all of them; the table shows medians, with the lowest and the
-highest run. CPU time is preferred to the wall clock. The time to the first message contains the broker's
+Each figure comes from a fresh process (``consumer.py``, ``probes.py``, and ``peers.py``, which says what environments
+the peers need), so that none disturbs another. The probes take turns, run after run, so that a noisy minute of the
+machine falls on all of them; the tables show medians, with the lowest and the highest run. CPU time is that of the
+consumer's process, with all its threads, from the first batch to the last; there are more messages than are measured,
+because at the end of a topic a fetch waits. The time to the first message contains the broker's
 ``group.initial.rebalance.delay.ms``: 0 on the Kafka that is started here, 3 s by Kafka's own default.
 """
 
@@ -14,36 +18,47 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fnmatch
+import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from kafka_server import kafka_source  # noqa: E402
+from confluent_kafka import Producer  # noqa: E402
+from kafka_server import KAFKA_VERSION, kafka_source  # noqa: E402
 from observer import Observer  # noqa: E402
-from probes import READY  # noqa: E402
+from peers import PEERS  # noqa: E402
+from probes import READY, SLEEP_S, SLEEPY_BATCH, large, small  # noqa: E402
+from tables import ERROR, HANDLERS, MARKS, PARTITIONS, Figures, Round, rows, throughput  # noqa: E402
 
-PARTITIONS = 12
-VALUE = b"sixteen bytes .."
+MANY = 12  # partitions
+SPARE = 5  # every so many messages of the throughput there is one more, which nobody waits for
 TICK_S = 0.020
 PROBE_TIMEOUT_S = 600  # a hang, not a slow machine
+ERROR_TAIL = 1500  # characters
+PRODUCER = {
+    "enable.idempotence": True,
+    "linger.ms": 50,
+    "batch.size": 16_384,  # as Java's and kafka-python's producers have it; librdkafka's own would be 1 MB
+    "queue.buffering.max.messages": 1_000_000,
+}
 
-Figures = dict[str, Any]
-Round = dict[str, Figures]  # probe -> what it measured
+Probe = Callable[[], Figures]
+Ready = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -51,218 +66,260 @@ class Size:
     """How much is measured in each run."""
 
     runs: int = 3
-    messages: int = 1_000_000
+    small: int = 5_000_000  # messages of 16 B
+    large: int = 1_000_000  # of 200 B
     marks: int = 20_000
     commits: int = 500
     idle_s: float = 10
     ticks: int = 500
+    sleeps: int = 60  # batches of each partition
 
 
-QUICK = Size(runs=1, messages=24_000, marks=1_000, commits=20, idle_s=0.5, ticks=20)
+QUICK = Size(runs=1, small=24_000, large=12_000, marks=1_000, commits=20, idle_s=0.5, ticks=20, sleeps=5)
 
-
-# -- the table --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line: how its figure follows from the measurements of one run; ``at_most`` is the target."""
-
-    name: str
-    unit: str
-    figure: Callable[[Round], float]
-    at_most: float | None = None
-
-
-ROWS = [
-    Row("hand-written loop", "µs CPU/message", lambda run: run["loop"]["cpu_us"]),
-    Row("no-op handler", "µs CPU/message", lambda run: run["noop"]["cpu_us"]),
-    Row("no-op handler / loop", "x CPU", lambda run: run["noop"]["cpu_us"] / run["loop"]["cpu_us"], 1.3),
-    Row("handler that marks each", "µs CPU/message", lambda run: run["mark_each"]["cpu_us"]),
-    Row("handler that marks each / loop", "x CPU", lambda run: run["mark_each"]["cpu_us"] / run["loop"]["cpu_us"]),
-    Row("hand-written loop", "messages/s", lambda run: run["loop"]["per_s"]),
-    Row("no-op handler", "messages/s", lambda run: run["noop"]["per_s"]),
-    Row("handler that marks each", "messages/s", lambda run: run["mark_each"]["per_s"]),
-    Row("mark_as_consumed", "ns CPU/call", lambda run: run["mark"]["ns"], 1000),
-    Row("an empty call, for scale", "ns CPU/call", lambda run: run["mark"]["empty_call_ns"]),
-    Row("mark_as_consumed(sync=True) p50", "ms", lambda run: percentile(run["sync_mark"]["ms"], 50)),
-    Row("mark_as_consumed(sync=True) p99", "ms", lambda run: percentile(run["sync_mark"]["ms"], 99)),
-    Row("consumer.commit of kafka-python p50", "ms", lambda run: percentile(run["bare_commit"]["ms"], 50)),
-    Row("consumer.commit of kafka-python p99", "ms", lambda run: percentile(run["bare_commit"]["ms"], 99)),
-    Row("idle app", "% of a core", lambda run: run["idle"]["percent"], 3),
-    Row("idle hand-written loop", "% of a core", lambda run: run["idle_loop"]["percent"]),
-    Row("karafka-lite run to first message", "s", lambda run: run["first_message_run"]["s"]),
-    Row("app.start() to first message", "s", lambda run: run["first_message"]["s"]),
-    Row("KafkaConsumer() to first message", "s", lambda run: run["first_message_loop"]["s"]),
-    Row("produce to handler p50", "ms", lambda run: percentile(run["latency"]["ms"], 50)),
-    Row("produce to handler p99", "ms", lambda run: percentile(run["latency"]["ms"], 99)),
-    Row("produce to hand-written loop p50", "ms", lambda run: percentile(run["latency_loop"]["ms"], 50)),
-    Row("produce to hand-written loop p99", "ms", lambda run: percentile(run["latency_loop"]["ms"], 99)),
-]
+# How our app is started, with which decoder, and what its handler does, by data set.
+OURS = {
+    "16": [
+        *itertools.product(["run"], ["pure", "speed"], ["noop", "values", "iterate", "read", "mark_each"]),
+        *itertools.product(["library"], ["pure", "speed"], ["noop"]),
+    ],
+    "200": [*itertools.product(["run"], ["pure", "speed"], ["noop", "read", "payloads"])],
+}
+STARTS = {"run": "`karafka-lite run`", "library": "`app.start()`"}
 
 
 def main() -> None:
     arguments = parser().parse_args()
-    wished = {name: value for name in ("runs", "messages") if (value := getattr(arguments, name)) is not None}
-    size = replace(QUICK if arguments.quick else Size(), **wished)
+    size = QUICK if arguments.quick else Size()
+    if arguments.runs:
+        size = replace(size, runs=arguments.runs)
+    if arguments.messages:
+        size = replace(size, small=arguments.messages, large=max(1, arguments.messages // 5))
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(f"ended by signal {number}"))  # through each finally
     about = machine()
-    with broker(arguments.broker) as address:
+    with broker(arguments.broker) as (address, kafka):
+        about["kafka"] = kafka
         observer = Observer(address)
         try:
-            bench = Bench(observer, size)
-            rounds = [bench.round(number) for number in range(1, size.runs + 1)]
+            bench = Bench(observer, size, [sys.executable, *map(os.path.abspath, arguments.python)])
+            probes = chosen(bench.probes(), arguments.only)
+            rounds = [bench.round(number, probes) for number in range(1, size.runs + 1)]
         finally:
             observer.delete_topics()  # the broker may not be ours
             observer.forget_clients()
     about["load"] += f" before, {load()} after"
-    print(render(rounds, about, size))
+    print("\n".join(report(bench, probes, rounds, about)))
     if arguments.json:
         raw = {"machine": about, "size": asdict(size), "rounds": rounds}
         arguments.json.write_text(json.dumps(raw, indent=1) + "\n")
+    sys.exit(any(ERROR in run[name] for run in rounds for name in run if name.rpartition("/")[2] not in PEERS))
 
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--broker", metavar="HOST:PORT", help="measure on this Kafka instead of starting one")
+    options.add_argument("--python", metavar="PATH", action="append", default=[], help="an interpreter with peers")
     options.add_argument("--runs", type=int, help=f"default: {Size.runs}")
-    options.add_argument("--messages", type=int, help=f"for the throughput; default: {Size.messages}")
+    options.add_argument("--messages", type=int, help=f"of 16 B, default {Size.small}; of 200 B there are a fifth")
+    options.add_argument("--only", metavar="NAME[,NAME]", help="these probes; * stands for anything")
     options.add_argument("--quick", action="store_true", help="everything small and once; such figures say nothing")
     options.add_argument("--json", type=Path, metavar="FILE", help="write every single measurement there")
     return options
 
 
 @contextlib.contextmanager
-def broker(address: str | None) -> Iterator[str]:
-    """The address of a Kafka that runs for as long as it is needed."""
+def broker(address: str | None) -> Iterator[tuple[str, str]]:
+    """The address of a Kafka that runs for as long as it is needed, and what it is."""
     if address:
-        yield address
+        yield address, f"at {address}"
         return
     source = kafka_source()
     if source.kind == "none":
         sys.exit(source.reason)
     with source.server() as server:
-        yield server.bootstrap_servers
+        version = KAFKA_VERSION if source.kind != "external" else f"at {server.bootstrap_servers}"
+        yield server.bootstrap_servers, f"{version}, on the same machine" if source.kind != "external" else version
 
 
-def render(rounds: list[Round], about: Figures, size: Size) -> str:
-    """A Markdown table, with what it was measured on above it."""
-    cells = [("", "median", "min", "max", "unit", "target"), ("-", "-:", "-:", "-:", "-", "-")]
-    for row in ROWS:
-        figures = [row.figure(run) for run in rounds]
-        median = statistics.median(figures)
-        target = "" if row.at_most is None else f"<= {row.at_most:g}{'' if median <= row.at_most else ' MISSED'}"
-        cells.append((row.name, *map(short, (median, min(figures), max(figures))), row.unit, target))
-    columns = [_padded(column) for column in zip(*cells, strict=True)]
-    told = [f"{name}: {value}" for name, value in about.items()]
-    told += [
-        f"runs: {size.runs}, interleaved",
-        f"size: {size.messages:,} x {len(VALUE)} B on {PARTITIONS} partitions, {size.marks:,} marks, "
-        f"{size.commits:,} commits, {size.idle_s:g} s idle, {size.ticks:,} messages for the latency",
-    ]
-    return "\n".join([*told, "", *(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))])
-
-
-def _padded(column: Sequence[str]) -> list[str]:
-    """As wide as the widest cell; to the right where the rule ends with a colon, as Markdown has it."""
-    header, rule, *cells = column
-    width = max(map(len, column))
-    pad = str.rjust if rule.endswith(":") else str.ljust
-    return [pad(header, width), rule.rjust(width, "-"), *(pad(cell, width) for cell in cells)]
-
-
-def short(figure: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
-
-
-def percentile(values: list[float], percent: int) -> float:
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+def chosen(probes: dict[str, Probe], only: str | None) -> dict[str, Probe]:
+    if not only:
+        return probes
+    patterns = only.split(",")
+    found = {
+        name: probe
+        for name, probe in probes.items()
+        if any(fnmatch.fnmatch(name, wish) or fnmatch.fnmatch(name.rpartition("/")[2], wish) for wish in patterns)
+    }
+    return found or sys.exit(f"no such probe: {only}. There are: {', '.join(probes)}")
 
 
 # -- the measuring ----------------------------------------------------------------------------------------------------
 
 
 class Bench:
-    """The topics that are measured on, made once, and the rounds over all probes."""
+    """The topics that are measured on, each made when it is needed first, and the rounds over the probes."""
 
-    def __init__(self, observer: Observer, size: Size) -> None:
+    def __init__(self, observer: Observer, size: Size, pythons: list[str]) -> None:
         self.observer = observer
         self.size = size
-        self.many = self._topic(PARTITIONS, size.messages)
-        self.marks = self._topic(1, size.marks)
-        self.commits = self._topic(1, size.commits)
-        self.idle = self._topic(PARTITIONS, PARTITIONS)  # one message each: when all have come, everything is joined
-        self.one = self._topic(1, 1)
+        self.installed = {python: _installed(python) for python in pythons}
+        self.names: dict[str, dict[str, str]] = {}  # data set -> probe -> what its line says
+        self.missing: dict[str, str] = {}  # probe -> what would have to be installed
 
-    def round(self, number: int) -> Round:
+    def round(self, number: int, probes: dict[str, Probe]) -> Round:
         """Every probe once."""
-        size = self.size
-        throughput = {"topic": self.many, "messages": size.messages}
-        idle = {"topic": self.idle, "partitions": PARTITIONS, "seconds": size.idle_s}
-        probes: dict[str, Callable[[str], Figures]] = {
-            "loop": lambda name: self._probe(name, **throughput),
-            "noop": lambda name: self._probe(name, **throughput),
-            "mark_each": lambda name: self._probe(name, **throughput),
-            "mark": lambda name: self._probe(name, topic=self.marks, messages=size.marks),
-            "sync_mark": lambda name: self._probe(name, topic=self.commits, times=size.commits),
-            "bare_commit": lambda name: self._probe(name, topic=self.commits, times=size.commits),
-            "idle": lambda name: self._probe(name, **idle),
-            "idle_loop": lambda name: self._probe(name, **idle),
-            "first_message_run": self._first_message_run,
-            "first_message": lambda name: self._probe(name, topic=self.one),
-            "first_message_loop": lambda name: self._probe(name, topic=self.one),
-            "latency": self._latency,
-            "latency_loop": self._latency,
-        }
         measured = {}
         for name, probe in probes.items():
-            if sys.stderr.isatty():
-                print(f"run {number} of {size.runs}: {name:<20}", end="\r", file=sys.stderr, flush=True)
-            measured[name] = probe(name)
+            print(f"run {number} of {self.size.runs}: {name}", file=sys.stderr, flush=True)
+            measured[name] = probe()
         return measured
 
-    def _topic(self, partitions: int, messages: int) -> str:
+    def probes(self) -> dict[str, Probe]:
+        """By name; those of the throughput are named ``16/…`` and ``200/…``."""
+        size = self.size
+        idle = {"partitions": MANY, "seconds": size.idle_s}
+        probes: dict[str, Probe] = {}
+        for dataset in OURS:
+            probes |= {f"{dataset}/{name}": probe for name, probe in self._throughput(dataset)}
+        probes |= {
+            "mark": lambda: self._probe("mark", self.topic(1, size.marks), messages=size.marks),
+            "sync-mark": lambda: self._probe("sync_mark", self.topic(1, size.commits), times=size.commits),
+            "bare-commit": lambda: self._probe("bare_commit", self.topic(1, size.commits), times=size.commits),
+            "latency": lambda: self.latency("latency"),
+            "latency-loop": lambda: self.latency("latency_loop"),
+            # One message each: when all have come, everything is joined.
+            "idle": lambda: self._probe("idle", self.topic(MANY, MANY), **idle),
+            "idle-loop": lambda: self._probe("idle_loop", self.topic(MANY, MANY), **idle),
+            "first-message-run": self._first_message_run,
+            "first-message": lambda: self._probe("first_message", self.topic(1, 1)),
+            "first-message-loop": lambda: self._probe("first_message_loop", self.topic(1, 1)),
+        }
+        for count in (1, 2, 4, 8):
+            probes[f"partitions-{count}"] = functools.partial(self._partitions, count)
+        return probes
+
+    def _throughput(self, dataset: str) -> Iterator[tuple[str, Probe]]:
+        """Also says what each one's line in the table is, and which are missing."""
+        names = self.names[dataset] = {}
+        names["loop"] = f"hand-written loop, kafka-python {_version('kafka-python')}"
+        messages = {"messages": self._messages(dataset)}
+        yield "loop", lambda: self._probe("loop", self._dataset(dataset), **messages)
+        for start, decoder, handler in OURS[dataset]:
+            name = f"{start}-{decoder}-{handler.replace('_', '-')}"
+            if decoder == "speed" and not (_version("aiokafka") and _version("orjson")):
+                self.missing[name] = "karafka-lite[speed]"
+                continue
+            names[name] = f"{STARTS[start]}, {decoder}: {HANDLERS[handler]}"
+            module = "orjson" if decoder == "speed" else "json"
+            if handler == "payloads":
+                names[name] += f" by {module}"
+            yield name, functools.partial(self._consumer, dataset, start, decoder, handler)
+            if handler == "payloads":
+                names[f"parser-{module}"] = f"{module}.loads alone, on the same values"
+                yield f"parser-{module}", functools.partial(self._probe, "parser", "", module=module, **messages)
+        for name, peer in PEERS.items():
+            python = next((path for path, found in self.installed.items() if found.keys() >= {*peer.packages}), None)
+            if python is None:
+                self.missing[name] = " with ".join(peer.packages)
+                continue
+            number = min(self._messages(dataset), peer.most or sys.maxsize)
+            names[name] = peer.told.format_map(self.installed[python])
+            if number < self._messages(dataset):
+                names[name] += f" (the first {number:,})"
+            yield name, functools.partial(self._peer, dataset, name, python, number)
+
+    def _messages(self, dataset: str) -> int:
+        return {"16": self.size.small, "200": self.size.large}[dataset]
+
+    def _dataset(self, dataset: str) -> str:
+        messages = self._messages(dataset)
+        return self.topic(MANY, messages + messages // SPARE, {"16": small, "200": large}[dataset])
+
+    @functools.cache  # noqa: B019 (there is one Bench)
+    def topic(self, partitions: int, messages: int, value: Callable[[int], bytes] = small) -> str:
+        """With as many messages on each partition, in batches as a busy producer fills them."""
         topic = self.observer.topic(partitions)
-        for partition in range(partitions):
-            self.observer.produce(topic, [VALUE] * len(range(partition, messages, partitions)), partition)
+        for number in range(messages):
+            while True:
+                try:
+                    self._producer.produce(topic, value(number), partition=number % partitions)
+                    break
+                except BufferError:
+                    self._producer.poll(0.1)
+        self._producer.flush()
+        there = sum(self.observer.end_offset(topic, partition) for partition in range(partitions))
+        assert there == messages, f"{there} of {messages} messages were acknowledged"
         return topic
 
-    def _first_message_run(self, name: str) -> Figures:
-        """From the start of the process; its clock is ours, because CLOCK_MONOTONIC is the machine's."""
-        started = time.monotonic()
-        said = self._child(
-            [sys.executable, "-m", "karafka_lite", "run", str(HERE / "first_message.py")],
-            BENCH_GROUP=self.observer.group(),
-            BENCH_TOPIC=self.one,
-        )
-        return {"s": said["at"] - started}
+    @functools.cached_property
+    def _producer(self) -> Producer:
+        return Producer({"bootstrap.servers": self.observer.bootstrap_servers, **PRODUCER})
 
-    def _latency(self, name: str) -> Figures:
+    # -- one probe each
+
+    def _consumer(self, dataset: str, start: str, decoder: str, handler: str) -> Figures:
+        told = {"handler": handler, "messages": self._messages(dataset)}
+        if decoder == "speed":
+            told["deserializer"] = "orjson"
+        return self._app(start, self._dataset(dataset), told, "pure" if decoder == "pure" else "")
+
+    def _app(self, start: str, topic: str, told: Figures, decoder: str = "") -> Figures:
+        command = ["-m", "karafka_lite", "run"] if start == "run" else []
+        bench = json.dumps({"group": self.observer.group(), "topic": topic, **told})
+        return self._child(
+            [sys.executable, *command, str(HERE / "consumer.py")], BENCH=bench, KARAFKA_LITE_DECODER=decoder
+        )
+
+    def _peer(self, dataset: str, name: str, python: str, messages: int) -> Figures:
+        where = {"broker": self.observer.bootstrap_servers, "group": self.observer.group()}
+        told = json.dumps({**where, "topic": self._dataset(dataset), "messages": messages})
+        with tempfile.TemporaryDirectory() as folder:  # some keep state where they are started
+            return self._child([python, str(HERE.absolute() / "peers.py"), name, told], folder=folder)
+
+    def _first_message_run(self) -> Figures:
+        """From the start of the process; its clock is ours, because CLOCK_MONOTONIC is the machine's."""
+        topic = self.topic(1, 1)
+        started = time.monotonic()
+        said = self._app("run", topic, {"handler": "first_message"})
+        return {"s": said["at"] - started} if ERROR not in said else said
+
+    def latency(self, name: str) -> Figures:
         """One message every 20 ms; each carries the time at which it was produced."""
-        topic = self._topic(PARTITIONS, 1)
+        topic = self.observer.topic(MANY)
+        self.observer.produce(topic, ["0"])
 
         def tick() -> None:
             due = time.monotonic()
             for number in range(self.size.ticks):
                 due += TICK_S
                 time.sleep(max(0.0, due - time.monotonic()))
-                self.observer.produce(topic, [str(time.monotonic_ns())], number % PARTITIONS)
+                self.observer.produce(topic, [str(time.monotonic_ns())], number % MANY)
 
-        return self._probe(name, tick, topic=topic, messages=self.size.ticks)
+        return self._probe(name, topic, tick, messages=self.size.ticks)
 
-    def _probe(self, name: str, when_ready: Callable[[], None] | None = None, **arguments: object) -> Figures:
-        group = self.observer.group()
-        told = json.dumps({"broker": self.observer.bootstrap_servers, "group": group, **arguments})
-        return self._child([sys.executable, str(HERE / "probes.py"), name, told], when_ready)
+    def _partitions(self, count: int) -> Figures:
+        topic = self.topic(count, count * (self.size.sleeps + 2) * SLEEPY_BATCH)
+        return self._probe("partitions", topic, partitions=count, batches=self.size.sleeps)
 
-    def _child(self, command: list[str], when_ready: Callable[[], None] | None = None, **environment: str) -> Figures:
-        """Run ``command``; the last line that it prints is its figures."""
+    def _probe(self, name: str, topic: str, when_ready: Ready | None = None, **arguments: object) -> Figures:
+        where = {"broker": self.observer.bootstrap_servers, "group": self.observer.group(), "topic": topic}
+        command = [sys.executable, str(HERE / "probes.py"), name, json.dumps({**where, **arguments})]
+        return self._child(command, when_ready)
+
+    def _child(
+        self, command: list[str], when_ready: Ready | None = None, folder: str | None = None, **environment: str
+    ) -> Figures:
+        """Run ``command``; the last line that it prints is its figures. What it failed with is one of them."""
         environment["KARAFKA_LITE_BOOTSTRAP_SERVERS"] = self.observer.bootstrap_servers
         figures: Figures | None = None
         with tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **environment}
+                command,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=folder,
+                env={**os.environ, **environment},
             )
             too_long = threading.Timer(PROBE_TIMEOUT_S, process.kill)
             too_long.start()
@@ -279,21 +336,62 @@ class Bench:
                 process.communicate()
             if figures is None or process.returncode:
                 errors.seek(0)
-                sys.exit(f"{' '.join(command)}\nended with {process.returncode}:\n{errors.read()[-4000:]}")
+                told = errors.read()[-ERROR_TAIL:].strip() or f"nothing measured within {PROBE_TIMEOUT_S} s"
+                return {ERROR: f"{' '.join(command)}\nended with {process.returncode}:\n{told}"}
         return figures
 
 
-# -- what it was measured on ------------------------------------------------------------------------------------------
+# -- what is printed --------------------------------------------------------------------------------------------------
+
+
+def report(bench: Bench, probes: dict[str, Probe], rounds: list[Round], about: Figures) -> list[str]:
+    size = bench.size
+    lines = [f"{name}: {value}" for name, value in about.items()]
+    lines += [
+        f"runs: {size.runs}, interleaved; median, minimum, maximum",
+        f"size: {size.small:,} x 16 B and {size.large:,} x 200 B of JSON on {MANY} partitions, {size.marks:,} marks, "
+        f"{size.commits:,} commits, {size.idle_s:g} s idle, {size.ticks:,} messages for the latency",
+        "each consumer takes up to 500 messages at a time and commits every 5 s (Faust, by its default, every 2.8 s)",
+    ]
+    if bench.missing:
+        told = (f"{name} ({packages})" for name, packages in bench.missing.items())
+        lines.append(f"left out, because it is not installed: {', '.join(told)}")
+    for dataset, names in bench.names.items():
+        names = {probe: name for probe, name in names.items() if f"{dataset}/{probe}" in probes}
+        if names:
+            lines += ["", f"### Throughput, messages of {dataset} B", "", *throughput(dataset, names, rounds)]
+    if table := rows(MARKS, rounds):
+        lines += ["", "### Marks, latency, idling, start", "", *table]
+    if table := rows(PARTITIONS, rounds):
+        title = f"### Partitions side by side: each batch of {SLEEPY_BATCH} sleeps {SLEEP_S * 1000:g} ms, concurrency=8"
+        lines += ["", title, "", *table]
+    errors = {name: figures[ERROR] for run in rounds for name, figures in run.items() if ERROR in figures}
+    for name, error in errors.items():
+        lines += ["", f"### {name} failed", "", *(f"    {line}" for line in error.splitlines())]
+    return lines
 
 
 def machine() -> Figures:
-    packages = ("karafka-lite", "kafka-python", "crc32c")
+    packages = ("karafka-lite", "kafka-python", "crc32c", "aiokafka", "orjson")
     return {
         "machine": f"{os.cpu_count()} cores, {cpu_model()}, {platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "packages": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
+        "packages": ", ".join(f"{name} {version}" for name in packages if (version := _version(name))),
         "load": load(),
     }
+
+
+def _version(package: str) -> str:
+    """ "" where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _installed(python: str) -> dict[str, str]:
+    command = [python, str(HERE / "peers.py"), "installed"]
+    return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
 
 
 def cpu_model() -> str:

@@ -16,15 +16,15 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import QUICK, Bench, Size, machine, percentile, short
+from bench import QUICK, Bench, Size, machine
 from harness import make_app
 from kafka_server import kafka_source
 from observer import Observer, wait_until
+from tables import percentile, short
 
 from karafka_lite import App
 from karafka_lite.broker.embedded import EmbeddedBroker
@@ -35,7 +35,7 @@ ROUNDS = 5
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--quick", action="store_true", help="everything small and once; such figures say nothing")
-    size = QUICK if options.parse_args().quick else replace(Size(), messages=12, marks=1, commits=1)
+    size = QUICK if options.parse_args().quick else Size()
     rounds = 1 if size is QUICK else ROUNDS
     for name, value in machine().items():
         print(f"{name}: {value}")
@@ -54,8 +54,8 @@ def measure(name: str, bootstrap_servers: str, size: Size, rounds: int) -> None:
     observer = Observer(bootstrap_servers)
     try:
         tell(f"{name}: rebalance of 3 members", "s", [rebalance(observer) for _ in range(rounds)])
-        bench = Bench(observer, replace(size, messages=12, marks=1, commits=1))
-        latencies = [bench._latency("latency")["ms"] for _ in range(rounds)]
+        bench = Bench(observer, size, pythons=[])
+        latencies = [bench.latency("latency")["ms"] for _ in range(rounds)]
         for percent in (50, 99):
             tell(f"{name}: produce to handler p{percent}", "ms", [percentile(run, percent) for run in latencies])
     finally:

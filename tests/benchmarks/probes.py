@@ -1,6 +1,6 @@
-"""What ``bench.py`` measures, one function for each fresh process.
+"""What ``bench.py`` measures of ours beside the throughput (``consumer.py``), one function for each fresh process.
 
-    python tests/benchmarks/probes.py noop '{"broker": "localhost:9092", "group": "g", "topic": "t", …}'
+    python tests/benchmarks/probes.py idle '{"broker": "localhost:9092", "group": "g", "topic": "t", …}'
 
 prints one line of JSON. A hand-written loop stands beside each app; both have the same settings, so that what they
 differ by is the framework.
@@ -8,6 +8,8 @@ differ by is the framework.
 
 from __future__ import annotations
 
+import collections
+import importlib
 import itertools
 import json
 import statistics
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+from meter import Meter
 
 from karafka_lite import App, Batch, Context
 from karafka_lite.client import DEFAULTS, FORCED
@@ -25,6 +28,10 @@ from karafka_lite.client import DEFAULTS, FORCED
 READY = "ready"  # printed where a probe waits for messages that are yet to come
 COMMIT_EVERY_S = 5
 SETTLE_S = 1  # between the last message and the measuring of an idle app
+BATCH = 500
+SLEEP_S = 0.050
+SLEEPY_BATCH = 10  # messages
+SLEEPERS = 8  # threads
 
 
 class Where(NamedTuple):
@@ -48,81 +55,81 @@ def main(name: str, arguments: str) -> None:
     print(json.dumps(PROBES[name](where, **told)), flush=True)
 
 
+# -- the messages -----------------------------------------------------------------------------------------------------
+
+
+def small(number: int) -> bytes:
+    """JSON of 16 bytes."""
+    return b'{"n":%010d}' % (number + 1_000_000_000)
+
+
+def large(number: int) -> bytes:
+    """JSON of 200 bytes."""
+    head = (
+        b'{"id": %d, "user": "user-%06d", "event": "page_view", "at": "2026-01-01T12:00:00.%06dZ", '
+        b'"amount": %d.25, "tags": ["web", "eu"], "seen": true, "note": "'
+    ) % (number + 1_000_000_000, number % 1_000_000, number % 1_000_000, number % 1_000)
+    return head + b"." * (200 - 2 - len(head)) + b'"}'
+
+
 # -- throughput -------------------------------------------------------------------------------------------------------
-
-
-class Meter:
-    """CPU and wall clock from the first batch, when everything is joined, to the last.
-
-    The first batch is not counted: what it cost lies before the clock starts.
-    """
-
-    def __init__(self, messages: int) -> None:
-        self.done = threading.Event()
-        self._messages = messages
-        self._seen = 0
-        self._times: list[tuple[int, float, float]] = []  # messages, CPU, wall: at the start, at the end
-        self._lock = threading.Lock()
-
-    def count(self, messages: int) -> None:
-        with self._lock:
-            self._seen += messages
-            if not self._times or self._seen >= self._messages:
-                self._times.append((self._seen, time.process_time(), time.perf_counter()))
-            if self._seen >= self._messages:
-                self.done.set()
-
-    def figures(self) -> dict[str, float]:
-        (before, cpu, wall), (seen, cpu_end, wall_end) = self._times
-        messages = seen - before
-        return {"cpu_us": (cpu_end - cpu) / messages * 1e6, "per_s": messages / (wall_end - wall)}
 
 
 def loop(where: Where, messages: int) -> dict[str, float]:
     """What one would write by hand without looking at the messages."""
-    meter = Meter(messages)
+    figures: dict[str, float] = {}
+    meter = Meter(messages, figures.update)
     consumer = where.consumer()
     commit_at = time.monotonic() + COMMIT_EVERY_S
-    while not meter.done.is_set():
+    while not figures:
         for records in consumer.poll(timeout_ms=1000).values():
             meter.count(len(records))
         if time.monotonic() >= commit_at:
             consumer.commit()
             commit_at += COMMIT_EVERY_S
     consumer.close()
-    return meter.figures()
+    return figures
 
 
-def noop(where: Where, messages: int) -> dict[str, float]:
-    """Automatic marks, and a handler that does not look at the messages."""
-    meter = Meter(messages)
-    app = where.app()
+def parser(where: Where, module: str, messages: int) -> dict[str, float]:
+    """What ``payloads`` cannot do without, and nothing else: batches of values are decoded and thrown away."""
+    loads = importlib.import_module(module).loads
+    spent = 0.0
+    for first in range(0, messages, BATCH):
+        values = [large(number) for number in range(first, min(first + BATCH, messages))]
+        begin = time.process_time()
+        payloads = [loads(value) for value in values]
+        spent += time.process_time() - begin
+        assert len(payloads) == len(values)
+    return {"cpu_us": spent / messages * 1e6, "per_s": messages / spent}
 
-    @app.topic(where.topic)
+
+def partitions(where: Where, partitions: int, batches: int) -> dict[str, float]:
+    """A handler that waits for something else, on one partition or on many: the rate while all of them are at work."""
+    app = where.app(concurrency=SLEEPERS)
+    runs: dict[int, list[tuple[float, float, int]]] = collections.defaultdict(list)  # begin, end, messages
+    done = threading.Event()
+
+    @app.topic(where.topic, max_messages=SLEEPY_BATCH)
     def handle(batch: Batch, ctx: Context) -> None:
-        meter.count(len(batch))
+        begin = time.perf_counter()
+        time.sleep(SLEEP_S)
+        runs[batch.partition].append((begin, time.perf_counter(), len(batch)))
+        if len(runs[batch.partition]) == batches:
+            done.set()
 
     app.start()
-    meter.done.wait()
+    done.wait()
     app.stop()
-    return meter.figures()
-
-
-def mark_each(where: Where, messages: int) -> dict[str, float]:
-    """Marks by hand, one for each message."""
-    meter = Meter(messages)
-    app = where.app()
-
-    @app.topic(where.topic, manual_offsets=True)
-    def handle(batch: Batch, ctx: Context) -> None:
-        for message in batch:
-            ctx.mark_as_consumed(message)
-        meter.count(len(batch))
-
-    app.start()
-    meter.done.wait()
-    app.stop()
-    return meter.figures()
+    assert len(runs) == partitions, f"{len(runs)} of {partitions} partitions had begun when the first one was through"
+    begin = max(its[0][0] for its in runs.values())
+    end = min(its[batches - 1][1] for its in runs.values() if len(its) >= batches)
+    messages = sum(  # of a run that is partly outside as much as lies inside
+        max(0.0, min(end, its_end) - max(begin, its_begin)) / (its_end - its_begin) * messages
+        for its in runs.values()
+        for its_begin, its_end, messages in its
+    )
+    return {"per_s": messages / (end - begin)}
 
 
 # -- marks ------------------------------------------------------------------------------------------------------------
@@ -338,7 +345,7 @@ def _batches(consumer: Any) -> Iterator[list[Any]]:
 PROBES: dict[str, Callable[..., dict[str, Any]]] = {
     probe.__name__: probe
     for probe in (
-        *(loop, noop, mark_each),
+        *(loop, parser, partitions),
         *(mark, sync_mark, bare_commit),
         *(idle, idle_loop),
         *(first_message, first_message_loop),

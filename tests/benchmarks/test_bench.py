@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench import ROWS
 from observer import Observer
+from tables import MARKS, PARTITIONS, throughput
 
 BENCH = Path(__file__).with_name("bench.py")
 EMBEDDED = Path(__file__).with_name("embedded.py")
@@ -23,20 +23,50 @@ DECODE = Path(__file__).with_name("decode.py")
 @pytest.mark.apache_only("that is whose figures are in the README")
 @pytest.mark.xdist_group("one hog at a time")
 @pytest.mark.timeout(300)
-def test_a_quick_run_fills_every_row_of_the_table(kafka: Observer, tmp_path: Path) -> None:
+def test_a_quick_run_fills_every_line_of_every_table(kafka: Observer, tmp_path: Path) -> None:
     raw = tmp_path / "raw.json"
     command = [sys.executable, str(BENCH), "--broker", kafka.bootstrap_servers, "--quick", "--json", str(raw)]
 
     done = subprocess.run(command, capture_output=True, text=True)
 
-    assert done.returncode == 0, done.stderr
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
-    table = {(name, unit): figures for name, *figures, unit, _ in lines[2:]}
-    assert list(table) == [(row.name, row.unit) for row in ROWS]
-    for row, figures in table.items():
-        assert [figure for figure in figures if not _is_measured(figure, *row)] == [], row
+    assert done.returncode == 0, done.stdout + done.stderr
     (measured,) = json.loads(raw.read_text())["rounds"]
-    assert all(row.figure(measured) for row in ROWS)
+    small, large, marks, partitions = tables(done.stdout)
+    for dataset, table in (("16", small), ("200", large)):
+        probes = [name for name in measured if name.startswith(f"{dataset}/")]
+        assert len(table) == len(probes)
+        assert {f"{dataset}/{name}" for name in ("loop", "run-pure-noop", "confluent", "aiokafka")} <= {*probes}
+        for name, *figures, _ in table:
+            assert all(is_measured(figure) for figure in figures if figure), name
+            assert all(figures[:5]), name
+    assert [line[0] for line in marks + partitions] == [row.name for row in MARKS + PARTITIONS]
+    for name, *figures, _, _ in marks + partitions:
+        # A call's cost is a difference, and a few ns: on a busy machine it may come out as less than nothing.
+        assert name == "an empty call, for scale" or all(map(is_measured, figures)), name
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The cells of each table, without its header."""
+    blocks = [block.splitlines()[2:] for block in text.split("\n\n") if block.startswith("|")]
+    return [[[cell.strip() for cell in line.split("|")[1:-1]] for line in block] for block in blocks]
+
+
+def is_measured(figure: str) -> bool:
+    value = float(figure.replace(",", ""))
+    return math.isfinite(value) and value > 0
+
+
+def test_a_line_tells_what_it_missed_and_who_failed_and_what_it_could_not_be_compared_with() -> None:
+    dear = {"cpu_us": 2.0, "per_s": 1000.0, "peak_mb": 50.0}
+    loop, failed = {**dear, "cpu_us": 4.0}, {"error": "no"}
+    run = {"16/loop": loop, "16/run-speed-noop": dear, "16/aiokafka": dear, "16/confluent": failed}
+    names = {"loop": "loop", "run-speed-noop": "ours", "aiokafka": "theirs", "confluent": "broken"}
+
+    (table,) = tables("\n".join(throughput("16", names, [run, run])))
+
+    assert table[1][:7] == ["ours", "2", "2", "2", "0.5", "1,000", "50"]
+    assert table[1][7] == "≤ 0.5 µs MISSED, ≤ aiokafka, ≤ confluent (not measured), ≤ 110 MB"
+    assert table[3][0] == "broken: **failed**"
 
 
 @pytest.mark.slow
@@ -59,9 +89,3 @@ def test_a_quick_run_tells_what_each_decoder_costs() -> None:
     assert done.returncode == 0, done.stderr
     told = re.findall(r"^\| +(16|200) B \| +[\d,]+ \| (stock|pure|compiled) +\| +[\d.]+ \|", done.stdout, re.MULTILINE)
     assert {("16", "stock"), ("16", "pure"), ("200", "stock"), ("200", "pure")} <= set(told)
-
-
-def _is_measured(figure: str, name: str, unit: str) -> bool:
-    value = float(figure.replace(",", ""))
-    # A call's cost is a difference, and a few ns: on a busy machine it may come out as less than nothing.
-    return math.isfinite(value) and (value > 0 or name == "an empty call, for scale")

@@ -1,0 +1,212 @@
+"""The tables that ``bench.py`` prints: which lines there are, what each should come to, and how it looks as Markdown.
+
+A round is one run over all probes: what each of them measured, or the error with which it ended.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Figures = dict[str, Any]
+Round = dict[str, Figures]  # probe -> figures
+Medians = Mapping[str, Mapping[str, float]]  # probe -> figure -> median over the rounds
+
+ERROR = "error"
+HANDLERS = {
+    "noop": "no-op",
+    "values": "`batch.values`",
+    "iterate": "iterates",
+    "read": "iterates, reads `message.value`",
+    "payloads": "`batch.payloads`",
+    "mark_each": "marks each message",
+}
+
+
+# -- what it should come to -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Limit:
+    """``most`` raises KeyError where what it compares with was not measured."""
+
+    told: str
+    figure: str
+    most: Callable[[Medians], float]
+
+    def verdict(self, own: Mapping[str, float], medians: Medians) -> str:
+        try:
+            return self.told if own[self.figure] <= self.most(medians) else f"{self.told} MISSED"
+        except KeyError:
+            return f"{self.told} (not measured)"
+
+
+def cpu(most: float) -> Limit:
+    return Limit(f"≤ {most:g} µs", "cpu_us", lambda medians: most)
+
+
+def loops(most: float) -> Limit:
+    return Limit(f"≤ {most:g} x", "loops", lambda medians: most)
+
+
+def peak(most: float) -> Limit:
+    return Limit(f"≤ {most:g} MB", "peak_mb", lambda medians: most)
+
+
+def below(probe: str) -> Limit:
+    return Limit(f"≤ {probe}", "cpu_us", lambda medians: medians[probe]["cpu_us"])
+
+
+def above(probe: str, more: float) -> Limit:
+    return Limit(f"≤ {probe} + {more:g} µs", "cpu_us", lambda medians: medians[probe]["cpu_us"] + more)
+
+
+# By data set and probe; bench.py says which probes there are.
+LIMITS: Mapping[str, tuple[Limit, ...]] = {
+    "16/run-pure-noop": (cpu(1.4), loops(0.35), peak(110)),
+    "16/run-speed-noop": (cpu(0.5), below("aiokafka"), below("confluent"), peak(110)),
+    "16/run-speed-iterate": (cpu(0.9),),
+    "16/library-pure-noop": (cpu(1.9),),
+    "16/library-speed-noop": (cpu(1.0),),
+    "200/run-speed-noop": (cpu(0.9),),
+    "200/run-pure-payloads": (above("parser-json", 1),),
+    "200/run-speed-payloads": (above("parser-orjson", 1),),
+}
+
+
+# -- throughput -------------------------------------------------------------------------------------------------------
+
+
+def throughput(dataset: str, names: Mapping[str, str], rounds: Sequence[Round]) -> list[str]:
+    """One line for each probe of ``names``, which was measured on this data set."""
+    medians = _medians(dataset, names, rounds)
+    head = ("", "µs CPU/message", "min", "max", "x loop", "messages/s", "peak MB", "target")
+    cells = [head, ("-", *["-:"] * 6, "-")]
+    for probe, name in names.items():
+        measured = [figures for run in rounds if (figures := run.get(f"{dataset}/{probe}")) and ERROR not in figures]
+        if not measured:
+            cells.append((f"{name}: **failed**", *[""] * 7))
+            continue
+        own = medians[probe]
+        costs = [figures["cpu_us"] for figures in measured]
+        limits = LIMITS.get(f"{dataset}/{probe}", ())
+        cells.append(
+            (
+                name,
+                *map(short, (own["cpu_us"], min(costs), max(costs))),
+                *(short(own[figure]) if figure in own else "" for figure in ("loops", "per_s", "peak_mb")),
+                ", ".join(limit.verdict(own, medians) for limit in limits),
+            )
+        )
+    return markdown(cells)
+
+
+def _medians(dataset: str, probes: Mapping[str, str], rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
+    medians = {}
+    for probe in probes:
+        measured = []
+        for run in rounds:
+            figures, loop = run.get(f"{dataset}/{probe}", {}), run.get(f"{dataset}/loop", {})
+            if figures and ERROR not in figures:
+                ratio = {"loops": figures["cpu_us"] / loop["cpu_us"]} if "cpu_us" in loop else {}
+                measured.append({**figures, **ratio})
+        if measured:
+            shared = set.intersection(*map(set, measured))
+            medians[probe] = {key: statistics.median([figures[key] for figures in measured]) for key in shared}
+    return medians
+
+
+# -- everything else --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a figure follows from the measurements of one round."""
+
+    name: str
+    unit: str
+    figure: Callable[[Round], float]
+    at_most: float | None = None
+    at_least: float | None = None
+
+    def verdict(self, median: float) -> str:
+        if self.at_most is not None:
+            return f"≤ {self.at_most:g}{'' if median <= self.at_most else ' MISSED'}"
+        if self.at_least is not None:
+            return f"≥ {self.at_least:g}{'' if median >= self.at_least else ' MISSED'}"
+        return ""
+
+
+MARKS = [
+    Row("mark_as_consumed", "ns CPU/call", lambda run: run["mark"]["ns"], at_most=300),
+    Row("an empty call, for scale", "ns CPU/call", lambda run: run["mark"]["empty_call_ns"]),
+    Row("mark_as_consumed(sync=True) p50", "ms", lambda run: percentile(run["sync-mark"]["ms"], 50)),
+    Row("mark_as_consumed(sync=True) p99", "ms", lambda run: percentile(run["sync-mark"]["ms"], 99)),
+    Row("consumer.commit of kafka-python p50", "ms", lambda run: percentile(run["bare-commit"]["ms"], 50)),
+    Row("consumer.commit of kafka-python p99", "ms", lambda run: percentile(run["bare-commit"]["ms"], 99)),
+    Row("produce to handler p50", "ms", lambda run: percentile(run["latency"]["ms"], 50), at_most=5),
+    Row("produce to handler p99", "ms", lambda run: percentile(run["latency"]["ms"], 99)),
+    Row("produce to hand-written loop p50", "ms", lambda run: percentile(run["latency-loop"]["ms"], 50)),
+    Row("produce to hand-written loop p99", "ms", lambda run: percentile(run["latency-loop"]["ms"], 99)),
+    Row("idle app", "% of a core", lambda run: run["idle"]["percent"], at_most=1),
+    Row("idle hand-written loop", "% of a core", lambda run: run["idle-loop"]["percent"]),
+    Row("karafka-lite run to first message", "s", lambda run: run["first-message-run"]["s"]),
+    Row("app.start() to first message", "s", lambda run: run["first-message"]["s"]),
+    Row("KafkaConsumer() to first message", "s", lambda run: run["first-message-loop"]["s"]),
+]
+
+
+def _times_one(partitions: int) -> Callable[[Round], float]:
+    return lambda run: run[f"partitions-{partitions}"]["per_s"] / run["partitions-1"]["per_s"]
+
+
+PARTITIONS = [
+    Row("1 partition", "messages/s", lambda run: run["partitions-1"]["per_s"]),
+    Row("2 partitions / 1", "x", _times_one(2)),
+    Row("4 partitions / 1", "x", _times_one(4)),
+    Row("8 partitions / 1", "x", _times_one(8), at_least=7.5),
+]
+
+
+def rows(rows: Sequence[Row], rounds: Sequence[Round]) -> list[str]:
+    """Medians, minimum and maximum; without lines of which nothing was measured."""
+    cells = [("", "median", "min", "max", "unit", "target"), ("-", "-:", "-:", "-:", "-", "-")]
+    for row in rows:
+        figures = []
+        for run in rounds:
+            try:
+                figures.append(row.figure(run))
+            except KeyError:  # not asked for, or failed
+                continue
+        if figures:
+            median = statistics.median(figures)
+            told = map(short, (median, min(figures), max(figures)))
+            cells.append((row.name, *told, row.unit, row.verdict(median)))
+    return markdown(cells) if len(cells) > 2 else []
+
+
+# -- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> list[str]:
+    columns = [_padded(column) for column in zip(*cells, strict=True)]
+    return [f"| {' | '.join(line)} |" for line in zip(*columns, strict=True)]
+
+
+def _padded(column: Sequence[str]) -> list[str]:
+    """As wide as the widest cell; to the right where the rule ends with a colon, as Markdown has it."""
+    header, rule, *cells = column
+    width = max(map(len, column))
+    pad = str.rjust if rule.endswith(":") else str.ljust
+    return [pad(header, width), rule.rjust(width, "-"), *(pad(cell, width) for cell in cells)]
+
+
+def short(figure: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
+
+
+def percentile(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
