@@ -1,6 +1,6 @@
 """What karafka-lite costs on a real Kafka, beside a hand-written loop and every peer that is installed.
 
-    python tests/benchmarks/bench.py                            starts a Kafka of its own; 40 minutes
+    python tests/benchmarks/bench.py                            starts a Kafka of its own; half an hour with all peers
     python tests/benchmarks/bench.py --broker localhost:9092    uses this one; its topics are deleted again
     python tests/benchmarks/bench.py --python venv/bin/python   looks for peers there, too; may be repeated
     python tests/benchmarks/bench.py --only loop,16/run-*       some lines; names as they stand in the --json file

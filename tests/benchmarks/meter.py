@@ -49,14 +49,14 @@ class Meter:
 
     def one(self) -> Callable[[], None]:
         """Counts one message at each call, from one thread, at a price that does not count."""
-        left = FEW
+        few = left = min(FEW, self._messages)
 
         def came() -> None:
-            nonlocal left
+            nonlocal few, left
             left -= 1
             if not left:
-                left = FEW
-                self.count(FEW)
+                self.count(few)
+                few = left = max(1, min(FEW, self._messages - self._seen))
 
         return came
 

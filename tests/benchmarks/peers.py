@@ -6,9 +6,12 @@
 They pin versions of their clients that do not go together, so that each line here makes an environment of its own; its
 interpreter is told to ``bench.py`` with ``--python``:
 
-    pip install 'faststream[kafka]' kstreams                        FastStream on aiokafka, kstreams; aiokafka
-    pip install 'faststream[confluent]' quixstreams sentry-arroyo   FastStream on confluent-kafka, Quix Streams, Arroyo
-    pip install faust-streaming                                     Faust
+    pip install 'faststream[kafka]' kstreams orjson             FastStream on aiokafka, kstreams; aiokafka
+    pip install 'faststream[confluent]' sentry-arroyo orjson    FastStream on confluent-kafka, Arroyo; confluent-kafka
+    pip install quixstreams                                     Quix Streams
+    pip install faust-streaming                                 Faust
+
+FastStream decodes with orjson where it is there.
 
 A peer is imported only where it is measured. All begin at the earliest offset, in a new group, and commit at least
 every 5 s by their own means; where messages come in batches these are of up to 500.
