@@ -137,8 +137,8 @@ def broker(address: str | None) -> Iterator[tuple[str, str]]:
     if source.kind == "none":
         sys.exit(source.reason)
     with source.server() as server:
-        version = KAFKA_VERSION if source.kind != "external" else f"at {server.bootstrap_servers}"
-        yield server.bootstrap_servers, f"{version}, on the same machine" if source.kind != "external" else version
+        at = server.bootstrap_servers
+        yield at, f"at {at}" if source.kind == "external" else f"{KAFKA_VERSION}, on the same machine"
 
 
 def chosen(probes: dict[str, Probe], only: str | None) -> dict[str, Probe]:
@@ -224,6 +224,8 @@ class Bench:
                 continue
             number = min(self._messages(dataset), peer.most or sys.maxsize)
             names[name] = peer.told.format_map(self.installed[python])
+            if self.installed[python]["python"] != platform.python_version():
+                names[name] += f", Python {self.installed[python]['python']}"
             if number < self._messages(dataset):
                 names[name] += f" (the first {number:,})"
             yield name, functools.partial(self._peer, dataset, name, python, number)
@@ -258,7 +260,7 @@ class Bench:
     # -- one probe each
 
     def _consumer(self, dataset: str, start: str, decoder: str, handler: str) -> Figures:
-        told = {"handler": handler, "messages": self._messages(dataset)}
+        told = {"handler": handler, "messages": self._messages(dataset), "decoder": decoder}
         if decoder == "speed":
             told["deserializer"] = "orjson"
         return self._app(start, self._dataset(dataset), told, "pure" if decoder == "pure" else "")

@@ -34,6 +34,10 @@ MOST = 500  # messages in a batch
 WAIT_S = 1.0
 COMMIT_EVERY_S = 5
 
+# For consumers that are quicker than librdkafka's default, which rests for 1 s whenever it has fetched enough: the same
+# CPU time, and twice the messages/s.
+QUICK: dict[str, Any] = {"fetch.queue.backoff.ms": 10}
+
 
 class Where(NamedTuple):
     """What every peer is told."""
@@ -87,7 +91,7 @@ def confluent(where: Where, meter: Meter) -> None:
     from confluent_kafka import Consumer
 
     consumer = Consumer(
-        {"bootstrap.servers": where.broker, "group.id": where.group, "auto.offset.reset": "earliest"}
+        {"bootstrap.servers": where.broker, "group.id": where.group, "auto.offset.reset": "earliest", **QUICK}
     )  # commits every 5 s by itself
     consumer.subscribe([where.topic])
     while True:
@@ -141,9 +145,7 @@ def faststream_batches(where: Where, meter: Meter) -> None:
 
     broker = KafkaBroker(where.broker, logger=None)
 
-    @broker.subscriber(
-        where.topic, group_id=where.group, auto_offset_reset="earliest", batch=True, max_records=MOST
-    )
+    @broker.subscriber(where.topic, group_id=where.group, auto_offset_reset="earliest", batch=True, max_records=MOST)
     async def handle(payloads: list[Any]) -> None:
         meter.count(len(payloads))
 
@@ -220,7 +222,7 @@ def faststream_confluent(where: Where, meter: Meter) -> None:
     from faststream import FastStream
     from faststream.confluent import KafkaBroker
 
-    broker = KafkaBroker(where.broker, logger=None, apply_types=False)
+    broker = KafkaBroker(where.broker, logger=None, apply_types=False, config=QUICK)
 
     async def as_it_came(message: Any) -> Any:
         return message.body
