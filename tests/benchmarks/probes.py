@@ -45,8 +45,8 @@ class Where(NamedTuple):
     def app(self, **settings: Any) -> App:
         return App(self.group, bootstrap_servers=self.broker, **settings)
 
-    def consumer(self) -> Any:
-        settings = {**DEFAULTS, **FORCED}
+    def consumer(self, **others: Any) -> Any:
+        settings = {**DEFAULTS, **FORCED, **others}
         return KafkaConsumer(self.topic, group_id=self.group, bootstrap_servers=self.broker, **settings)
 
 
@@ -80,7 +80,7 @@ def loop(where: Where, messages: int) -> dict[str, float]:
     """What one would write by hand without looking at the messages."""
     figures: dict[str, float] = {}
     meter = Meter(messages, figures.update)
-    consumer = where.consumer()
+    consumer = where.consumer(max_poll_records=BATCH)  # kafka-python's own default
     commit_at = time.monotonic() + COMMIT_EVERY_S
     while not figures:
         for records in consumer.poll(timeout_ms=1000).values():
