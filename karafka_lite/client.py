@@ -10,6 +10,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in
     consumer._subscription.assignment                   positions, without asking the network
     consumer._fetcher._next_partition_records           a pause amid a fetched chunk blocks the partition for good
     consumer._fetcher.PartitionRecords                  slow (see decode.py); after a corrupt batch ``poll`` hangs
+    consumer._fetcher._create_fetch_requests            a fetch for idle partitions keeps a busy one waiting
     consumer._manager._build_transport                  its connections read 4,096 bytes at a time
     consumer._cluster.config                            allow_auto_create_topics is not passed on: always True
     consumer._cluster.add_topic                         asks for a topic by name (and so creates it, where allowed)
@@ -51,6 +52,7 @@ log = logging.getLogger("karafka_lite")
 kafka_log = logging.getLogger("karafka_lite.kafka")
 
 RECEIVE_BYTES = 65_536
+SHORT_WAIT_MS = 50
 POLL_RECORDS = 2000  # a poll costs about as much as reading a hundred of them
 JOINING_POLL_MS = 1000  # a join that ends between two polls is thrown away by the client: hardly ever be between two
 RECONNECT_MOST_MS = 1000  # as in Java; kafka-python's 30 s outlast bootstrap_timeout_ms: 10 s of outage end a start
@@ -140,6 +142,7 @@ class Client:
         with connecting(f"group {self.group_id}", self.bootstrap_servers, self.settings):
             consumer = _new_consumer(bootstrap_servers=self.bootstrap_servers, group_id=self.group_id, **self.settings)
         _receive_more(consumer._manager)
+        _wait_less(consumer._fetcher)
         consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]
         consumer._fetcher.PartitionRecords = partial(decode.chosen(), sizes=self._sizes)
         self._notifier = WakeupNotifier(consumer._net)
@@ -368,6 +371,22 @@ def _new_consumer(**settings: Any) -> Any:
             consumer._client.close()
         raise
     return consumer
+
+
+def _wait_less(fetcher: Any) -> None:
+    """Have no fetch wait long at the broker that leaves out partitions of ours.
+
+    Those that are paused, or that have something left from the fetch before, are left out. There is one fetch at a time:
+    a busy partition would have to wait for news from the idle ones, ``fetch_max_wait_ms`` for every few thousand records.
+    """
+    stock, settings, most = fetcher._create_fetch_requests, fetcher.config, fetcher.config["fetch_max_wait_ms"]
+
+    def create() -> Any:
+        all_of_them = len(fetcher._fetchable_partitions()) == len(fetcher._subscriptions.assignment)
+        settings["fetch_max_wait_ms"] = most if all_of_them else min(most, SHORT_WAIT_MS)
+        return stock()
+
+    fetcher._create_fetch_requests = create
 
 
 def _receive_more(manager: Any) -> None:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -780,6 +780,57 @@ def test_without_the_cure_a_commit_that_failed_is_repeated_under_a_later_generat
         member.until(lambda: len(member.assigned) == 2)
         committer.join()
         assert kafka.committed(member.group, topic) == 3, "in the name of the next membership"
+
+
+# -- _fetcher._create_fetch_requests: a busy partition beside idle ones ------------------------------------------------
+
+
+def waits_of_fetches(kafka: Observer, member: Member, topic: str) -> dict[int, set[int]]:
+    """How long fetches may wait at the broker, in ms, by the number of partitions that they ask for."""
+    waits: dict[int, set[int]] = defaultdict(set)
+    fetcher = member.consumer._fetcher
+    create = fetcher._create_fetch_requests
+
+    def watched() -> Any:
+        asked_for = len(fetcher._fetchable_partitions())
+        requests = create()
+        for request, _ in requests.values():
+            waits[asked_for].add(request.max_wait_ms)
+        return requests
+
+    fetcher._create_fetch_requests = watched
+    kafka.produce(topic, range(10), 0)
+    assert len(member.read(10)) == 10  # three at a time: the fetch goes on while some are left from the one before
+    member.client.apply(PollPlan(pause=[(topic, 1)]))
+    kafka.produce(topic, range(10), 0)
+    assert len(member.read(10)) == 10
+    member.client.apply(PollPlan(resume=[(topic, 1)]))
+    kafka.produce(topic, range(2), 1)
+    assert len(member.read(2)) == 2
+    del fetcher._create_fetch_requests
+    return waits
+
+
+def test_a_fetch_that_leaves_out_partitions_does_not_wait_long(kafka: Observer) -> None:
+    topic = kafka.topic(2)
+    with Member(kafka, topic, max_poll_records=3, fetch_max_wait_ms=400) as member:
+        member.until_assigned()
+        assert waits_of_fetches(kafka, member, topic) == {1: {50}, 2: {400}}
+
+
+def test_a_wait_that_is_short_already_stays(kafka: Observer) -> None:
+    topic = kafka.topic(2)
+    with Member(kafka, topic, max_poll_records=3, fetch_max_wait_ms=30) as member:
+        member.until_assigned()
+        assert waits_of_fetches(kafka, member, topic) == {1: {30}, 2: {30}}
+
+
+def test_without_the_cure_each_fetch_waits_as_long_as_all_of_them(kafka: Observer) -> None:
+    topic = kafka.topic(2)
+    with Member(kafka, topic, max_poll_records=3, fetch_max_wait_ms=400) as member:
+        member.until_assigned()
+        del member.consumer._fetcher._create_fetch_requests
+        assert waits_of_fetches(kafka, member, topic) == {1: {400}, 2: {400}}
 
 
 # -- _manager._build_transport, PartitionRecords: what is received, and how much it is ---------------------------------
