@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 BROKERS = ["apache", "embedded"]
 ON_BOTH = {"kafka", "private_kafka"}
 
-# How long an example takes says nothing on a machine that also runs brokers.
-hypothesis.settings.register_profile("house", deadline=None)
+# How long an example takes says nothing on a machine that also runs brokers. Nor how long it takes to make one: in a
+# fresh checkout hypothesis first reads all of our code for constants, and blames the first strategy for that second.
+hypothesis.settings.register_profile("house", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("house")
 
 
