@@ -11,6 +11,7 @@ from types import FrameType
 
 from typing_extensions import Unpack
 
+from karafka_lite import decode
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.member import Exit, Member
 from karafka_lite.routing import Router
@@ -85,7 +86,8 @@ class App(Router):
             within ``bootstrap_timeout_ms``. A second signal ends the process at once with 2.
 
         Raises:
-            ConfigurationError: no topic is registered, it runs already, or this is not the main thread.
+            ConfigurationError: no topic is registered, it runs already, ``KARAFKA_LITE_DECODER`` asks for what cannot
+                be had, or this is not the main thread.
         """
         if not logging.getLogger().handlers:
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -100,7 +102,8 @@ class App(Router):
 
         Raises:
             BrokerUnavailableError: none could be reached within ``bootstrap_timeout_ms``.
-            ConfigurationError: no topic is registered, it runs already, or the client refused a setting.
+            ConfigurationError: no topic is registered, it runs already, ``KARAFKA_LITE_DECODER`` asks for what cannot
+                be had, or the client refused a setting.
         """
         self._runner = self._new_runner()
         self._runner.start_aside()
@@ -138,6 +141,7 @@ class App(Router):
             raise ConfigurationError('no topic is registered: decorate a function with @app.topic("name")')
         if self._runner is not None and not self._runner.ended:
             raise ConfigurationError("this app runs already; stop() it first")
+        decode.chosen()  # raises here, before anything is started
         leftovers = self._runner.leftovers() if self._runner else {}
         return Runner(self.config, self.brokers(), self.groups, leftovers)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from karafka_lite import console, target
+from karafka_lite import console, decode, target
 from karafka_lite.app import App
 from karafka_lite.drain import NOT_DRAINED, Drain
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, KarafkaLiteError
@@ -117,6 +117,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.drain_timeout and not arguments.drain:
         arguments.parser.error("--drain-timeout belongs to --drain: type both, or none")
     feeds = _feeds(app, arguments)
+    decode.chosen()  # raises here, before a broker is started or a file is sent
     with _broker_of(app, arguments) as kind:
         console.banner(app, kind)
         if feeds:

@@ -35,12 +35,12 @@ from kafka.protocol.consumer import IsolationLevel
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 from kafka.record.util import decode_varint
 
-from karafka_lite.errors import FetchError
+from karafka_lite.errors import ConfigurationError, FetchError
 from karafka_lite.messages import at, following
 
 log = logging.getLogger("karafka_lite")
 
-VARIABLE = "KARAFKA_LITE_DECODER"  # "pure": not the compiled one, although it is there
+VARIABLE = "KARAFKA_LITE_DECODER"
 ALL = 1 << 30
 MAGIC = 2  # the format of batches since Kafka 0.11
 HEADER_SIZE = 61
@@ -51,15 +51,24 @@ CODEC_AT, CODEC_BITS = 22, 0x07  # in the header: the lower byte of the attribut
 def chosen() -> type[Reader]:
     """The reader of this process: compiled where aiokafka is installed and reads a sample as it should, else pure.
 
-    Its ``name`` is for the banner. Why it is not the compiled one is logged, once; with the environment variable
-    ``KARAFKA_LITE_DECODER=pure`` that one is not even tried.
+    Its ``name`` is for the banner. Why it is not the compiled one is logged, once. With the environment variable
+    ``KARAFKA_LITE_DECODER=pure`` that one is not even tried; with ``compiled`` there is no other.
+
+    Raises:
+        ConfigurationError: the variable has another value, or asks for the compiled one where it cannot be had.
     """
-    if os.environ.get(VARIABLE) != "pure":
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted not in ("", "pure", "compiled"):
+        raise ConfigurationError(f"{VARIABLE}={wanted!r} is no decoder: type pure or compiled, or unset it")
+    if wanted != "pure":
         try:
             CompiledReader.parser = _aiokafkas_parser()
             CompiledReader.name = f"compiled (aiokafka {importlib.metadata.version('aiokafka')})"
             return CompiledReader
         except Exception as error:
+            if wanted:
+                told = f"{VARIABLE}=compiled: {error}; type pip install 'karafka-lite[speed]'"
+                raise ConfigurationError(told) from error
             level = logging.INFO if getattr(error, "name", "") == "aiokafka" else logging.WARNING  # missing, or unfit
             log.log(level, "records are read in pure Python (%s); faster: pip install 'karafka-lite[speed]'", error)
     return Reader

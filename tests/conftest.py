@@ -4,6 +4,9 @@ A test that needs Kafka asks for ``kafka`` (shared), ``private_kafka`` (its own,
 to break). The first two run it twice, on Apache Kafka and on the embedded broker, which may not be any kinder; with
 ``@pytest.mark.apache_only("why")`` once, with ``@pytest.mark.test_client`` also on ``TestClient``. Where there is no
 Apache Kafka, what needs it is skipped with the reason, or fails when CI=true.
+
+With which decoder (``decode.py``) records are read is the option ``--decoder``: with each of the two on one of the
+brokers, unless it is told otherwise, so that one run tells about both.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 BROKERS = ["apache", "embedded"]
 ON_BOTH = {"kafka", "private_kafka"}
+DECODERS = {"apache": "pure", "embedded": "compiled"}  # on Apache Kafka what a plain pip install gives its user
 
 # How long an example takes says nothing on a machine that also runs brokers. Nor how long it takes to make one: in a
 # fresh checkout hypothesis first reads all of our code for constants, and blames the first strategy for that second.
@@ -129,6 +133,20 @@ def no_broker_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KARAFKA_LITE_BOOTSTRAP_SERVERS", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """What a test reads with, in its own processes as well; None: it has no broker, and it is as the package has it."""
+    wanted: str | None = request.config.getoption("decoder")
+    if wanted == "both":
+        apache = request.node.get_closest_marker("kafka") is not None
+        wanted = DECODERS.get("apache" if apache else "embedded" if "embedded" in _brokers(request.node) else "")
+    if wanted:
+        monkeypatch.setenv("KARAFKA_LITE_DECODER", wanted)
+    if decode := sys.modules.get("karafka_lite.decode"):  # else nobody has chosen yet
+        decode.chosen.cache_clear()
+    return wanted
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client gives up a request that nobody answers after 1 s instead of 5."""
@@ -164,6 +182,11 @@ def _describe_thread(thread: threading.Thread) -> str:
 
 
 # -- the session ------------------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    told = "what records are read with; both: pure on Apache Kafka, compiled on the embedded broker (default)"
+    parser.addoption("--decoder", choices=["both", *DECODERS.values()], default="both", help=told)
 
 
 def pytest_configure(config: pytest.Config) -> None:

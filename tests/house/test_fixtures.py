@@ -218,6 +218,38 @@ def test_once(kafka): pass
     assert found == {*both, "test_once[apache]"}
 
 
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ([], ["pure", "compiled", None]),
+        (["--decoder", "pure"], ["pure"] * 3),
+        (["--decoder", "compiled"], ["compiled"] * 3),
+    ],
+    ids=["both", "pure", "compiled"],
+)
+def test_each_test_and_its_processes_read_with_the_decoder_of_the_option(
+    tmp_path: Path, option: list[str], expected: list[str | None]
+) -> None:
+    pytest.importorskip("aiokafka")
+    tests = f"""
+import os, pytest, subprocess, sys
+EXPECTED = {expected}
+NAMES = {{"pure": "pure Python", "compiled": "compiled (aiokafka ", None: ""}}
+PROGRAM = "from karafka_lite import decode; print(decode.chosen().name)"
+def reads_with(expected):
+    from karafka_lite import decode
+    said = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout
+    assert decode.chosen().name.startswith(NAMES[expected])
+    assert said == decode.chosen().name + "\\n"
+@pytest.mark.kafka
+def test_on_apache(): reads_with(EXPECTED[0])
+def test_on_embedded(kafka): reads_with(EXPECTED[1])
+def test_again(): reads_with(EXPECTED[2])
+"""
+    printed = run_pytest(tmp_path, tests, *option, "-k", "not test_on_embedded[apache]")
+    assert "3 passed" in printed, printed
+
+
 def test_side_by_side_what_takes_long_starts_first(tmp_path: Path) -> None:
     tests = "import pytest\ndef test_fast(): pass\n@pytest.mark.slow\ndef test_slow(): pass\n"
     order = run_pytest(tmp_path, tests, "-n", "1", "-v")

@@ -718,6 +718,30 @@ def test_a_mistake_in_a_process_exits_1_without_a_traceback(tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
+QUICK = "='quick' is no decoder: type pure or compiled, or unset it"
+
+
+@pytest.mark.parametrize(
+    ("decoder", "options", "told"),
+    [
+        ("compiled", [], "=compiled: gone; type pip install 'karafka-lite[speed]'"),
+        ("quick", ["--drain", "--feed", "user_events=events.jsonl"], QUICK),
+        ("quick", ["--broker", "embedded"], QUICK),
+    ],
+    ids=["missing", "unknown, with a file to send", "unknown, with a broker to start"],
+)
+def test_a_decoder_that_cannot_be_had_exits_1_before_any_broker_is_asked(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: str, options: list[str], told: str
+) -> None:
+    write("orders.py", ORDERS)
+    write("events.jsonl", "{}")
+    write("aiokafka.py", "raise ImportError('gone')")
+    monkeypatch.setenv("KARAFKA_LITE_DECODER", decoder)
+    monkeypatch.setenv("KARAFKA_LITE_BOOTSTRAP_SERVERS", "localhost:1")
+    done = process("-m", "karafka_lite", "run", "orders:app", *options, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"karafka-lite: KARAFKA_LITE_DECODER{told}\n")
+
+
 def test_a_usage_error_in_a_process_exits_1(tmp_path: Path) -> None:
     done = process("-m", "karafka_lite", "run", cwd=tmp_path)
     assert done.returncode == 1

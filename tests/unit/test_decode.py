@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import logging
+import re
 import struct
 import sys
 from collections import Counter
@@ -24,7 +25,7 @@ from kafka.record.legacy_records import LegacyRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 from kafka.record.util import calc_crc32c, encode_varint
 
-from karafka_lite import FetchError, decode
+from karafka_lite import App, ConfigurationError, FetchError, decode
 from karafka_lite.messages import Batch
 
 PLACE = TopicPartition("user_events", 3)
@@ -582,14 +583,48 @@ def test_the_pure_reader_can_be_asked_for(
 def test_without_aiokafka_the_pure_reader_is_chosen_and_said_once(
     choose: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in [name for name in sys.modules if name.partition(".")[0] == "aiokafka"]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setattr(sys, "meta_path", [NoAiokafka(), *sys.meta_path])
+    without_aiokafka(monkeypatch)
     assert choose() is decode.Reader
     (said,) = caplog.records
     assert said.levelname == "INFO"
     assert "No module named 'aiokafka'" in said.message
     assert "pip install 'karafka-lite[speed]'" in said.message
+
+
+def test_the_compiled_reader_can_be_insisted_on(choose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiokafka")
+    monkeypatch.setenv("KARAFKA_LITE_DECODER", "compiled")
+    assert choose() is decode.CompiledReader
+    without_aiokafka(monkeypatch)
+    told = "KARAFKA_LITE_DECODER=compiled: No module named 'aiokafka'; type pip install 'karafka-lite[speed]'"
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(told)}$"):
+        choose()
+
+
+def test_a_reader_that_nobody_knows_is_refused_before_anything_starts(
+    choose: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KARAFKA_LITE_DECODER", "Pure")
+    told = "KARAFKA_LITE_DECODER='Pure' is no decoder: type pure or compiled, or unset it"
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(told)}$"):
+        choose()
+    app = App("event-store", bootstrap_servers="localhost:1")
+    app.topic("user_events")(lambda batch, ctx: None)
+    for start in (app.start, app.run):
+        with pytest.raises(ConfigurationError, match=f"^{re.escape(told)}$"):
+            start()
+    assert list(app.members) == []
+
+
+def test_a_variable_that_is_empty_is_none(choose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KARAFKA_LITE_DECODER", "")
+    assert choose() in (decode.Reader, decode.CompiledReader)
+
+
+def without_aiokafka(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.partition(".")[0] == "aiokafka"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [NoAiokafka(), *sys.meta_path])
 
 
 class NoAiokafka:
