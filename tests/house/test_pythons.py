@@ -1,0 +1,58 @@
+"""The package works on each Python that it says it supports, as far as that is cheap to see.
+
+The rest is ``tests/pythons.py``, by hand. What differs between versions fails at the import, or in pure code: so it is
+those tests, and one whole run, with no more packages than they need.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+from pythons import ROOT, SUPPORTED, python
+
+PLAIN = [requirement for requirement in requires("karafka-lite") or () if "extra ==" not in requirement]
+FOR_TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "confluent-kafka"]
+# They need one more package, or start many processes.
+LEFT_OUT = ["test_docker_messages.py", "test_cli.py", "test_broker_command.py"]
+
+QUICKSTART = "run examples.quickstart:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain"
+PYTEST = ["pytest", "-n", "0", "-q", "-p", "no:cacheprovider", "--assert=plain", "tests/unit"]
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [version for version in SUPPORTED if version != HERE])
+def test_it_works_on_the_other_versions_that_it_supports(version: str) -> None:
+    program = python(version)
+    if program is None:
+        pytest.skip(f"Python {version} is not on this machine")
+    with tempfile.TemporaryDirectory() as folder:  # not tmp_path: pytest would keep 80 MB of it
+        done(program, "-m", "venv", folder)  # with its own pip: an older one does not run on a newer Python
+        inside = Path(folder) / "bin" / "python"
+        pip = ["pip", "--disable-pip-version-check", "install", "-q", "--no-compile"]
+        done(inside, "-m", *pip, *PLAIN, *FOR_TESTS)
+        assert "drained: 1707 messages" in done(inside, "-W", "error", "-m", "karafka_lite", *QUICKSTART.split())
+        assert " passed" in done(inside, "-m", *PYTEST, *(f"--ignore=tests/unit/{name}" for name in LEFT_OUT))
+
+
+def done(program: str | Path, *arguments: str) -> str:
+    """What it says."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [program, *arguments]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout
+
+
+def test_the_version_that_runs_the_tests_is_supported_and_found() -> None:
+    assert HERE in SUPPORTED
+    assert python(HERE)
+    assert python("3.0") is None
