@@ -148,8 +148,7 @@ class Calls:
 
     def mark(self, partition: Partition, offset: int) -> bool:
         guard = self._guard
-        lock = guard.lock
-        lock.acquire()  # not ``with``, which costs as much as all the rest
+        guard.lock.acquire()  # not ``with``, which costs as much as all the rest
         try:
             if guard.client.lost(now := guard.now()):
                 guard.check_membership(now)
@@ -159,7 +158,7 @@ class Calls:
                 raise partition.failure
             return ours
         finally:
-            lock.release()
+            guard.lock.release()
 
     def request_commit(self, partition: Partition) -> bool:
         with self._guard.held():

@@ -33,7 +33,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import kafka.errors
 from kafka import KafkaConsumer, OffsetAndMetadata
@@ -52,11 +52,10 @@ log = logging.getLogger("karafka_lite")
 kafka_log = logging.getLogger("karafka_lite.kafka")
 
 RECEIVE_BYTES = 65_536
-SHORT_WAIT_MS = 50
 POLL_RECORDS = 2000  # a poll costs about as much as reading a hundred of them
 JOINING_POLL_MS = 1000  # a join that ends between two polls is thrown away by the client: hardly ever be between two
 RECONNECT_MOST_MS = 1000  # as in Java; kafka-python's 30 s outlast bootstrap_timeout_ms: 10 s of outage end a start
-PAUSED_POLL_MS = 20  # there is no wakeup(): how late a partition may be resumed
+PAUSED_POLL_MS = 20  # there is no wakeup(): how late a partition may be resumed, or be asked for again
 IDLE_POLL_MS = 200
 REQUEST_MS = 5000  # bound of one blocking request; what failed is asked again
 CLOSE_MS = 5000
@@ -142,7 +141,7 @@ class Client:
         with connecting(f"group {self.group_id}", self.bootstrap_servers, self.settings):
             consumer = _new_consumer(bootstrap_servers=self.bootstrap_servers, group_id=self.group_id, **self.settings)
         _receive_more(consumer._manager)
-        _wait_less(consumer._fetcher)
+        _fetch_soon(consumer._fetcher)
         consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]
         consumer._fetcher.PartitionRecords = partial(decode.chosen(), sizes=self._sizes)
         self._notifier = WakeupNotifier(consumer._net)
@@ -324,11 +323,9 @@ class Client:
         self._notifier.notify()
 
     def _end_offset(self, place: Any) -> int | None:
-        try:
-            end: int | None = self._consumer.highwater(place)
-        except (KeyError, AssertionError, kafka.errors.IllegalStateError):
-            return None
-        return end
+        with suppress(KeyError, AssertionError, kafka.errors.IllegalStateError):
+            return cast("int | None", self._consumer.highwater(place))
+        return None
 
     def _no_start(self, where: str) -> str:
         return (
@@ -373,18 +370,25 @@ def _new_consumer(**settings: Any) -> Any:
     return consumer
 
 
-def _wait_less(fetcher: Any) -> None:
-    """Have no fetch wait long at the broker that leaves out partitions of ours.
+def _fetch_soon(fetcher: Any) -> None:
+    """Have no busy partition wait for news from idle ones.
 
-    Those that are paused, or that have something left from the fetch before, are left out. There is one fetch at a time:
-    a busy partition would have to wait for news from the idle ones, ``fetch_max_wait_ms`` for every few thousand records.
+    There is one fetch at a time for each broker, and it leaves out partitions that are paused, or have something left
+    from the fetch before. Those would wait ``fetch_max_wait_ms`` for every few thousand records.
     """
     stock, settings, most = fetcher._create_fetch_requests, fetcher.config, fetcher.config["fetch_max_wait_ms"]
+    subscriptions = fetcher._subscriptions
 
     def create() -> Any:
-        all_of_them = len(fetcher._fetchable_partitions()) == len(fetcher._subscriptions.assignment)
-        settings["fetch_max_wait_ms"] = most if all_of_them else min(most, SHORT_WAIT_MS)
+        states, left = dict(subscriptions.assignment), fetcher._next_partition_records
+        asked_for = fetcher._fetchable_partitions()
+        if left and not subscriptions.is_paused(left.topic_partition) and all(map(at_end, map(states.get, asked_for))):
+            return {}  # the next polls take what is left; then all are asked for
+        settings["fetch_max_wait_ms"] = most if len(asked_for) == len(states) else min(most, PAUSED_POLL_MS)
         return stock()
+
+    def at_end(state: Any) -> bool:
+        return state is not None and state.position is not None and state.highwater == state.position.offset
 
     fetcher._create_fetch_requests = create
 

@@ -67,8 +67,7 @@ def chosen() -> type[Reader]:
             return CompiledReader
         except Exception as error:
             if wanted:
-                told = f"{VARIABLE}=compiled: {error}; type pip install 'karafka-lite[speed]'"
-                raise ConfigurationError(told) from error
+                raise ConfigurationError(f"{VARIABLE}=compiled: {error}; pip install 'karafka-lite[speed]'") from error
             level = logging.INFO if getattr(error, "name", "") == "aiokafka" else logging.WARNING  # missing, or unfit
             log.log(level, "records are read in pure Python (%s); faster: pip install 'karafka-lite[speed]'", error)
     return Reader
@@ -82,12 +81,10 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
     fetch_offset: float  # -inf as soon as it was found: offsets rise
     next_fetch_offset: int
 
-    def __init__(
-        self, fetch_offset: int, place: Any, batches: Any, *args: Any, sizes: Counter[Any] | None = None, **more: Any
-    ) -> None:
+    def __init__(self, fetch_offset: int, place: Any, batches: Any, *args: Any, sizes: Any = None, **more: Any) -> None:
         super().__init__(fetch_offset, place, self, *args, **more)  # of it we are the source of batches
         self._batches = batches
-        self._sizes = Counter[Any]() if sizes is None else sizes  # of what was taken, in bytes, by partition
+        self._sizes: Counter[Any] = Counter() if sizes is None else sizes  # of what was taken, in bytes, by partition
         self._size = 0.0  # bytes of a record of the batch in hand, on average: to look at each would cost too much
         self._fetched = b""  # the batch in hand as it was fetched; reading it decompresses it in its place
         self._left = False  # the stock reader goes on, with the batch in hand

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, cast, overload
 
 from karafka_lite.errors import DeserializationError
@@ -152,7 +153,7 @@ class Batch(Sequence[Message]):
         ValueError: no message, messages of two partitions, or offsets that do not rise.
     """
 
-    __slots__ = ("_deserialize", "_end", "_messages", "_records", "partition", "topic")
+    __slots__ = ("_deserialize", "_end", "_messages", "_payloads", "_records", "partition", "topic")
 
     def __init__(self, messages: Iterable[Message], *, end_offset: int | None = None) -> None:
         given = list(messages)
@@ -166,6 +167,7 @@ class Batch(Sequence[Message]):
                 raise ValueError(f"a batch is in offset order: {after} stands behind {before}")
         self._messages: list[Message | None] = list(given)
         self._records: Sequence[Message | Record] = given
+        self._payloads: list[Any] | None = None
         self._end = end_offset
         self._deserialize: Deserializer | None = None
 
@@ -178,6 +180,7 @@ class Batch(Sequence[Message]):
         batch.topic, batch.partition = place
         batch._records = records
         batch._messages = [None] * len(records)
+        batch._payloads = None
         batch._end = end_offset
         batch._deserialize = deserialize
         return batch
@@ -204,8 +207,10 @@ class Batch(Sequence[Message]):
 
     @property
     def payloads(self) -> list[Any]:
-        """Decoded values, in order. Raises DeserializationError at the first that cannot be decoded."""
-        return [message.payload for message in self]
+        """Decoded values, in order, each decoded once. Raises DeserializationError at the first that cannot be."""
+        if self._payloads is None:
+            self._payloads = self._decoded()
+        return self._payloads.copy()
 
     @property
     def values(self) -> list[bytes | None]:
@@ -226,13 +231,13 @@ class Batch(Sequence[Message]):
             return [self[i] for i in range(*index.indices(len(self._records)))]
         message = self._messages[index]
         if message is None:
-            message = self._messages[index] = self._build(self._records[index])
+            message = self._messages[index] = self._build(index)
         return message
 
     def __iter__(self) -> Iterator[Message]:
         for index, message in enumerate(self._messages):
             if message is None:
-                message = self._messages[index] = self._build(self._records[index])
+                message = self._messages[index] = self._build(index)
             yield message
 
     def __len__(self) -> int:
@@ -241,7 +246,15 @@ class Batch(Sequence[Message]):
     def __repr__(self) -> str:
         return f"<Batch {at(self.topic, self.partition)}@{self.first_offset}..{self.last_offset} of {len(self)}>"
 
-    def _build(self, record: Any) -> Message:
+    def _decoded(self) -> list[Any]:
+        decode = self._deserialize
+        if not any(self._messages) and decode is not None:  # none was asked for, and perhaps none will be
+            with suppress(Exception):  # below it is raised with the message's name
+                return [None if value is None else decode(value) for value in self.values]
+        return [message.payload for message in self]
+
+    def _build(self, index: int) -> Message:
+        record: Any = self._records[index]
         message = Message.__new__(Message)
         message.topic, message.partition = self.topic, self.partition
         message.offset = record.offset
@@ -250,7 +263,7 @@ class Batch(Sequence[Message]):
         message.headers = record.headers or []  # a list of its own: records without headers share what is empty
         message.timestamp_ms = record.timestamp
         message._deserialize = self._deserialize
-        message._payload = _MISSING
+        message._payload = _MISSING if self._payloads is None else self._payloads[index]
         return message
 
 

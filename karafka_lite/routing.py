@@ -95,8 +95,7 @@ class Router:
             refuse(f"deserializer cannot be {shown(deserializer)}: type json, a function of bytes, or None for bytes")
         refuse(*_dead_letter_mistakes(dead_letter, max_retries, topics))
         backoff = Backoff(backoff_ms, backoff_max_ms)
-        retries = DEFAULT_MAX_RETRIES if max_retries is None else max_retries
-        budget = None if dead_letter is None else 1 + retries
+        budget = None if dead_letter is None else 1 + (DEFAULT_MAX_RETRIES if max_retries is None else max_retries)
         options = Policy(manual_offsets, max_messages, batch_timeout_ms, backoff, budget=budget)
 
         def register(handler: HandlerT) -> HandlerT:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -785,52 +785,72 @@ def test_without_the_cure_a_commit_that_failed_is_repeated_under_a_later_generat
 # -- _fetcher._create_fetch_requests: a busy partition beside idle ones ------------------------------------------------
 
 
-def waits_of_fetches(kafka: Observer, member: Member, topic: str) -> dict[int, set[int]]:
-    """How long fetches may wait at the broker, in ms, by the number of partitions that they ask for."""
-    waits: dict[int, set[int]] = defaultdict(set)
-    fetcher = member.consumer._fetcher
-    create = fetcher._create_fetch_requests
+class Fetches:
+    """How long the fetches of a member of two partitions wait for news, in ms: those that ask for both, those that
+    leave out one of which something is ``left`` to read, and those that leave it out for another reason."""
 
-    def watched() -> Any:
-        asked_for = len(fetcher._fetchable_partitions())
-        requests = create()
-        for request, _ in requests.values():
-            waits[asked_for].add(request.max_wait_ms)
+    def __init__(self, kafka: Observer, member: Member, topic: str) -> None:
+        member.until_assigned()
+        self.kafka, self.member, self.topic, self.busy = kafka, member, topic, 0
+        self.fetcher = member.consumer._fetcher
+        self.create = self.fetcher._create_fetch_requests
+        self.fetcher._create_fetch_requests = self.watched
+        self.both, self.left, self.paused = set[int](), set[int](), set[int]()
+
+    def watched(self) -> Any:
+        asked_for, left = len(self.fetcher._fetchable_partitions()), bool(self.fetcher._next_partition_records)
+        waits = self.both if asked_for == 2 else self.left if left else self.paused
+        requests = self.create()
+        waits.update(request.max_wait_ms for request, _ in requests.values())
         return requests
 
-    fetcher._create_fetch_requests = watched
-    kafka.produce(topic, range(10), 0)
-    assert len(member.read(10)) == 10  # three at a time: the fetch goes on while some are left from the one before
-    member.client.apply(PollPlan(pause=[(topic, 1)]))
-    kafka.produce(topic, range(10), 0)
-    assert len(member.read(10)) == 10
-    member.client.apply(PollPlan(resume=[(topic, 1)]))
-    kafka.produce(topic, range(2), 1)
-    assert len(member.read(2)) == 2
-    del fetcher._create_fetch_requests
-    return waits
+    def read_ten(self) -> None:
+        """Ten more, three at a time: when there may be a fetch, some of them are left. The partitions take turns."""
+        self.busy = 1 - self.busy
+        self.kafka.produce(self.topic, range(10), self.busy)
+        assert len(self.member.read(10)) == 10
 
 
-def test_a_fetch_that_leaves_out_partitions_does_not_wait_long(kafka: Observer) -> None:
+def test_while_something_is_left_to_read_there_is_no_fetch_for_what_is_at_its_end(kafka: Observer) -> None:
     topic = kafka.topic(2)
     with Member(kafka, topic, max_poll_records=3, fetch_max_wait_ms=400) as member:
-        member.until_assigned()
-        assert waits_of_fetches(kafka, member, topic) == {1: {50}, 2: {400}}
+        fetches = Fetches(kafka, member, topic)
+        for _ in range(2):
+            fetches.read_ten()
+        fetches.left.clear()  # before the first answers it is not known where the end is
+        for _ in range(6):
+            fetches.read_ten()
+        assert (fetches.both, fetches.left) == ({400}, set())
 
 
-def test_a_wait_that_is_short_already_stays(kafka: Observer) -> None:
-    topic = kafka.topic(2)
-    with Member(kafka, topic, max_poll_records=3, fetch_max_wait_ms=30) as member:
-        member.until_assigned()
-        assert waits_of_fetches(kafka, member, topic) == {1: {30}, 2: {30}}
-
-
-def test_without_the_cure_each_fetch_waits_as_long_as_all_of_them(kafka: Observer) -> None:
+def test_without_the_cure_there_is_one_that_waits_for_news(kafka: Observer) -> None:
     topic = kafka.topic(2)
     with Member(kafka, topic, max_poll_records=3, fetch_max_wait_ms=400) as member:
-        member.until_assigned()
         del member.consumer._fetcher._create_fetch_requests
-        assert waits_of_fetches(kafka, member, topic) == {1: {400}, 2: {400}}
+        fetches = Fetches(kafka, member, topic)
+        member.until(lambda: fetches.left, fetches.read_ten)
+        assert fetches.left == {400}
+
+
+@pytest.mark.parametrize(("most", "wait"), [(400, 20), (10, 10)])
+def test_a_fetch_beside_a_paused_partition_does_not_wait_long(kafka: Observer, most: int, wait: int) -> None:
+    topic = kafka.topic(2)
+    with Member(kafka, topic, fetch_max_wait_ms=most) as member:
+        fetches = Fetches(kafka, member, topic)
+        member.client.apply(PollPlan(pause=[(topic, 0)]))
+        member.until(lambda: fetches.paused)
+        assert fetches.paused == {wait}
+
+
+def test_a_fetch_for_what_is_not_at_its_end_is_sent_while_something_is_left(kafka: Observer) -> None:
+    topic = kafka.topic(2)
+    for partition in (0, 1):
+        for _ in range(20):
+            kafka.produce(topic, ["x" * 1000] * 3, partition)
+    with Member(kafka, topic, max_poll_records=2, max_partition_fetch_bytes=9000) as member:
+        fetches = Fetches(kafka, member, topic)
+        assert len(member.read(120)) == 120
+        assert fetches.left == {20}
 
 
 # -- _manager._build_transport, PartitionRecords: what is received, and how much it is ---------------------------------

@@ -30,8 +30,8 @@ def message(offset: int, value: bytes | None = b"{}", **fields: Any) -> Message:
     return Message("user_events", 2, offset, value=value, **fields)
 
 
-def fetched(*records: Fetched, end_offset: int | None = None) -> Batch:
-    return Batch.of_records(("user_events", 2), records, end_offset, json.loads)
+def fetched(*records: Fetched, end_offset: int | None = None, deserialize: Any = json.loads) -> Batch:
+    return Batch.of_records(("user_events", 2), records, end_offset, deserialize)
 
 
 # -- Message ----------------------------------------------------------------------------------------------------------
@@ -235,6 +235,26 @@ def test_payloads_raise_at_the_first_message_that_cannot_be_decoded_and_values_d
         _ = batch.payloads
     assert batch.values == [b"1", b"{", b"["]
     assert batch[0].payload == 1
+
+
+def test_payloads_are_decoded_once_whoever_asks_first() -> None:
+    for first in (lambda batch: batch.payloads, lambda batch: batch[1].payload, lambda batch: [*batch]):
+        decoded: list[bytes] = []
+        batch = fetched(Fetched(0, b"1"), Fetched(1, b"2"), Fetched(2, None), deserialize=decoded.append)
+        first(batch)
+        assert batch.payloads == [message.payload for message in batch] == [None, None, None]
+        assert sorted(decoded) == [b"1", b"2"]
+
+
+def test_payloads_build_no_messages() -> None:
+    batch = fetched(Fetched(0, b"1"), Fetched(1, b"2"))
+    assert batch.payloads == [1, 2]
+    assert batch._messages == [None, None]
+
+
+def test_without_a_deserializer_payloads_are_the_values() -> None:
+    batch = fetched(Fetched(0, b"1"), Fetched(1, None), deserialize=None)
+    assert batch.payloads == [b"1", None]
 
 
 def test_a_batch_has_at_least_one_message() -> None:
