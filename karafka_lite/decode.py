@@ -40,7 +40,7 @@ from karafka_lite.messages import at, following
 
 log = logging.getLogger("karafka_lite")
 
-VARIABLE = "KARAFKA_LITE_DECODER"
+VARIABLE, INSTALL = "KARAFKA_LITE_DECODER", "pip install 'karafka-lite[speed]'"
 ALL = 1 << 30
 MAGIC = 2  # the format of batches since Kafka 0.11
 HEADER_SIZE = 61
@@ -67,9 +67,9 @@ def chosen() -> type[Reader]:
             return CompiledReader
         except Exception as error:
             if wanted:
-                raise ConfigurationError(f"{VARIABLE}=compiled: {error}; pip install 'karafka-lite[speed]'") from error
+                raise ConfigurationError(f"{VARIABLE}=compiled: {error}; type {INSTALL}") from error
             level = logging.INFO if getattr(error, "name", "") == "aiokafka" else logging.WARNING  # missing, or unfit
-            log.log(level, "records are read in pure Python (%s); faster: pip install 'karafka-lite[speed]'", error)
+            log.log(level, "records are read in pure Python (%s); faster: %s", error, INSTALL)
     return Reader
 
 
