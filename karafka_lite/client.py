@@ -51,7 +51,7 @@ from karafka_lite.policy import Target, Time
 log = logging.getLogger("karafka_lite")
 kafka_log = logging.getLogger("karafka_lite.kafka")
 
-RECEIVE_BYTES = 65_536
+RECEIVE_BYTES = 256 << 10
 POLL_RECORDS = 2000  # a poll costs about as much as reading a hundred of them
 JOINING_POLL_MS = 1000  # a join that ends between two polls is thrown away by the client: hardly ever be between two
 RECONNECT_MOST_MS = 1000  # as in Java; kafka-python's 30 s outlast bootstrap_timeout_ms: 10 s of outage end a start

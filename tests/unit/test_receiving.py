@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
-from karafka_lite.client import RECEIVE_BYTES, _receive_more
+from karafka_lite.client import _receive_more
 
 # Of nobody: made for this test, with `openssl req -x509`, for localhost and a hundred years.
 CERTIFICATE = """\
@@ -38,6 +38,7 @@ SQAwRgIhAPII7fkMulyRenovWfepxugeVcLmIjAWLFd2TKOMUbsbAiEA2oMisXjz
 -----END CERTIFICATE-----
 """
 MUCH = bytes(range(256)) * 12_000  # 3 MB
+SOME = 64 << 10  # has room in the buffers of a socket
 PATIENCE_S = 10
 
 
@@ -133,8 +134,8 @@ def test_it_takes_fewer_reads(connect: Callable[[bool], Ends]) -> None:
     reads = {}
     for ours in (True, False):
         transport, brokers = connect(ours)
-        brokers.sendall(MUCH[: RECEIVE_BYTES])
-        received(transport, RECEIVE_BYTES)
+        brokers.sendall(MUCH[:SOME])
+        received(transport, SOME)
         reads[ours] = transport._sock.reads
     assert reads[True] <= reads[False] / 3
 
