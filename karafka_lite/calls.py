@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Protocol
@@ -148,7 +149,10 @@ class Calls:
 
     def mark(self, partition: Partition, offset: int) -> bool:
         guard = self._guard
-        guard.lock.acquire()  # not ``with``, which costs as much as all the rest
+        # Not ``with``: who waits gets the lock while another thread has the interpreter, which then waits in turn. Two
+        # workers would hand over both at each mark, for 7 us instead of 0.4, and not stop before their batches end.
+        while not guard.lock.acquire(False):
+            time.sleep(0)
         try:
             if guard.client.lost(now := guard.now()):
                 guard.check_membership(now)

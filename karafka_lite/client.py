@@ -380,15 +380,15 @@ def _fetch_soon(fetcher: Any) -> None:
     subscriptions = fetcher._subscriptions
 
     def create() -> Any:
-        states, left = dict(subscriptions.assignment), fetcher._next_partition_records
-        asked_for = fetcher._fetchable_partitions()
-        if left and not subscriptions.is_paused(left.topic_partition) and all(map(at_end, map(states.get, asked_for))):
+        left, asked_for = fetcher._next_partition_records, fetcher._fetchable_partitions()
+        if left and not subscriptions.is_paused(left.topic_partition) and all(map(at_end, asked_for)):
             return {}  # the next polls take what is left; then all are asked for
-        settings["fetch_max_wait_ms"] = most if len(asked_for) == len(states) else min(most, PAUSED_POLL_MS)
+        all_of_them = len(asked_for) == len(subscriptions.assignment)
+        settings["fetch_max_wait_ms"] = most if all_of_them else min(most, PAUSED_POLL_MS)
         return stock()
 
-    def at_end(state: Any) -> bool:
-        return state is not None and state.position is not None and state.highwater == state.position.offset
+    def at_end(place: Any) -> bool:
+        return bool(subscriptions.assignment[place].highwater == subscriptions.assignment[place].position.offset)
 
     fetcher._create_fetch_requests = create
 

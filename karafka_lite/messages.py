@@ -247,9 +247,9 @@ class Batch(Sequence[Message]):
         return f"<Batch {at(self.topic, self.partition)}@{self.first_offset}..{self.last_offset} of {len(self)}>"
 
     def _decoded(self) -> list[Any]:
-        decode = self._deserialize
-        if not any(self._messages) and decode is not None:  # none was asked for, and perhaps none will be
-            with suppress(Exception):  # below it is raised with the message's name
+        # Without messages, where none was asked for; below an error is raised with the name of its message.
+        if (decode := self._deserialize) is not None and not any(self._messages):
+            with suppress(Exception):
                 return [None if value is None else decode(value) for value in self.values]
         return [message.payload for message in self]
 

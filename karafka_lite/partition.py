@@ -86,8 +86,7 @@ class Partition:
         "delivered", "enlisted", "every_at", "failure", "fetch_at", "fetch_failures", "handed", "hook_due", "lowest",
         "not_before", "paused", "place", "policy", "position", "predecessor", "processed", "queued_since",
         "rests_until", "retry_position", "run", "seek_to", "start", "state", "stopping_app", "stored", "target",
-        "unanswered", "user_state", "version",
-    )  # fmt: skip
+        "unanswered", "user_state", "version")  # fmt: skip
 
     def __init__(self, place: TopicPartition, policy: Policy, predecessor: Partition | None = None) -> None:
         self.place = place
