@@ -119,11 +119,14 @@ def aiokafka(where: Where, meter: Meter) -> None:
 
 
 def faststream_raw(where: Where, meter: Meter) -> None:
-    """No validation, and no decoding: the bytes of a batch as they came."""
-    from faststream import FastStream
     from faststream.kafka import KafkaBroker
 
-    broker = KafkaBroker(where.broker, logger=None, apply_types=False)
+    _raw(where, meter, KafkaBroker(where.broker, logger=None, apply_types=False))
+
+
+def _raw(where: Where, meter: Meter, broker: Any) -> None:
+    """No validation, and no decoding: the bytes of a batch as they came."""
+    from faststream import FastStream
 
     async def as_it_came(message: Any) -> Any:
         return message.body
@@ -218,23 +221,9 @@ def faust(where: Where, meter: Meter) -> None:
 
 
 def faststream_confluent(where: Where, meter: Meter) -> None:
-    """No validation, and no decoding: the bytes of a batch as they came."""
-    from faststream import FastStream
     from faststream.confluent import KafkaBroker
 
-    broker = KafkaBroker(where.broker, logger=None, apply_types=False, config=QUICK)
-
-    async def as_it_came(message: Any) -> Any:
-        return message.body
-
-    @broker.subscriber(
-        where.topic, group_id=where.group, auto_offset_reset="earliest", batch=True, max_records=MOST,
-        decoder=as_it_came,
-    )  # fmt: skip
-    async def handle(values: list[bytes]) -> None:
-        meter.count(len(values))
-
-    asyncio.run(FastStream(broker, logger=None).run())
+    _raw(where, meter, KafkaBroker(where.broker, logger=None, apply_types=False, config=QUICK))
 
 
 def quix(where: Where, meter: Meter) -> None:
