@@ -381,8 +381,8 @@ def _fetch_soon(fetcher: Any) -> None:
 
     def create() -> Any:
         left, asked_for = fetcher._next_partition_records, fetcher._fetchable_partitions()
-        if left and not subscriptions.is_paused(left.topic_partition) and all(map(at_end, asked_for)):
-            return {}  # the next polls take what is left; then all are asked for
+        if left and all(map(at_end, asked_for)):
+            return {}  # the next polls take what is left (it is not paused, or it was parked); then all are asked for
         all_of_them = len(asked_for) == len(subscriptions.assignment)
         settings["fetch_max_wait_ms"] = most if all_of_them else min(most, PAUSED_POLL_MS)
         return stock()

@@ -863,6 +863,13 @@ def test_connections_of_a_member_receive_as_ours_do(kafka: Observer) -> None:
         assert {conn.transport._sock_recv.func for conn in connected} == {karafka_lite.client._received}
 
 
+def test_a_poll_brings_more_than_a_batch(kafka: Observer) -> None:
+    topic = kafka.topic()
+    kafka.produce(topic, range(1500))
+    with Member(kafka, topic) as member:
+        assert len(member.read(1)) > 500
+
+
 def test_what_a_poll_brings_is_counted_in_bytes(kafka: Observer) -> None:
     topic = kafka.topic()
     kafka.produce(topic, ["x" * 10_000] * 20)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import Gate, Process, evict, make_app, opened, owner_of, produce_beside, running, stopped_aside
+from kafka.coordinator.base import Generation
 from observer import BreakableKafka, Observer, wait_until
+
+from karafka_lite.client import Client
 
 # -- membership lost --------------------------------------------------------------------------------------------------
 
@@ -434,3 +439,43 @@ def test_a_loss_is_logged_once_with_the_partitions(kafka: Observer, caplog: pyte
     assert len(lines) == 1
     assert f"{topic}-0" in lines[0]
     assert f"{topic}-1" in lines[0]
+
+
+# -- asked live -------------------------------------------------------------------------------------------------------
+
+
+def forget_the_generation(client: Client) -> None:
+    """As the client does when it hears of an eviction."""
+    client._coordinator._generation = Generation.NO_GENERATION
+
+
+def let_the_session_pass(client: Client) -> None:
+    """As if the process had been stopped for longer than its session."""
+    passed = client._session_s + 1
+    client._coordinator.heartbeat.last_receive -= passed
+    client._joined_at -= passed
+    client._alive_until -= passed
+
+
+@pytest.mark.parametrize("lose", [forget_the_generation, let_the_session_pass])
+@pytest.mark.parametrize("ask", ["mark", "revoked"])
+def test_the_first_question_behind_a_loss_is_answered_rightly_before_any_other_thread_has_looked(
+    kafka: Observer, lose: Callable[[Client], None], ask: str
+) -> None:
+    topic, app, answers = kafka.topic(), make_app(kafka), list[bool]()
+    kafka.produce(topic, range(2))
+
+    @app.topic(topic, manual_offsets=True, max_messages=1)
+    def work(batch: Any, ctx: Any) -> None:
+        if not answers:
+            lose(app.members[0]._client)  # and no other thread runs before the next line
+        answers.append(ctx.mark_as_consumed(batch.last) if ask == "mark" else not ctx.revoked)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1)
+    try:
+        with running(app):
+            wait_until(lambda: len(answers) >= 2)
+    finally:
+        sys.setswitchinterval(interval)
+    assert answers[:2] == [False, True]
