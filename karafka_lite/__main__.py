@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from karafka_lite.cli import main
+from karafka_lite.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,7 +11,7 @@ from types import FrameType
 
 from typing_extensions import Unpack
 
-from karafka_lite import decode
+from karafka_lite.client import reader as decode
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.member import Exit, Member
 from karafka_lite.routing import Router

@@ -9,14 +9,14 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from karafka_lite.context import Context
-from karafka_lite.errors import CommitError, ProduceError, told
-from karafka_lite.failures import CRITICAL, Failures
+from karafka_lite.core.options import Target
+from karafka_lite.core.ownership import Partition, Run, Send, State
+from karafka_lite.errors import CommitError, ProduceError, describe
 from karafka_lite.guard import LOOK_AGAIN_S, Guard
-from karafka_lite.messages import Batch, Outgoing, at
-from karafka_lite.partition import Partition, Run, Send, State
-from karafka_lite.policy import Target
+from karafka_lite.messages import Batch, Outgoing, where
+from karafka_lite.observers.progress import Score
+from karafka_lite.observers.report import CRITICAL, Failures
 from karafka_lite.routing import Route, name_of
-from karafka_lite.standing import Score
 from karafka_lite.workers import Workers
 
 log = logging.getLogger("karafka_lite")
@@ -115,11 +115,13 @@ class Calls:
             return error, "nowhere, as dead_letter=False says"
         tries = run.partition.tries(run.records[0].offset).all
         try:
-            sent = context.send_dead_letter(_batch(run, route).first, told(error), tries)
+            sent = context.send_dead_letter(_batch(run, route).first, describe(error), tries)
             self._answers(run.partition)
-            return error, at(route.dead_letter, *sent.result(0))
+            return error, where(route.dead_letter, *sent.result(0))
         except Exception as refused:  # whatever it is: the run has to end
-            return ProduceError(f"its dead letter was not sent ({refused}); the handler had raised {told(error)}"), None
+            return ProduceError(
+                f"its dead letter was not sent ({refused}); the handler had raised {describe(error)}"
+            ), None
 
     def _end(self, run: Run, error: BaseException | None, safe_in: str | None) -> None:
         group, partition = self._guard.group, run.partition
@@ -226,7 +228,7 @@ def _batch(run: Run, route: Route) -> Batch:
 def _unacknowledged(partition: Partition, timeout_ms: int, error: Exception | None) -> str:
     waits = "a message that was sent before it has no answer yet" if partition.unanswered else "no answer yet"
     return (
-        f"{at(*partition.place, partition.stored)} was not acknowledged within {timeout_ms} ms ({error or waits}); "
+        f"{where(*partition.place, partition.stored)} was not acknowledged within {timeout_ms} ms ({error or waits}); "
         f"a timeout does not mean that it did not happen. The offset stays stored and is committed again; the "
         f"partition is still ours"
     )

@@ -9,10 +9,10 @@ from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
+from karafka_lite.core.options import Target, Time
+from karafka_lite.core.ownership import Partition, Run, State
 from karafka_lite.errors import ConfigurationError
-from karafka_lite.messages import Message, Outgoing, at, following
-from karafka_lite.partition import Partition, Run, State
-from karafka_lite.policy import Target, Time
+from karafka_lite.messages import Message, Outgoing, next_offset_after, where
 
 log = logging.getLogger("karafka_lite")
 
@@ -103,7 +103,7 @@ class Context:
             or not ownership.lowest <= message.offset < ownership.delivered
         ):
             raise self._refusal("mark_as_consumed", message)
-        last_mark, offset = ownership.stored, following(message.offset)
+        last_mark, offset = ownership.stored, next_offset_after(message.offset)
         if not self._shell.mark(ownership, offset):
             return False
         if last_mark is not None and offset < last_mark:
@@ -315,16 +315,16 @@ class Context:
             )
         if (message.topic, message.partition) != self._ownership.place:
             return ValueError(
-                f"{message} does not belong to {at(self.topic, self.partition)}, the partition of this context; "
+                f"{message} does not belong to {where(self.topic, self.partition)}, the partition of this context; "
                 f"use the context that came with it"
             )
         return ValueError(
-            f"{message} was never handed to this ownership of {at(self.topic, self.partition)}, which was handed "
+            f"{message} was never handed to this ownership of {where(self.topic, self.partition)}, which was handed "
             f"messages up to {self._ownership.delivered}; marking it would skip unread ones"
         )
 
     def __repr__(self) -> str:
-        return f"<Context {at(self.topic, self.partition)} group={self.group_id} attempt={self.attempt}>"
+        return f"<Context {where(self.topic, self.partition)} group={self.group_id} attempt={self.attempt}>"
 
 
 def _target(what: str, to: object) -> Target:

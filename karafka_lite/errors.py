@@ -17,7 +17,7 @@ or one that was never handed over) are Python's own: they are mistakes in the ha
 from __future__ import annotations
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Type and text in one line; a text that cannot be made is left out."""
     try:
         return f"{type(error).__name__}: {error}"

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from karafka_lite.group import Group
-from karafka_lite.partition import Partition
+from karafka_lite.core.group import Group
+from karafka_lite.core.ownership import Partition
 
 log = logging.getLogger("karafka_lite")
 

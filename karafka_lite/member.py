@@ -19,18 +19,18 @@ from enum import Enum
 from functools import partial
 from typing import NamedTuple
 
-from karafka_lite.admin import Admin
 from karafka_lite.calls import Calls, Outbox
-from karafka_lite.client import SAY_AGAIN_S, Client, PollError, Start
+from karafka_lite.client.admin import Admin
+from karafka_lite.client.consumer import SAY_AGAIN_S, Client, PollError, Start
+from karafka_lite.core.group import Commit, Group
+from karafka_lite.core.ownership import Partition, Run, State
 from karafka_lite.errors import BrokerUnavailableError, FetchError, KarafkaLiteError
-from karafka_lite.failures import Failures
-from karafka_lite.group import Commit, Group
 from karafka_lite.guard import LOOK_AGAIN_S, Guard
-from karafka_lite.messages import TopicPartition, at
-from karafka_lite.partition import Partition, Run, State
+from karafka_lite.messages import TopicPartition, where
+from karafka_lite.observers.progress import Score, Standing
+from karafka_lite.observers.report import Failures
 from karafka_lite.routing import Route
 from karafka_lite.settings import Config
-from karafka_lite.standing import Score, Standing
 from karafka_lite.workers import Workers
 
 log = logging.getLogger("karafka_lite")
@@ -272,7 +272,7 @@ class Member:
                 if self.group.owned or self.group.leftovers:
                     self._changed.wait(LOOK_AGAIN_S)
             stuck = self._workers.stacks(self.group.leftovers.values())
-            uncommitted = [at(*p.place, p.stored) for p in self._last if p.state is State.REVOKED and p.pending]
+            uncommitted = [where(*p.place, p.stored) for p in self._last if p.state is State.REVOKED and p.pending]
             self._score.ended(self._last)
         if uncommitted:
             log.error("stored but not committed, these messages will come again: %s", ", ".join(uncommitted))
@@ -381,4 +381,4 @@ class Member:
 
 
 def _told(starts: Mapping[TopicPartition, Start]) -> str:
-    return ", ".join(f"{at(*place, start.offset)} ({start.reason})" for place, start in sorted(starts.items()))
+    return ", ".join(f"{where(*place, start.offset)} ({start.reason})" for place, start in sorted(starts.items()))

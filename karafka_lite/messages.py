@@ -49,12 +49,12 @@ class Outgoing(NamedTuple):
     timestamp_ms: int | None = None
 
 
-def following(offset: int) -> int:
+def next_offset_after(offset: int) -> int:
     """The next offset to read once the message at ``offset`` is done. The only ``+ 1`` on an offset."""
     return offset + 1
 
 
-def at(topic: str, partition: int, offset: int | None = None) -> str:
+def where(topic: str, partition: int, offset: int | None = None) -> str:
     """How every text of the package names a place: ``topic-partition@offset``."""
     return f"{topic}-{partition}" if offset is None else f"{topic}-{partition}@{offset}"
 
@@ -123,7 +123,7 @@ class Message:
     @property
     def next_offset(self) -> int:
         """The offset that is stored when this message is marked: the next one to read."""
-        return following(self.offset)
+        return next_offset_after(self.offset)
 
     def _decode(self) -> Any:
         if self.value is None or self._deserialize is None:
@@ -137,7 +137,7 @@ class Message:
             ) from cause
 
     def __str__(self) -> str:
-        return at(self.topic, self.partition, self.offset)
+        return where(self.topic, self.partition, self.offset)
 
     def __repr__(self) -> str:
         return f"<Message {self} key={self.key!r} value={_short(self.value)}>"
@@ -220,7 +220,7 @@ class Batch(Sequence[Message]):
     @property
     def lag(self) -> int:
         """How many offsets lay between the end of this batch and the end of the partition when it was fetched."""
-        return max(0, (self._end or 0) - following(self.last_offset))
+        return max(0, (self._end or 0) - next_offset_after(self.last_offset))
 
     @overload
     def __getitem__(self, index: int) -> Message: ...
@@ -244,7 +244,7 @@ class Batch(Sequence[Message]):
         return len(self._records)
 
     def __repr__(self) -> str:
-        return f"<Batch {at(self.topic, self.partition)}@{self.first_offset}..{self.last_offset} of {len(self)}>"
+        return f"<Batch {where(self.topic, self.partition)}@{self.first_offset}..{self.last_offset} of {len(self)}>"
 
     def _decoded(self) -> list[Any]:
         # Without messages, where none was asked for; below an error is raised with the name of its message.

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from karafka_lite.backoff import Backoff
 from karafka_lite.context import Context
+from karafka_lite.core.backoff import Backoff
+from karafka_lite.core.options import Hook, Policy
+from karafka_lite.core.ownership import Run
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.messages import Batch, Deserializer, Loads, as_deserializer
-from karafka_lite.partition import Run
-from karafka_lite.policy import Hook, Policy
 from karafka_lite.settings import group_id_mistakes, int_mistakes, refuse, shown
 
 Handler = Callable[[Batch, Context], object]

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
+from karafka_lite.client.producer import Outbox
+from karafka_lite.core.ownership import Partition
 from karafka_lite.member import Event, Exit, Member
-from karafka_lite.partition import Partition
-from karafka_lite.producer import Outbox
 from karafka_lite.routing import Route
 from karafka_lite.settings import Config
 from karafka_lite.workers import Workers

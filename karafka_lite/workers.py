@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Collection
 from types import FrameType
 
-from karafka_lite.partition import Partition, Run
+from karafka_lite.core.ownership import Partition, Run
 
 log = logging.getLogger("karafka_lite")
 

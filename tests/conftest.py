@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
-from kafka_server import JavaKafka, KafkaSource, kafka_source
-from observer import BreakableKafka, Observer, Server
+from support.kafka_server import JavaKafka, KafkaSource, kafka_source
+from support.observer import BreakableKafka, Observer, Server
 
 if TYPE_CHECKING:
-    from client_kafka import ClientKafka
+    from support.client_kafka import ClientKafka
 
 BROKERS = ["apache", "embedded"]
 ON_BOTH = {"kafka", "private_kafka"}
@@ -52,14 +52,14 @@ def kafka(request: pytest.FixtureRequest) -> Observer:
 
 @pytest.fixture
 def test_client_kafka() -> ClientKafka:
-    from client_kafka import ClientKafka  # here, as below
+    from support.client_kafka import ClientKafka  # here, as below
 
     return ClientKafka()
 
 
 @pytest.fixture(scope="session")
 def embedded_kafka() -> Iterator[Observer]:
-    from embedded_kafka import EmbeddedKafka  # here, because loading kafka-python takes a while
+    from support.embedded_kafka import EmbeddedKafka  # here, because loading kafka-python takes a while
 
     with EmbeddedKafka() as server:
         server.thread.name = "pytest's own broker"  # no leak of the test that happens to need it first
@@ -90,7 +90,7 @@ def private_kafka(request: pytest.FixtureRequest) -> Iterator[BreakableKafka]:
 
 def _private_server(broker: str) -> AbstractContextManager[Server]:
     if broker == "embedded":
-        from embedded_kafka import EmbeddedKafka
+        from support.embedded_kafka import EmbeddedKafka
 
         return EmbeddedKafka()
     source = _require_kafka()
@@ -142,7 +142,7 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         wanted = DECODERS.get("apache" if apache else "embedded" if "embedded" in _brokers(request.node) else "")
     if wanted:
         monkeypatch.setenv("KARAFKA_LITE_DECODER", wanted)
-    if decode := sys.modules.get("karafka_lite.decode"):  # else nobody has chosen yet
+    if decode := sys.modules.get("karafka_lite.client.reader"):  # else nobody has chosen yet
         decode.chosen.cache_clear()
     return wanted
 
@@ -151,7 +151,7 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client gives up a request that nobody answers after 1 s instead of 5."""
     for name in ("REQUEST_MS", "CLOSE_MS"):
-        monkeypatch.setattr(f"karafka_lite.client.{name}", 1000)
+        monkeypatch.setattr(f"karafka_lite.client.consumer.{name}", 1000)
 
 
 @pytest.fixture(autouse=True)

@@ -14,20 +14,20 @@ from typing import Any, Literal, NamedTuple
 
 from typing_extensions import Self
 
-from karafka_lite import partition as rules
 from karafka_lite.app import App
 from karafka_lite.calls import Calls
+from karafka_lite.client.producer import partition_of
 from karafka_lite.context import encoded
+from karafka_lite.core import ownership as rules
+from karafka_lite.core.group import Group
+from karafka_lite.core.options import Target, Time
+from karafka_lite.core.ownership import Partition
 from karafka_lite.errors import ConfigurationError
-from karafka_lite.failures import Failures
-from karafka_lite.group import Group
 from karafka_lite.guard import Guard
-from karafka_lite.messages import Message, Outgoing, TopicPartition, at
-from karafka_lite.partition import Partition
-from karafka_lite.policy import Target, Time
-from karafka_lite.producer import partition_of
+from karafka_lite.messages import Message, Outgoing, TopicPartition, where
+from karafka_lite.observers.progress import Score
+from karafka_lite.observers.report import Failures
 from karafka_lite.routing import Route
-from karafka_lite.standing import Score
 from karafka_lite.testing.record import Record
 from karafka_lite.workers import Workers
 
@@ -138,7 +138,9 @@ class TestClient:
             topics = ", ".join(sorted({name for name, _ in self._logs}))
             raise ValueError(f"the app reads no topic {topic!r}; it reads {topics}")
         if partition is not None and (topic, partition) not in self._logs:
-            raise ValueError(f"{at(topic, partition)}: type TestClient(app, partitions={{{topic!r}: {partition + 1}}})")
+            raise ValueError(
+                f"{where(topic, partition)}: type TestClient(app, partitions={{{topic!r}: {partition + 1}}})"
+            )
         return self._append(Outgoing(topic, data, raw, list(headers), partition, timestamp_ms))
 
     def send_many(self, topic: str, values: Iterable[Any], **same: Any) -> list[tuple[int, int]]:
@@ -224,7 +226,7 @@ class TestClient:
         """The partition comes back, with a new ownership, at what is committed."""
         for member in self._readers(topic, None):
             if (topic, partition) in member.guard.group.owned:
-                raise ValueError(f"{at(topic, partition)} is assigned; revoke it or lose it first")
+                raise ValueError(f"{where(topic, partition)} is assigned; revoke it or lose it first")
             member.assign([(topic, partition)])
         self._work(batches=False)
 
@@ -312,7 +314,7 @@ class TestClient:
     def _owners(self, topic: str, partition: int) -> list[_Member]:
         owners = [m for m in self._readers(topic, None) if (topic, partition) in m.guard.group.owned]
         if not owners:
-            raise ValueError(f"{at(topic, partition)} is not assigned")
+            raise ValueError(f"{where(topic, partition)} is not assigned")
         return owners
 
 

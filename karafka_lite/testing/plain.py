@@ -8,9 +8,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from karafka_lite.context import Context
+from karafka_lite.core.options import Policy, Target
+from karafka_lite.core.ownership import Partition, Run, State
 from karafka_lite.messages import Message, Outgoing
-from karafka_lite.partition import Partition, Run, State
-from karafka_lite.policy import Policy, Target
 from karafka_lite.testing.record import Record
 
 

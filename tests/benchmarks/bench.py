@@ -39,10 +39,10 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from confluent_kafka import Producer  # noqa: E402
-from kafka_server import KAFKA_VERSION, kafka_source  # noqa: E402
-from observer import Observer  # noqa: E402
 from peers import PEERS  # noqa: E402
 from probes import READY, SLEEP_S, SLEEPY_BATCH, large, small  # noqa: E402
+from support.kafka_server import KAFKA_VERSION, kafka_source  # noqa: E402
+from support.observer import Observer  # noqa: E402
 from tables import ERROR, HANDLERS, MARKS, PARTITIONS, Figures, Round, rows, throughput  # noqa: E402
 
 MANY = 12  # partitions

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from meter import Figures, Meter
 
-from karafka_lite import App, Batch, Context, decode
+from karafka_lite import App, Batch, Context
+from karafka_lite.client import reader as decode
 
 told = json.loads(os.environ["BENCH"])
 if told.get("decoder") == "speed" and decode.chosen() is decode.Reader:

@@ -23,7 +23,7 @@ from kafka import TopicPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
-from karafka_lite import decode
+from karafka_lite.client import reader as decode
 
 PLACE = TopicPartition("t", 0)
 SIZES = (16, 200)

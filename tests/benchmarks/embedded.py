@@ -21,9 +21,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import QUICK, Bench, Size, machine
-from harness import make_app
-from kafka_server import kafka_source
-from observer import Observer, wait_until
+from support.harness import make_app
+from support.kafka_server import kafka_source
+from support.observer import Observer, wait_until
 from tables import percentile, short
 
 from karafka_lite import App

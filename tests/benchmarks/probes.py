@@ -24,7 +24,7 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from meter import Meter
 
 from karafka_lite import App, Batch, Context
-from karafka_lite.client import DEFAULTS, FORCED
+from karafka_lite.client.consumer import DEFAULTS, FORCED
 
 READY = "ready"  # printed where a probe waits for messages that are yet to come
 COMMIT_EVERY_S = 5

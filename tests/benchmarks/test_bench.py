@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from observer import Observer
+from support.observer import Observer
 from tables import MARKS, PARTITIONS, throughput
 
 BENCH = Path(__file__).with_name("bench.py")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:  # it loads kafka-python, which warns of its own deprecated call: pytest reads its filters first
-    from observer import Observer
     from raw import Wire
+    from support.observer import Observer
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from typing import Any
 
 from kafka.protocol import admin, consumer, metadata, producer
 from kafka.record.memory_records import MemoryRecordsBuilder
-from observer import wait_until
+from support.observer import wait_until
 
 from karafka_lite.broker.embedded import EmbeddedBroker
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import docker
 import pytest
-from docker_kafka import DockerKafka, why_no_docker
-from kafka_image import kafka_image
-from kafka_server import free_ports
-from observer import BreakableKafka, Observer, wait_until
+from support.docker_kafka import DockerKafka, why_no_docker
+from support.kafka_image import kafka_image
+from support.kafka_server import free_ports
+from support.observer import BreakableKafka, Observer, wait_until
 
 from karafka_lite.broker.docker import DockerBroker
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError

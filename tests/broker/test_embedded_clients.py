@@ -16,7 +16,7 @@ from confluent_kafka import KafkaException
 from kafka import KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as Place
 from kafka.errors import ProducerFencedError
-from observer import Observer, wait_until
+from support.observer import Observer, wait_until
 
 PATIENCE_S = 20
 

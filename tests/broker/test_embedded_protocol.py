@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from kafka.record import MemoryRecords
-from observer import wait_until
 from raw import (
     APIS,
     GroupMember,
@@ -29,6 +28,7 @@ from raw import (
     subscription,
     unique,
 )
+from support.observer import wait_until
 
 Dial = Callable[[], Wire]
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from kafka import errors
-from observer import wait_until
 from raw import (
     APIS,
     GroupMember,
@@ -32,6 +31,7 @@ from raw import (
     produce_fields,
     stable,
 )
+from support.observer import wait_until
 
 from karafka_lite.broker.embedded import EmbeddedBroker
 from karafka_lite.errors import ConfigurationError

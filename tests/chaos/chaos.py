@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from confluent_kafka import KafkaError, Message, Producer
 from judge import Fact, Pause, Script, Sent, Verdict, judge
-from kafka_server import JavaKafka
-from observer import Observer, wait_until
+from support.kafka_server import JavaKafka
+from support.observer import Observer, wait_until
 
 HERE = Path(__file__).parent
 PARTITIONS = 6
@@ -294,8 +294,13 @@ class Chaos:
 
     def _produce(self, stop: threading.Event, dice: random.Random) -> None:
         producer = Producer(
-            {"bootstrap.servers": self.kafka.bootstrap_servers, "acks": "all", "linger.ms": 5, "log_level": 0,
-             "max.in.flight.requests.per.connection": 1}
+            {
+                "bootstrap.servers": self.kafka.bootstrap_servers,
+                "acks": "all",
+                "linger.ms": 5,
+                "log_level": 0,
+                "max.in.flight.requests.per.connection": 1,
+            }
         )
 
         def acknowledged(error: KafkaError | None, message: Message, number: int) -> None:
@@ -311,7 +316,9 @@ class Chaos:
                 number += 1
                 topic, partition = dice.choice(self.places)
                 producer.produce(
-                    topic, str(number).encode(), partition=partition,
+                    topic,
+                    str(number).encode(),
+                    partition=partition,
                     on_delivery=lambda error, message, number=number: acknowledged(error, message, number),
                 )
             producer.poll(0)

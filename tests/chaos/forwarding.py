@@ -32,9 +32,9 @@ from chaos import HERE, PARTITIONS, SETTLE_S, Member, _read
 from confluent_kafka import KafkaError, Message, Producer
 from forwarder import KINDS, LARGEST
 from judge import Verdict
-from kafka_server import JavaKafka
-from observer import Observer, Server, wait_until
 from outputs import Outputs, complaints
+from support.kafka_server import JavaKafka
+from support.observer import Observer, Server, wait_until
 
 PER_SECOND = 80  # inputs: in 10,000 of them there is room for a dozen disasters
 MOST_MEMBERS = 4

@@ -24,8 +24,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from confluent_kafka import KafkaError, Message, Producer
-from harness import make_app, running
-from observer import Observer, wait_until
+from support.harness import make_app, running
+from support.observer import Observer, wait_until
 
 PARTITIONS = 6
 MEMBERS = 3

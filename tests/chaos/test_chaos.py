@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from chaos import Chaos, report
 from judge import Pause, Script, Sent, Verdict, judge
-from observer import Observer
+from support.observer import Observer
 
 PLACE = ("topic", 0)
 SESSION_S = 4.0
@@ -51,7 +51,11 @@ def committed(at: float, offset: int) -> dict[str, Any]:
 
 
 def verdict_on(
-    watched: list[dict[str, Any]] | None = None, *, end: int = 4, kept: int | None = None, script: Script | None = None,
+    watched: list[dict[str, Any]] | None = None,
+    *,
+    end: int = 4,
+    kept: int | None = None,
+    script: Script | None = None,
     **members: list[Any],
 ) -> Verdict:
     script = script or Script(SESSION_S)
@@ -79,8 +83,15 @@ def test_two_members_that_hand_over_in_good_order_are_innocent() -> None:
         ("overlaps", lambda: verdict_on(a=[run_of(1, 1, 0, 1, 2)], b=[run_of(1, 1.15, 3)])),
         ("committed ahead", lambda: verdict_on([committed(1.35, 4)], a=[run_of(1, 1, 0, 1, 2, 3)])),
         ("commit went back", lambda: verdict_on([committed(2, 3), committed(3, 2)], a=[run_of(1, 1, 0, 1, 2, 3)])),
-        ("wrong message", lambda: verdict_on(a=[run_of(1, 1, 0, 1, 2), [
-            fact("handed", 1, 2, first=3, last=3), fact("done", 1, 2, offset=3, number=7)]])),
+        (
+            "wrong message",
+            lambda: verdict_on(
+                a=[
+                    run_of(1, 1, 0, 1, 2),
+                    [fact("handed", 1, 2, first=3, last=3), fact("done", 1, 2, offset=3, number=7)],
+                ]
+            ),
+        ),
     ],
 )
 def test_the_judge_finds(crime: str, case: Any) -> None:
@@ -104,8 +115,11 @@ def test_a_kill_does_not_excuse_the_repetition_of_what_was_committed() -> None:
 def test_a_stop_past_the_session_excuses_a_message_that_is_finished_late_but_no_mark() -> None:
     def late(marked: bool) -> Verdict:
         script = Script(SESSION_S, pauses={"a": [Pause(1.05, 7)]})
-        work = [fact("handed", 1, 1, first=0, last=0), fact("done", 1, 7.1, offset=0, number=0),
-                fact("marked", 1, 7.1, offset=0, ok=marked, sync=False)]
+        work = [
+            fact("handed", 1, 1, first=0, last=0),
+            fact("done", 1, 7.1, offset=0, number=0),
+            fact("marked", 1, 7.1, offset=0, ok=marked, sync=False),
+        ]
         return verdict_on(script=script, a=[work], b=[run_of(1, 6, 0, 1, 2, 3)])
 
     assert not late(False).crimes

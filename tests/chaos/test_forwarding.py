@@ -8,8 +8,8 @@ from random import randrange
 
 import pytest
 from forwarding import Forwarding, guilty, report
-from observer import BreakableKafka
 from outputs import Outputs, complaints
+from support.observer import BreakableKafka
 
 
 @pytest.mark.slow

@@ -13,11 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE
 
-import kafka_server
 import pytest
 from confluent_kafka import Consumer
-from kafka_server import free_ports, kafka_source
-from observer import BreakableKafka, Observer, wait_until
+from support import kafka_server
+from support.kafka_server import free_ports, kafka_source
+from support.observer import BreakableKafka, Observer, wait_until
 
 TESTS = Path(__file__).parents[1]
 
@@ -117,7 +117,7 @@ def test_brokers_die_with_a_test_process_that_is_killed(tmp_path: Path) -> None:
         pytest.skip("this is about brokers that are child processes")
     program = f"""
 import sys; sys.path.insert(0, {str(TESTS)!r})
-from kafka_server import JavaKafka
+from support.kafka_server import JavaKafka
 with JavaKafka() as server:
     print(server.bootstrap_servers, flush=True)
     input()

@@ -276,7 +276,7 @@ def circle(files: Mapping[str, str]) -> list[str]:
 def test_the_reader_finds_every_way_to_import() -> None:
     files = {
         "app.py": "from .runner import Runner\ndef late():\n    from . import cli\n    import kafka.errors\n",
-        "runner.py": "if TYPE_CHECKING:\n    from karafka_lite import App, errors\nimport karafka_lite.cli\n",
+        "runner.py": "if TYPE_CHECKING:\n    from karafka_lite import App, errors\nimport karafka_lite.cli.main\n",
         "errors.py": "",
         "cli.py": "from .broker.embedded import Broker\n",
         "broker/__init__.py": "",

@@ -14,7 +14,7 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
-from pythons import ROOT, SUPPORTED, python
+from support.pythons import ROOT, SUPPORTED, python
 
 PLAIN = [requirement for requirement in requires("karafka-lite") or () if "extra ==" not in requirement]
 FOR_TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "confluent-kafka"]

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import karafka_lite
-from karafka_lite import App, cli
+from karafka_lite import App
+from karafka_lite.cli import main as cli
 from karafka_lite.testing import TestClient
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 # Each line of ``mistakes`` is one.
-WRONG = '''\
+WRONG = """\
 from karafka_lite import App, Batch, Context, Message
 from karafka_lite.testing import TestClient
 
@@ -54,7 +54,7 @@ def mistakes(batch: Batch, ctx: Context) -> None:
 def wants_a_list(batch: list[Message], ctx: Context) -> None: ...
 def wants_another_context(batch: Batch, ctx: int) -> None: ...
 def of_another_context(ctx: int) -> None: ...
-'''
+"""
 
 
 def mypy(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Process, make_app, running
-from observer import BreakableKafka, Observer, wait_until
+from support.harness import Process, make_app, running
+from support.observer import BreakableKafka, Observer, wait_until
 
 NOWHERE = "127.0.0.1:1"
 ENVIRONMENT = "KARAFKA_LITE_BOOTSTRAP_SERVERS"

@@ -22,7 +22,6 @@ from typing import Any
 
 import crc32c
 import pytest
-from harness import QUICK, make_app, running
 from kafka import KafkaConsumer, OffsetAndMetadata
 from kafka import TopicPartition as Place
 from kafka.admin import KafkaAdminClient, MemberToRemove
@@ -31,13 +30,14 @@ from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import CoordinatorNotAvailableError, CorruptRecordError, IllegalGenerationError, KafkaError
 from kafka.record import util
-from observer import Observer, wait_until
+from support.harness import QUICK, make_app, running
+from support.observer import Observer, wait_until
 
-import karafka_lite.client
+import karafka_lite.client.consumer
 from karafka_lite import App
-from karafka_lite.client import Client, PollError
+from karafka_lite.client.consumer import Client, PollError
+from karafka_lite.core.group import PollPlan
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, FetchError
-from karafka_lite.group import PollPlan
 
 PATIENCE_S = 30  # for what must happen
 A_WHILE_S = 1.0  # for what must not; it would take a tenth of that
@@ -193,14 +193,14 @@ def test_a_partition_that_comes_back_begins_at_its_commit_and_is_not_paused(kafk
 def test_without_the_cure_a_partition_that_comes_back_skips_what_was_dropped_and_stays_paused(
     kafka: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Uncured(karafka_lite.client._Listener):
+    class Uncured(karafka_lite.client.consumer._Listener):
         async def on_partitions_revoked(self, revoked: set[Any]) -> None:
             subscription = self._consumer._subscription
             subscription.assign_from_subscribed = lambda places: None
             await super().on_partitions_revoked(revoked)
             del subscription.assign_from_subscribed
 
-    monkeypatch.setattr(karafka_lite.client, "_Listener", Uncured)
+    monkeypatch.setattr(karafka_lite.client.consumer, "_Listener", Uncured)
     topic = kafka.topic()
     kafka.produce(topic, range(10))
     with Member(kafka, topic) as member:
@@ -258,7 +258,7 @@ def test_a_member_whose_poller_is_slow_between_two_polls_joins_once(kafka: Obser
 def test_without_the_cure_a_join_that_ends_between_two_polls_is_thrown_away(
     kafka: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(karafka_lite.client, "JOINING_POLL_MS", 0)
+    monkeypatch.setattr(karafka_lite.client.consumer, "JOINING_POLL_MS", 0)
     with Member(kafka, kafka.topic()) as member:
         member.until(lambda: member.generation >= 4, lambda: poll_and_be_slow_in_between(member))
         assert member.owns == [], "it joined again and again and was never given what the broker gave it"
@@ -269,7 +269,7 @@ def test_without_the_cure_a_join_that_ends_between_two_polls_is_thrown_away(
 def test_a_poll_that_joins_ends_when_the_group_is_joined_also_where_there_is_nothing_to_read(
     kafka: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(karafka_lite.client, "JOINING_POLL_MS", 60_000)
+    monkeypatch.setattr(karafka_lite.client.consumer, "JOINING_POLL_MS", 60_000)
     topic = kafka.topic()
     app = make_app(kafka, auto_offset_reset="latest")
     app.topic(topic)(lambda batch, ctx: None)
@@ -600,7 +600,7 @@ def test_without_the_cure_an_eviction_is_not_known_before_the_next_poll(
     kafka: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What else there is to ask: the assignment, and whether heartbeats were answered."""
-    monkeypatch.setattr(karafka_lite.client, "NO_GENERATION", object())
+    monkeypatch.setattr(karafka_lite.client.consumer, "NO_GENERATION", object())
     topic = kafka.topic()
     with Member(kafka, topic) as member:
         member.until_assigned()
@@ -860,7 +860,7 @@ def test_connections_of_a_member_receive_as_ours_do(kafka: Observer) -> None:
     with Member(kafka, kafka.topic()) as member:
         member.until_assigned()
         connected = [conn for conn in member.consumer._manager._conns.values() if conn.connected]
-        assert {conn.transport._sock_recv.func for conn in connected} == {karafka_lite.client._received}
+        assert {conn.transport._sock_recv.func for conn in connected} == {karafka_lite.client.consumer._received}
 
 
 def test_a_poll_brings_more_than_a_batch(kafka: Observer) -> None:
@@ -1122,7 +1122,7 @@ def test_without_the_cure_a_listener_that_raises_is_called_at_every_poll_and_not
         async def on_partitions_revoked(self, revoked: set[Any]) -> None:
             self._rebalance.on_revoke(revoked)
 
-    monkeypatch.setattr(karafka_lite.client, "_Listener", Uncured)
+    monkeypatch.setattr(karafka_lite.client.consumer, "_Listener", Uncured)
     with Clumsy(kafka, kafka.topic()) as member:
         for calls in (1, 2, 3):
             with pytest.raises(PollError, match="rebalance callback"):

@@ -17,8 +17,8 @@ import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka import Message as Found
 from confluent_kafka.admin import AdminClient, NewTopic
-from harness import Gate, Process, make_app, opened, running
-from observer import Observer, wait_until
+from support.harness import Gate, Process, make_app, opened, running
+from support.observer import Observer, wait_until
 
 from karafka_lite import Batch, ConfigurationError, Context, Message
 
@@ -40,7 +40,7 @@ def sources(kafka: Observer, topic: str) -> list[int]:
     return [int(headers_of(found)["source-offset"]) for found in kafka.records(topic)]
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def describe(caplog: pytest.LogCaptureFixture) -> list[str]:
     errors = [one for one in caplog.records if one.name == "karafka_lite" and one.levelno >= logging.ERROR]
     return [record.getMessage() for record in errors]
 
@@ -229,7 +229,7 @@ def test_dead_letter_false_logs_and_skips(kafka: Observer, caplog: pytest.LogCap
     given.produce()
     given.run()
     assert set(given.processed) == {0, 1, 2, 4}
-    (line,) = [line for line in told(caplog) if "nowhere" in line]
+    (line,) = [line for line in describe(caplog) if "nowhere" in line]
     assert f"{given.topic}-0@3..3" in line
     assert "failed 2 times" in line
 
@@ -241,7 +241,7 @@ def test_what_is_told_names_the_message_the_handler_the_tries_and_where_the_dead
     given = Poisoned(kafka, (0,), count=1, max_retries=1)
     given.produce()
     given.run()
-    first, last = told(caplog)
+    first, last = describe(caplog)
     assert "failed at attempt 1; again from" in first
     assert last.startswith(f"{given.topic}-0@0..0: ")
     assert "store failed 2 times, the last time as before, Poison: no good: 0; goes on without it" in last
@@ -350,14 +350,14 @@ def test_a_dead_letter_topic_that_refuses_loses_and_marks_nothing_and_goes_on_on
     given.produce()
     with running(given.app):
         unsent = "its dead letter was not sent"
-        wait_until(lambda: sum(unsent in line for line in told(caplog)) >= 3, message="three refusals")
+        wait_until(lambda: sum(unsent in line for line in describe(caplog)) >= 3, message="three refusals")
         assert given.committed() == 1
         assert kafka.records(given.dead) == []
         make_anew(kafka, given.dead)
         wait_until(lambda: given.committed() == 3, message="it goes on", timeout=30)
     assert sources(kafka, given.dead) == [1]
     assert set(given.processed) == {0, 2}
-    line = next(line for line in told(caplog) if unsent in line)
+    line = next(line for line in describe(caplog) if unsent in line)
     assert f"too large for topic {given.dead}; raise its max.message.bytes" in line
     assert "the handler had raised Poison: no good: 1" in line
     assert f"again from {given.topic}-0@1" in line

@@ -18,7 +18,7 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from kafka.errors import CoordinatorNotAvailableError, LeaderNotAvailableError, NotCoordinatorError
-from observer import Observer, wait_until
+from support.observer import Observer, wait_until
 
 from karafka_lite.broker.embedded import EmbeddedBroker
 

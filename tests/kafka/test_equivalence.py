@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import hypothesis
 import pytest
-from harness import evict, make_app
 from hypothesis import strategies as st
-from observer import Observer, wait_until
+from support.harness import evict, make_app
+from support.observer import Observer, wait_until
 
 from karafka_lite import App, Batch, Context
 from karafka_lite.testing import TestClient
@@ -239,17 +239,13 @@ KEPT = {
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_test_client_and_kafka_do_the_same_for(
-    kafka: Observer, caplog: pytest.LogCaptureFixture, name: str
-) -> None:
+def test_test_client_and_kafka_do_the_same_for(kafka: Observer, caplog: pytest.LogCaptureFixture, name: str) -> None:
     caplog.set_level(logging.CRITICAL, "karafka_lite")
     compare(KEPT[name], kafka)
 
 
 @pytest.mark.timeout(400)
-def test_test_client_and_kafka_do_the_same_for_any_program(
-    kafka: Observer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_test_client_and_kafka_do_the_same_for_any_program(kafka: Observer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "karafka_lite")
 
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # to shrink twenty programs takes minutes

@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from observer import Observer, wait_until
+from support.observer import Observer, wait_until
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Gate, Process, make_app, running, stopped_aside
-from observer import Observer, wait_until
+from support.harness import Gate, Process, make_app, running, stopped_aside
+from support.observer import Observer, wait_until
 
 from karafka_lite import Batch, Context
 

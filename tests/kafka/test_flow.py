@@ -9,8 +9,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from harness import Gate, make_app, running, stopped_aside
-from observer import Observer, wait_until
+from support.harness import Gate, make_app, running, stopped_aside
+from support.observer import Observer, wait_until
 
 from karafka_lite import App
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import Gate, evict, make_app, opened, produce_beside, running
-from observer import Observer, wait_until
+from support.harness import Gate, evict, make_app, opened, produce_beside, running
+from support.observer import Observer, wait_until
 
 from karafka_lite import App
 

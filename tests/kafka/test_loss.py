@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Gate, Process, evict, make_app, opened, owner_of, produce_beside, running, stopped_aside
 from kafka.coordinator.base import Generation
-from observer import BreakableKafka, Observer, wait_until
+from support.harness import Gate, Process, evict, make_app, opened, owner_of, produce_beside, running, stopped_aside
+from support.observer import BreakableKafka, Observer, wait_until
 
-from karafka_lite.client import Client
+from karafka_lite.client.consumer import Client
 
 # -- membership lost --------------------------------------------------------------------------------------------------
 

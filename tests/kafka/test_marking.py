@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
-from harness import Gate, make_app, running
 from kafka.errors import TopicAuthorizationFailedError
-from observer import BreakableKafka, Observer, wait_until
+from support.harness import Gate, make_app, running
+from support.observer import BreakableKafka, Observer, wait_until
 
 from karafka_lite import Batch, CommitError, Context, Message
-from karafka_lite.client import Client
+from karafka_lite.client.consumer import Client
 
 
 def offsets(batch: Batch) -> list[int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from harness import Gate, make_app, running
-from observer import Observer, wait_until
+from support.harness import Gate, make_app, running
+from support.observer import Observer, wait_until
 
 from karafka_lite import Batch, Context
 

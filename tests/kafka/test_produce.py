@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType, ResourceType
-from kafka_server import JavaKafka, kafka_source
-from observer import BreakableKafka, Observer, wait_until
+from support.kafka_server import JavaKafka, kafka_source
+from support.observer import BreakableKafka, Observer, wait_until
 
+from karafka_lite.client.producer import Producer
 from karafka_lite.errors import ProduceError
 from karafka_lite.messages import Outgoing
-from karafka_lite.producer import Producer
 
 COMMAND = [sys.executable, "-m", "karafka_lite"]
 ROOT = Path(__file__).parents[2]
@@ -375,7 +375,7 @@ def test_sending_waits_while_too_much_is_unanswered(
     private_kafka: BreakableKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kafka = private_kafka
-    monkeypatch.setattr("karafka_lite.producer.WINDOW_BYTES", 100_000)
+    monkeypatch.setattr("karafka_lite.client.producer.WINDOW_BYTES", 100_000)
     topic = kafka.topic()
     producer = Producer([kafka.bootstrap_servers], {})
     producer.connect()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from harness import Gate, make_app, opened, running
-from observer import Observer, wait_until
+from support.harness import Gate, make_app, opened, running
+from support.observer import Observer, wait_until
 
-from karafka_lite.backlog import Room
-from karafka_lite.group import Group
+from karafka_lite.core.group import Group
+from karafka_lite.core.intake import Room
 
 KB = 1 << 10
 FETCH_BYTES = 1024 * KB  # at once, and what a producer puts into one batch

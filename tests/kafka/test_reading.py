@@ -9,9 +9,9 @@ from confluent_kafka import Producer
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.record.default_records import DefaultRecordBase
-from observer import PATIENCE_S, Observer
+from support.observer import PATIENCE_S, Observer
 
-from karafka_lite import decode
+from karafka_lite.client import reader as decode
 from karafka_lite.messages import Batch
 
 pytestmark = pytest.mark.apache_only("it writes what only Apache Kafka writes")

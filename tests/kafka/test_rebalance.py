@@ -11,8 +11,8 @@ import time
 from typing import Any
 
 import pytest
-from harness import Gate, make_app, opened, owner_of, produce_beside, running
-from observer import Observer, wait_until
+from support.harness import Gate, make_app, opened, owner_of, produce_beside, running
+from support.observer import Observer, wait_until
 
 # -- a rebalance asks for partitions ----------------------------------------------------------------------------------
 

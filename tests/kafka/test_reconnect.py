@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from karafka_lite.client import Client
+from karafka_lite.client.consumer import Client
+from karafka_lite.client.producer import Producer
 from karafka_lite.errors import BrokerUnavailableError
-from karafka_lite.producer import Producer
 
 
 @contextmanager

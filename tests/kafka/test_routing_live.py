@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from harness import QUICK, make_app, running
-from observer import Observer, wait_until
+from support.harness import QUICK, make_app, running
+from support.observer import Observer, wait_until
 
 from karafka_lite import App, Batch, BrokerUnavailableError, Context, DeserializationError
-from karafka_lite.client import Client
+from karafka_lite.client.consumer import Client
 
 NOBODY = "127.0.0.1:1"  # no broker there
 

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Gate, Process, evict, make_app, opened, running, stopped_aside
-from observer import BreakableKafka, Observer, wait_until
+from support.harness import Gate, Process, evict, make_app, opened, running, stopped_aside
+from support.observer import BreakableKafka, Observer, wait_until
 
 from karafka_lite import App, Batch, CommitError, Context, ProduceError
+from karafka_lite.client.producer import Outbox, Producer
 from karafka_lite.messages import Outgoing
-from karafka_lite.producer import Outbox, Producer
 
 QUICKLY = {"backoff_ms": 20, "backoff_max_ms": 20}
 AT_ONCE = {"auto_commit_interval_ms": 20}
 Sent = Future[tuple[int, int]]
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def describe(caplog: pytest.LogCaptureFixture) -> list[str]:
     errors = [one for one in caplog.records if one.name == "karafka_lite" and one.levelno >= logging.ERROR]
     return [record.getMessage() for record in errors]
 
@@ -276,7 +276,7 @@ def test_a_failed_send_fails_the_run_and_the_batch_comes_again_from_the_last_mar
     assert begun[1][0] <= 3, "the marks behind the refused message are void"
     outputs = [one.value() for one in kafka.records(out)]
     assert {*outputs} >= {b"0", b"1", b"2", b"3", b"4", b"5"}
-    (line,) = told(caplog)
+    (line,) = describe(caplog)
     assert f"forward failed at attempt 1, ProduceError: a message of 5000 bytes is too large for topic {out}" in line
     assert "again from" in line
     assert "Traceback" not in caplog.text
@@ -444,8 +444,8 @@ def test_a_stop_past_its_bound_commits_only_what_is_acknowledged_and_names_who_w
         wait_until(lambda: outputs.held)
         assert app.stop() is False
     assert kafka.committed(group, topic) == 1
-    assert f"stored but not committed, these messages will come again: {topic}-0@2" in told(caplog)
-    assert any("waits for what it has sent to be acknowledged" in line for line in told(caplog))
+    assert f"stored but not committed, these messages will come again: {topic}-0@2" in describe(caplog)
+    assert any("waits for what it has sent to be acknowledged" in line for line in describe(caplog))
     for _, _, future in outputs.held:
         future.set_exception(ProduceError("the test is over"))
 
@@ -522,7 +522,7 @@ def test_a_hook_whose_message_is_refused_is_logged_and_its_marks_are_void(
     with running(app):
         wait_until(lambda: seen[-1:] == [2])
     assert kafka.committed(group, topic) == 1
-    (line,) = told(caplog)
+    (line,) = describe(caplog)
     assert "on_shutdown: a message of 5000 bytes is too large" in line
     assert "what it has marked behind that message is void" in line
 
@@ -598,7 +598,7 @@ def test_killed_between_the_mark_and_the_answer_the_input_comes_again(kafka: Obs
     text = """
         from concurrent.futures import Future
         from karafka_lite import App
-        from karafka_lite.producer import Outbox
+        from karafka_lite.client.producer import Outbox
 
         topic, out, group, kills = sys.argv[1:]
         if kills == "yes":

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Gate, Process, make_app, opened, produce_beside, running, stopped_aside
-from observer import Observer, wait_until
+from support.harness import Gate, Process, make_app, opened, produce_beside, running, stopped_aside
+from support.observer import Observer, wait_until
 
 from karafka_lite import App, BrokerUnavailableError
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from steps import Steps
 
-from karafka_lite.messages import following
-from karafka_lite.partition import Partition, Run, State
-from karafka_lite.policy import Hook
+from karafka_lite.core.options import Hook
+from karafka_lite.core.ownership import Partition, Run, State
+from karafka_lite.messages import next_offset_after
 
 if TYPE_CHECKING:
     from simulated_member import SimulatedMember
@@ -31,7 +31,7 @@ class Handlers:
         if self._member.world.calm:
             yield None
             if run.partition.policy.manual_offsets:
-                self._member.mark(run.partition, following(run.records[-1].offset))
+                self._member.mark(run.partition, next_offset_after(run.records[-1].offset))
             return False
         failed = yield from self._batch(run)
         return failed
@@ -74,7 +74,7 @@ class Handlers:
             if index == returns_at or (careful and partition.state is State.DRAINING and rng.random() < 0.3):
                 return False
             if rng.random() < marking:
-                marked = self._member.mark(partition, following(record.offset))
+                marked = self._member.mark(partition, next_offset_after(record.offset))
                 if not marked and careful:
                     return False
                 if rng.random() < settings.failing / 4:
@@ -88,7 +88,7 @@ class Handlers:
         if fails_at == size:
             return True
         if partition.policy.manual_offsets and o.marking != "never" and rng.random() < 0.5:
-            self._member.mark(partition, following(run.records[-1].offset))
+            self._member.mark(partition, next_offset_after(run.records[-1].offset))
         return False
 
     def _poison(self, run: Run) -> int | None:
@@ -108,7 +108,7 @@ class Handlers:
         member = self._member
         records = member.world.broker.logs[partition.place].read(min(partition.start or 0, before), 1000)
         older = [record.offset for record in records if record.offset <= before]
-        member.mark(partition, following(self._rng.choice(older[-20:])))
+        member.mark(partition, next_offset_after(self._rng.choice(older[-20:])))
 
     def _work(self, *, hangs: bool) -> Steps:
         """Take some time."""

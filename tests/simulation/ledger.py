@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steps import FOREVER
 
-from karafka_lite.group import FINAL_COMMIT_S, Commit, Group
+from karafka_lite.core.group import FINAL_COMMIT_S, Commit, Group
+from karafka_lite.core.options import Hook
+from karafka_lite.core.ownership import Partition, Run, State
 from karafka_lite.messages import TopicPartition
-from karafka_lite.partition import Partition, Run, State
-from karafka_lite.policy import Hook
 
 if TYPE_CHECKING:
     from simulated_broker import Broker, Record

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from steps import Steps
 
-from karafka_lite.group import PollPlan
+from karafka_lite.core.group import PollPlan
 from karafka_lite.messages import TopicPartition
 
 if TYPE_CHECKING:

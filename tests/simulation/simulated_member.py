@@ -11,9 +11,9 @@ from ledger import EPSILON, NUMBERS, RECORD_BYTES, require
 from simulated_client import SimulatedClient
 from steps import FOREVER, Condition, Process, Steps
 
-from karafka_lite.group import FINAL_COMMIT_S, Commit, Group
+from karafka_lite.core.group import FINAL_COMMIT_S, Commit, Group
+from karafka_lite.core.ownership import Partition, Run, Send, State
 from karafka_lite.messages import TopicPartition
-from karafka_lite.partition import Partition, Run, Send, State
 
 if TYPE_CHECKING:
     from simulation import World

@@ -21,10 +21,10 @@ from simulated_client import SESSION_S
 from simulated_member import MemberProcess, SimulatedMember
 from steps import Condition, Scheduler, Steps
 
-from karafka_lite.backlog import Room
-from karafka_lite.backoff import Backoff
+from karafka_lite.core.backoff import Backoff
+from karafka_lite.core.intake import Room
+from karafka_lite.core.options import Hook, Policy
 from karafka_lite.messages import TopicPartition
-from karafka_lite.policy import Hook, Policy
 
 EVENTS_PER_WORLD = 4000
 BACKLOG = 80  # logs do not grow without end

@@ -1,7 +1,7 @@
 """The pure core against a model of a broker, in any order of events.
 
-    KARAFKA_LITE_SIM_EVENTS=1000000 pytest -n 0 -s tests/simulation/test_simulation.py   the long form
-    KARAFKA_LITE_SIM_SEED=1234 pytest tests/simulation/test_simulation.py                begin with the one that failed
+KARAFKA_LITE_SIM_EVENTS=1000000 pytest -n 0 -s tests/simulation/test_simulation.py   the long form
+KARAFKA_LITE_SIM_SEED=1234 pytest tests/simulation/test_simulation.py                begin with the one that failed
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from karafka_lite.backoff import Backoff
+from karafka_lite.core.backoff import Backoff
 
 
 def test_the_default_waits_are_1_2_4_up_to_30_seconds() -> None:

@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
-from karafka_lite import cli, console, target
 from karafka_lite.app import App
 from karafka_lite.broker import docker
+from karafka_lite.cli import console
+from karafka_lite.cli import importer as target
+from karafka_lite.cli import main as cli
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError
 
 

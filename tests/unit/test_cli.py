@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import pytest
 
 import karafka_lite
-from karafka_lite import cli, producer
 from karafka_lite.app import App
+from karafka_lite.cli import main as cli
+from karafka_lite.cli.feed import Feed, FeedError
+from karafka_lite.client import producer
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError
-from karafka_lite.feed import Feed, FeedError
 
 ORDERS = """\
 from karafka_lite import App
@@ -345,8 +346,8 @@ def test_a_cause_is_shown_as_well(run: Run, write: Write) -> None:
     ended = run("orders")
     assert ended.code == 1
     assert ended.err.index("KeyError: 'nope'") < ended.err.index("OSError: settings")
-    assert "cli.py" not in ended.err
-    assert "target.py" not in ended.err
+    assert "main.py" not in ended.err
+    assert "importer.py" not in ended.err
 
 
 def test_a_module_that_ends_the_process_does_not_look_like_a_clean_end(run: Run, write: Write) -> None:
@@ -452,8 +453,8 @@ def test_a_syntax_error_that_no_file_has_is_shown_from_the_users_file_on(run: Ru
     assert ended.code == 1
     assert 'orders.py", line 1' in ended.err
     assert "SyntaxError" in ended.err
-    assert "cli.py" not in ended.err
-    assert "target.py" not in ended.err
+    assert "main.py" not in ended.err
+    assert "importer.py" not in ended.err
 
 
 def test_a_file_that_is_no_text_is_said(run: Run, tmp_path: Path) -> None:
@@ -703,8 +704,8 @@ def test_the_version_is_said_on_standard_output(tmp_path: Path) -> None:
 
 def test_the_version_loads_no_rich(tmp_path: Path) -> None:
     program = (
-        "import sys, karafka_lite.cli\n"
-        "try: karafka_lite.cli.main(['--version'])\n"
+        "import sys, karafka_lite.cli.main\n"
+        "try: karafka_lite.cli.main.main(['--version'])\n"
         "finally: assert 'rich' not in sys.modules\n"
     )
     done = process("-c", program, cwd=tmp_path)

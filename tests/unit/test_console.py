@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import karafka_lite
-from karafka_lite import console, decode
 from karafka_lite.app import App
-from karafka_lite.standing import Standing, Tally
+from karafka_lite.cli import console
+from karafka_lite.client import reader as decode
+from karafka_lite.observers.progress import Standing, Tally
 
 
 class Stream(io.StringIO):

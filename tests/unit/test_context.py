@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from karafka_lite import Batch, CommitError, ConfigurationError, Context, Message
+from karafka_lite.core.options import Policy, Target, Time
+from karafka_lite.core.ownership import Partition, Run, State
 from karafka_lite.messages import Outgoing
-from karafka_lite.partition import Partition, Run, State
-from karafka_lite.policy import Policy, Target, Time
 
 
 @dataclass

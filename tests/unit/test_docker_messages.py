@@ -14,7 +14,7 @@ from typing import Any
 import docker
 import pytest
 import requests
-from kafka_server import free_ports
+from support.kafka_server import free_ports
 
 from karafka_lite.broker import docker as broker_module
 from karafka_lite.broker.docker import DockerBroker

@@ -59,12 +59,12 @@ def at_its_first_print(module: Any, act: Callable[[], object]) -> list[str]:
     printed: list[str] = []
     acts = [act]
 
-    def told(text: str, **options: object) -> None:
+    def printed_by(text: str, **options: object) -> None:
         if acts:
             acts.pop()()
         printed.append(text)
 
-    module.print = told
+    module.print = printed_by
     return printed
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from karafka_lite import feed as feeding
+from karafka_lite.cli import feed as feeding
+from karafka_lite.cli.feed import BadLine, Feed, FeedError, Line, feed, lines
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, ProduceError
-from karafka_lite.feed import BadLine, Feed, FeedError, Line, feed, lines
 from karafka_lite.messages import Outgoing
 
 

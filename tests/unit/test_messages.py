@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from karafka_lite import Batch, DeserializationError, KarafkaLiteError, Message
-from karafka_lite.messages import as_deserializer, at, following
+from karafka_lite.messages import as_deserializer, next_offset_after, where
 
 
 class Fetched(NamedTuple):
@@ -49,7 +49,7 @@ def test_a_message_has_what_it_was_given() -> None:
 
 
 def test_next_offset_is_the_one_behind_the_message() -> None:
-    assert (message(0).next_offset, message(41).next_offset, following(41)) == (1, 42, 42)
+    assert (message(0).next_offset, message(41).next_offset, next_offset_after(41)) == (1, 42, 42)
 
 
 def test_a_payload_is_decoded_at_the_first_access_and_cached() -> None:
@@ -144,7 +144,7 @@ def test_the_texts_of_a_message_name_its_place_and_shorten_its_value() -> None:
     assert repr(message(5, None)) == "<Message user_events-2@5 key=None value=None>"
     assert len(repr(message(5, b"x" * 10_000))) < 120
     assert "(10000 bytes)" in repr(message(5, b"x" * 10_000))
-    assert (at("t", 0), at("t", 0, 0)) == ("t-0", "t-0@0")
+    assert (where("t", 0), where("t", 0, 0)) == ("t-0", "t-0@0")
 
 
 # -- Batch ------------------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from karafka_lite.backlog import Backlog, Room
-from karafka_lite.backoff import Backoff
-from karafka_lite.partition import Partition, Run, State
-from karafka_lite.policy import Hook, Policy
+from karafka_lite.core.backoff import Backoff
+from karafka_lite.core.intake import Backlog, Room
+from karafka_lite.core.options import Hook, Policy
+from karafka_lite.core.ownership import Partition, Run, State
 
 PLACE = ("topic", 0)
 RECORD_BYTES = 7

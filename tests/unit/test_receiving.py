@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
-from karafka_lite.client import _receive_more
+from karafka_lite.client.consumer import _receive_more
 
 # Of nobody: made for this test, with `openssl req -x509`, for localhost and a hundred years.
 CERTIFICATE = """\

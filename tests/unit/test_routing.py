@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from kafka import KafkaConsumer
 from kafka.util import ensure_valid_topic_name
 
-from karafka_lite.backoff import Backoff
+from karafka_lite.core.backoff import Backoff
+from karafka_lite.core.options import Hook, Policy
 from karafka_lite.errors import ConfigurationError
-from karafka_lite.policy import Hook, Policy
 from karafka_lite.routing import Router
 from karafka_lite.settings import OWNED, TOPIC_OPTIONS, Config, Settings, resolve_bootstrap_servers
 

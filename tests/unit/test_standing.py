@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from karafka_lite.group import Group
-from karafka_lite.partition import Partition
-from karafka_lite.policy import Hook, Policy
-from karafka_lite.standing import Score, Standing
+from karafka_lite.core.group import Group
+from karafka_lite.core.options import Hook, Policy
+from karafka_lite.core.ownership import Partition
+from karafka_lite.observers.progress import Score, Standing
 
 PLACE = ("topic", 0)
 

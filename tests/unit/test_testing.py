@@ -35,7 +35,7 @@ def given(handler: Callable[[Batch, Context], object], **options: Any) -> App:
     return app
 
 
-def told(runs: list[Run]) -> list[tuple[list[int], int, str]]:
+def describe(runs: list[Run]) -> list[tuple[list[int], int, str]]:
     return [(run.offsets, run.attempt, run.outcome) for run in runs]
 
 
@@ -121,9 +121,9 @@ def test_a_failure_is_an_outcome_and_the_next_try_waits_for_the_clock() -> None:
         client.advance(ms=999)
         assert client.run() == []
         client.advance(ms=1)
-        assert told(client.run()) == [([0, 1], 2, "failed")]
+        assert describe(client.run()) == [([0, 1], 2, "failed")]
         client.advance(ms=2000)
-        assert told(client.run()) == [([0, 1], 3, "done")]
+        assert describe(client.run()) == [([0, 1], 3, "done")]
 
 
 def test_raise_errors_raises_the_first() -> None:
@@ -150,7 +150,7 @@ def test_dead_letters_by_isolation() -> None:
         for _ in range(9):
             client.advance(ms=30_000)
             runs += client.run()
-        assert told(runs) == [
+        assert describe(runs) == [
             ([0, 1, 2], 1, "failed"), ([0, 1, 2], 2, "failed"), ([0], 3, "done"),
             ([1], 1, "failed"), ([1], 2, "failed"), ([2], 1, "done"),
         ]  # fmt: skip
@@ -187,7 +187,7 @@ def test_a_critical_exception_stops_the_app() -> None:
     app.on_shutdown(leave)(lambda ctx: hooks.append(ctx.stopping))
     with TestClient(app) as client:
         client.send_many(TOPIC, range(3))
-        assert told(client.run()) == [([0], 1, "failed")]
+        assert describe(client.run()) == [([0], 1, "failed")]
         assert hooks == [True]
         client.send(TOPIC, 1)
         assert client.run() == []
@@ -283,7 +283,7 @@ def test_revoke_runs_the_hooks_commits_and_assign_begins_there() -> None:
         client.assign(TOPIC, 0)
         with pytest.raises(ValueError, match="user_events-0 is assigned"):
             client.assign(TOPIC, 0)
-        assert told(client.run()) == [([2], 1, "done")]
+        assert describe(client.run()) == [([2], 1, "done")]
 
 
 def test_revoke_inside_a_handler_asks_it_to_wrap_up_and_waits_for_it() -> None:
@@ -324,7 +324,7 @@ def test_lose_inside_a_handler_holds_at_once_and_nothing_is_committed() -> None:
         assert owned.calls == ["on_revoked 0 revoked=True"]
         owned.inside = lambda batch, ctx: answers.append(ctx.revoked)
         client.assign(TOPIC, 0)
-        assert told(client.run()) == [([0, 1, 2], 1, "done")], "a fresh ownership, at what is committed"
+        assert describe(client.run()) == [([0, 1, 2], 1, "done")], "a fresh ownership, at what is committed"
         assert answers[4:] == [False]
     assert owned.calls[1:] == ["on_shutdown 0 revoked=False"]
 
@@ -363,7 +363,7 @@ def test_app_stop_in_a_handler_stops_behind_it() -> None:
     app = given(stop, max_messages=1)
     with TestClient(app) as client:
         client.send_many(TOPIC, range(2))
-        assert told(client.run()) == [([0], 1, "done")]
+        assert describe(client.run()) == [([0], 1, "done")]
         assert client.committed(TOPIC, 0) == 1
 
 
@@ -415,7 +415,7 @@ def test_latest_and_what_is_out_of_range_go_where_auto_offset_reset_says() -> No
 
     with TestClient(given(seek)) as client:
         client.send_many(TOPIC, range(3))
-        assert told(client.run()) == [([0, 1, 2], 1, "done")]
+        assert describe(client.run()) == [([0, 1, 2], 1, "done")]
         client.send(TOPIC, 3)
         assert [run.offsets for run in client.run()] == [[3], [0, 1, 2, 3]]
 
@@ -478,7 +478,7 @@ def test_a_refused_message_fails_the_run() -> None:
         assert isinstance(run.exception, ProduceError)
         assert client.stored(TOPIC, 0) is None
         client.advance(ms=1000)
-        assert told(client.run()) == [([0], 2, "done")]
+        assert describe(client.run()) == [([0], 2, "done")]
 
 
 # -- mistakes in tests ------------------------------------------------------------------------------------------------
@@ -541,7 +541,7 @@ def test_it_works_beside_an_event_loop() -> None:
             client.send(TOPIC, 1)
             return client.run()
 
-    assert told(asyncio.run(main())) == [([0], 1, "done")]
+    assert describe(asyncio.run(main())) == [([0], 1, "done")]
 
 
 # -- a plain function -------------------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from karafka_lite.admin import Admin, Offsets
 from karafka_lite.app import App
+from karafka_lite.client.admin import Admin, Offsets
 from karafka_lite.errors import ConfigurationError, KarafkaLiteError
-from karafka_lite.messages import TopicPartition, at
-from karafka_lite.standing import Standing
+from karafka_lite.messages import TopicPartition, where
+from karafka_lite.observers.progress import Standing
 
 log = logging.getLogger("karafka_lite")
 
@@ -201,10 +201,10 @@ class Drain:
             goal = self._goals[standing.group_id]
             for place in left[standing.group_id]:
                 why = standing.errors.get(place, "no error; does the broker answer?")
-                lines.append(f"  {at(*place, standing.processed[place])} of {goal.end[place]}: {why}")
+                lines.append(f"  {where(*place, standing.processed[place])} of {goal.end[place]}: {why}")
             for place in goal.elsewhere(standing):
-                where = f"  {at(*place, goal.reached(place))} of {goal.end[place]}: not ours"
-                lines.append(f"{where}; its owner commits no more, or the group has not been joined")
+                line = f"  {where(*place, goal.reached(place))} of {goal.end[place]}: not ours"
+                lines.append(f"{line}; its owner commits no more, or the group has not been joined")
         return "\n".join(lines)
 
     def _why_not(self, code: int) -> str:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from client_kafka import ClientKafka
 from kafka.admin import KafkaAdminClient, MemberToRemove
-from observer import Observer, wait_until
 
 from karafka_lite import App
+from support.client_kafka import ClientKafka
+from support.observer import Observer, wait_until
 
 _ON_TEST_CLIENT: WeakKeyDictionary[App, ClientKafka] = WeakKeyDictionary()
 QUICK = {"heartbeat_interval_ms": 300, "session_timeout_ms": 6000, "fetch_max_wait_ms": 100}

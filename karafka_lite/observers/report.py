@@ -10,10 +10,10 @@ import os
 import traceback
 from collections.abc import Callable, Iterable
 
-from karafka_lite.client import MAX_POLL_INTERVAL_MS
-from karafka_lite.errors import ProduceError, told
-from karafka_lite.messages import TopicPartition, at
-from karafka_lite.partition import Partition, Run, State
+from karafka_lite.client.consumer import MAX_POLL_INTERVAL_MS
+from karafka_lite.core.ownership import Partition, Run, State
+from karafka_lite.errors import ProduceError, describe
+from karafka_lite.messages import TopicPartition, where
 from karafka_lite.settings import Config
 
 log = logging.getLogger("karafka_lite")
@@ -44,7 +44,7 @@ class Failures:
             return True
         again = "the partition is ending, its next owner repeats it"
         if wait is not None:
-            again = f"again from {at(*run.partition.place, run.partition.retry_position)} in {max(wait, 0):.1f} s"
+            again = f"again from {where(*run.partition.place, run.partition.retry_position)} in {max(wait, 0):.1f} s"
         self._tell(run, error, f"failed at attempt {run.attempt}", again)
         return False
 
@@ -56,7 +56,7 @@ class Failures:
 
     def _tell(self, run: Run, error: BaseException, how: str, again: str) -> None:
         place = run.partition.place
-        said = told(error)
+        said = describe(error)
         what = f"{run}: {self._name(run)} {how}"
         repeats = run.attempt > 1 and self._last.get(place) == said
         self._last[place] = said

@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from karafka_lite import console, decode, target
 from karafka_lite.app import App
-from karafka_lite.drain import NOT_DRAINED, Drain
+from karafka_lite.cli import console
+from karafka_lite.cli import importer as target
+from karafka_lite.cli.drain import NOT_DRAINED, Drain
+from karafka_lite.cli.feed import Feed, feed
+from karafka_lite.client import reader as decode
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, KarafkaLiteError
-from karafka_lite.feed import Feed, feed
 from karafka_lite.routing import check_topic
 from karafka_lite.settings import resolve_bootstrap_servers
 from karafka_lite.version import __version__

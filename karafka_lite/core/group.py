@@ -18,11 +18,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from karafka_lite.backlog import Room
-from karafka_lite.backoff import Backoff
+from karafka_lite.core.backoff import Backoff
+from karafka_lite.core.intake import Room
+from karafka_lite.core.options import Policy, Target
+from karafka_lite.core.ownership import Partition, Run, Send, State
 from karafka_lite.messages import Record, TopicPartition
-from karafka_lite.partition import Partition, Run, Send, State
-from karafka_lite.policy import Policy, Target
 
 ROOM = Room(messages=100_000, size_bytes=64 << 20)  # shared by the queues of all partitions
 FINAL_COMMIT_S = 5.0  # a last commit is tried at least so long, also when the handlers used up the whole drain

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, BinaryIO, NamedTuple
 
+from karafka_lite.client.producer import Producer
 from karafka_lite.errors import KarafkaLiteError
 from karafka_lite.messages import Outgoing
-from karafka_lite.producer import Producer
 from karafka_lite.routing import check_topic
 
 MAX_LINE_BYTES = 32 << 20  # a file without line ends must not fill the memory
@@ -215,7 +215,7 @@ def _send(feed: Feed, file: BinaryIO, producer: Producer, interrupt: _Interrupt,
     if tally.refused:
         why, more = f"{feed.name}:{tally.refused[0]}: {tally.refused[1]}", ""
     if why:
-        raise FeedError(f"{why}; {tally.told(feed.topic)}{more}")
+        raise FeedError(f"{why}; {tally.describe(feed.topic)}{more}")
     update(tally.end, tally.acknowledged)
 
 
@@ -238,7 +238,7 @@ class _Tally:
         self.end = line.end
         answer.add_done_callback(functools.partial(self._note, line.number))
 
-    def told(self, topic: str) -> str:
+    def describe(self, topic: str) -> str:
         """How many messages the brokers have, as far as anybody knows."""
         told = f"sent to {topic} and acknowledged: {self.acknowledged}"
         if self.refused and self.last > self.refused[0]:

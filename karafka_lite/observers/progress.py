@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from karafka_lite.errors import told
-from karafka_lite.group import Group
+from karafka_lite.core.group import Group
+from karafka_lite.core.ownership import Partition, Run
+from karafka_lite.errors import describe
 from karafka_lite.messages import TopicPartition
-from karafka_lite.partition import Partition, Run
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Score:
             self._errors.pop(run.partition.place, None)
         else:
             tally.failures += 1
-            self._errors[run.partition.place] = told(error)
+            self._errors[run.partition.place] = describe(error)
 
     def unreadable(self, place: TopicPartition, error: Exception) -> None:
         """What stands next could not be fetched."""

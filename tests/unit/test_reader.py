@@ -25,7 +25,8 @@ from kafka.record.legacy_records import LegacyRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 from kafka.record.util import calc_crc32c, encode_varint
 
-from karafka_lite import App, ConfigurationError, FetchError, decode
+from karafka_lite import App, ConfigurationError, FetchError
+from karafka_lite.client import reader as decode
 from karafka_lite.messages import Batch
 
 PLACE = TopicPartition("user_events", 3)

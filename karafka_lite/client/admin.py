@@ -13,7 +13,7 @@ from kafka import TopicPartition as Place
 from kafka.admin import KafkaAdminClient
 from kafka.net.compat import KafkaNetClient
 
-from karafka_lite.client import connecting
+from karafka_lite.client.consumer import connecting
 from karafka_lite.errors import ClusterError, ConfigurationError
 from karafka_lite.messages import TopicPartition
 

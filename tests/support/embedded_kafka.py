@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 
-from kafka_server import free_ports
 from typing_extensions import Self
 
 from karafka_lite.broker.embedded import EmbeddedBroker
+from support.kafka_server import free_ports
 
 
 class EmbeddedKafka:

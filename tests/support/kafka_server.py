@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from typing_extensions import Self
 
 if TYPE_CHECKING:  # it loads kafka-python, which warns of its own deprecated call: pytest reads its filters first
-    from docker_kafka import DockerKafka
+    from support.docker_kafka import DockerKafka
 
 KAFKA_VERSION = "4.3.1"
 CACHE = Path.home() / ".cache" / "karafka-lite" / f"kafka-{KAFKA_VERSION}"
@@ -71,7 +71,7 @@ class KafkaSource:
     def server(self) -> ExternalKafka | JavaKafka | DockerKafka:
         """One node, as a context manager that was not entered yet."""
         if self.kind == "docker":
-            from docker_kafka import DockerKafka
+            from support.docker_kafka import DockerKafka
 
             return DockerKafka()
         return {"external": ExternalKafka, "java": JavaKafka}[self.kind]()
@@ -85,7 +85,7 @@ def kafka_source() -> KafkaSource:
     no_java = _why_no_java()
     if not no_java:
         return KafkaSource("java")
-    from docker_kafka import why_no_docker
+    from support.docker_kafka import why_no_docker
 
     no_docker = why_no_docker()
     if not no_docker:

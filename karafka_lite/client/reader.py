@@ -36,7 +36,7 @@ from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 from kafka.record.util import decode_varint
 
 from karafka_lite.errors import ConfigurationError, FetchError
-from karafka_lite.messages import at, following
+from karafka_lite.messages import next_offset_after, where
 
 log = logging.getLogger("karafka_lite")
 
@@ -118,7 +118,7 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
         topic, partition = self.topic_partition
         offset = int(max(self.fetch_offset, self.next_fetch_offset))
         message = (
-            f"{at(topic, partition, offset)} cannot be read ({type(error).__name__}: {error}); it is tried again. "
+            f"{where(topic, partition, offset)} cannot be read ({type(error).__name__}: {error}); it is tried again. "
             f"A missing codec: install python-snappy, lz4 or zstandard. Bad data: check the broker's disk, or move "
             f"the group behind it with kafka-consumer-groups.sh --reset-offsets"
         )
@@ -146,7 +146,7 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
             if batch is not None:
                 self._size = len(batch._buffer) / max(1, batch.records_count)
         except Exception as error:
-            log.debug("%s: left to kafka-python's own reader: %r", at(*self.topic_partition), error)
+            log.debug("%s: left to kafka-python's own reader: %r", where(*self.topic_partition), error)
             self._left = True
             return []
         records, self._ahead = self._ahead[:n], self._ahead[n:]
@@ -155,7 +155,7 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
         if records and records[0].offset < self.fetch_offset:  # what is fetched begins with the batch that holds it
             records = list(itertools.dropwhile(lambda record: record.offset < self.fetch_offset, records))
         if records:
-            self.fetch_offset, self.next_fetch_offset = float("-inf"), following(records[-1].offset)
+            self.fetch_offset, self.next_fetch_offset = float("-inf"), next_offset_after(records[-1].offset)
         return records
 
     def next_batch(self) -> Any:

@@ -21,7 +21,7 @@ from kafka import KafkaProducer
 from kafka.partitioner.default import murmur2
 from kafka.serializer import Serializer
 
-from karafka_lite.client import RECONNECT_MOST_MS, connecting
+from karafka_lite.client.consumer import RECONNECT_MOST_MS, connecting
 from karafka_lite.errors import KarafkaLiteError, ProduceError
 from karafka_lite.messages import Outgoing
 

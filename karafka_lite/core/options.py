@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Literal, NamedTuple
 
-from karafka_lite.backoff import Backoff
+from karafka_lite.core.backoff import Backoff
 
 
 class Hook(Enum):

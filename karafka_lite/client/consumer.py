@@ -42,11 +42,11 @@ from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.net.wakeup_notifier import WakeupNotifier
 from kafka.structs import MemberState
 
-from karafka_lite import decode
+from karafka_lite.client import reader as decode
+from karafka_lite.core.group import PollPlan
+from karafka_lite.core.options import Target, Time
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, KarafkaLiteError
-from karafka_lite.group import PollPlan
-from karafka_lite.messages import Record, TopicPartition, at
-from karafka_lite.policy import Target, Time
+from karafka_lite.messages import Record, TopicPartition, where
 
 log = logging.getLogger("karafka_lite")
 kafka_log = logging.getLogger("karafka_lite.kafka")
@@ -181,7 +181,7 @@ class Client:
             starts.update({tuple(place): Start(offset.offset, "committed") for place, offset in committed.items()})
             if missing := [place for place in wanted if place not in committed]:
                 if self.reset == "none":
-                    raise ConfigurationError(self._no_start(", ".join(at(*place) for place in missing)))
+                    raise ConfigurationError(self._no_start(", ".join(where(*place) for place in missing)))
                 ask = self._consumer.end_offsets if self.reset == "latest" else self._consumer.beginning_offsets
                 offsets = ask(missing, timeout_ms=REQUEST_MS)
                 starts.update({tuple(place): Start(offset, self.reset) for place, offset in offsets.items()})
@@ -200,7 +200,7 @@ class Client:
             ask = consumer.beginning_offsets if target == "earliest" else consumer.end_offsets
             return int(ask([wanted], timeout_ms=REQUEST_MS)[wanted])
         except kafka.errors.KafkaError as error:
-            log.debug("group %s: %s: %s is not known yet: %s", self.group_id, at(*place), target, error)
+            log.debug("group %s: %s: %s is not known yet: %s", self.group_id, where(*place), target, error)
             return None
 
     def apply(self, plan: PollPlan) -> None:

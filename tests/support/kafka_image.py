@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import docker
-from kafka_server import kafka_home
 
 from karafka_lite.broker.docker import IMAGE
+from support.kafka_server import kafka_home
 
 NAME = "karafka-lite-test/kafka"
 

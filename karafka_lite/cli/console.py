@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
-from karafka_lite import decode
-from karafka_lite.standing import Standing
+from karafka_lite.client import reader as decode
+from karafka_lite.observers.progress import Standing
 from karafka_lite.version import __version__
 
 if TYPE_CHECKING:

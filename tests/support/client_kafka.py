@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from observer import PUMPS, _as_bytes, _nth
-
 from karafka_lite import App
 from karafka_lite.testing import TestClient
 from karafka_lite.testing.record import Record
+from support.observer import PUMPS, _as_bytes, _nth
 
 STEP_MS = 20
 

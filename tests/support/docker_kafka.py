@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kafka_server import QUICK
 from typing_extensions import Self
 
 from karafka_lite.broker.docker import IMAGE, DockerBroker, connect
 from karafka_lite.errors import KarafkaLiteError
+from support.kafka_server import QUICK
 
 
 def why_no_docker() -> str:

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from karafka_lite.backlog import Backlog, Room
-from karafka_lite.messages import Record, TopicPartition, at, following
-from karafka_lite.policy import Hook, Policy, Target
+from karafka_lite.core.intake import Backlog, Room
+from karafka_lite.core.options import Hook, Policy, Target
+from karafka_lite.messages import Record, TopicPartition, next_offset_after, where
 
 
 class State(IntEnum):
@@ -277,7 +277,7 @@ class Partition:
             return self.run
         records, end_offset = self.backlog.take(self._limit() if self._tries else self.policy.max_messages)
         self.queued_since = now
-        first, behind = records[0].offset, following(records[-1].offset)
+        first, behind = records[0].offset, next_offset_after(records[-1].offset)
         self.lowest = min(self.lowest, first)
         self.delivered = max(self.delivered, behind)
         if not self.handed:
@@ -315,7 +315,7 @@ class Partition:
         self.attempt = 1
         self.user_state.clear()
         (record,) = run.records
-        before, self.processed = self._past_set_aside(self.processed), following(record.offset)
+        before, self.processed = self._past_set_aside(self.processed), next_offset_after(record.offset)
         self._tries.pop(record.offset, None)
         if not self.policy.manual_offsets:
             self.mark(self.processed)
@@ -329,7 +329,7 @@ class Partition:
     def _past_set_aside(self, offset: int) -> int:
         """Messages that were set aside count as marked as soon as everything before them is."""
         while offset in self._set_aside:
-            offset = following(self._set_aside[offset])
+            offset = next_offset_after(self._set_aside[offset])
         return offset
 
     def end(self, run: Run, *, failed: bool, now: float) -> None:
@@ -350,15 +350,15 @@ class Partition:
             return
         self.attempt = 1
         if run.redirect is not None:
-            self.processed = following(run.records[-1].offset)
+            self.processed = next_offset_after(run.records[-1].offset)
             self.redirect(run.redirect)
         elif run.in_hand is not None:
             done = [record.offset for record in run.records if record.offset < run.in_hand]
-            self.begin_next_at(following(done[-1]) if done else self.processed)
+            self.begin_next_at(next_offset_after(done[-1]) if done else self.processed)
             if self.version == run.version:  # else it might spin
                 self.not_before = now + self.policy.backoff.delay_ms(1) / 1000
         else:
-            self.processed = following(run.records[-1].offset)
+            self.processed = next_offset_after(run.records[-1].offset)
             self._forget(run.records)
             if not self.policy.manual_offsets:
                 self.mark(self.processed)
@@ -473,7 +473,7 @@ class Partition:
             self.hook_due = hook
 
     def __str__(self) -> str:
-        return at(*self.place)
+        return where(*self.place)
 
     def __repr__(self) -> str:
         return f"<Partition {self} {self.state.name} stored={self.stored} committed={self.committed}>"

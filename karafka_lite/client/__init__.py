@@ -1,0 +1,1 @@
+"""The only importers of kafka-python, beside the embedded broker."""

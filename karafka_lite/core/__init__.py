@@ -1,0 +1,1 @@
+"""The rules about offsets and ownership. Pure: no clock, no I/O, no threads, no logging."""

@@ -1,0 +1,1 @@
+"""What the tests need and what is no test: servers, observers, members, waiting."""
