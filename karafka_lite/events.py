@@ -1,0 +1,216 @@
+"""What happens while an app runs, as values: for log lines, totals, metrics, and functions of ``@app.observe``.
+
+Events are emitted after the runner has released its lock and are delivered on a thread of their own, in their order.
+Seconds are floats; offsets are *next* offsets (the next one to read) unless a field says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from karafka_lite.messages import TopicPartition
+
+
+@dataclass(frozen=True)
+class Event:
+    """The base of all events."""
+
+    group_id: str
+
+
+@dataclass(frozen=True)
+class Waiting(Event):
+    """Topics do not exist, or may not be seen; the member waits for them. Emitted again every 30 s."""
+
+    topics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Assigned(Event):
+    """Partitions are ours and their start is known: by partition the offset and why it begins there."""
+
+    starts: Mapping[TopicPartition, tuple[int, Literal["committed", "earliest", "latest"]]]
+
+
+@dataclass(frozen=True)
+class Revoked(Event):
+    """Partitions were handed over in good order, ``seconds`` after the rebalance asked for them.
+
+    ``committed``: what this ownership knows to be committed; None without a commit.
+    """
+
+    committed: Mapping[TopicPartition, int | None]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Lost(Event):
+    """The broker gave these partitions away; nothing more is committed for them."""
+
+    partitions: tuple[TopicPartition, ...]
+
+
+@dataclass(frozen=True)
+class Call(Event):
+    """A call of user code.
+
+    Attributes:
+        function: its qualified name.
+        hook: ``every``, ``on_shutdown``, …; None for a batch.
+        first_offset, last_offset: offsets of the batch's first and last message; -1 for a hook.
+        attempt: 1 for the first try.
+    """
+
+    topic: str
+    partition: int
+    function: str
+    hook: str | None
+    first_offset: int
+    last_offset: int
+    attempt: int
+
+    @property
+    def tp(self) -> TopicPartition:
+        """The partition as ``(topic, partition)``."""
+        return self.topic, self.partition
+
+    def __str__(self) -> str:
+        if self.hook:
+            return f"{self.topic}-{self.partition} {self.hook}"
+        return f"{self.topic}-{self.partition}@{self.first_offset}..{self.last_offset}"
+
+
+@dataclass(frozen=True)
+class CallEnded(Call):
+    """A call has ended.
+
+    Attributes:
+        seconds: how long it took.
+        messages: how many of the batch's messages are done: all, or after a failure those that it marked.
+        error: what it raised, or why a message that it sent was refused; None where it succeeded.
+        retry_offset: where the next try begins; None where there is none (success, a hook, a partition that ends).
+        retry_s: seconds until then.
+        critical: the error stops the app (SystemExit, KeyboardInterrupt, MemoryError).
+    """
+
+    seconds: float
+    messages: int = 0
+    error: BaseException | None = None
+    retry_offset: int | None = None
+    retry_s: float = 0.0
+    critical: bool = False
+
+
+@dataclass(frozen=True)
+class DeadLettered(CallEnded):
+    """A call has failed at its only message once too often, and the message was given up.
+
+    Attributes:
+        attempts: how often it was tried.
+        dead_letter: where it is now, as (topic, partition, offset of the dead letter); None with ``dead_letter=False``.
+    """
+
+    attempts: int = 0
+    dead_letter: tuple[str, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class TakesLong(Call):
+    """A call runs for ``seconds`` and gets in the way of ``what``: a ``stop``, a ``rebalance``, or (``poll``) it comes
+    near ``max_poll_interval_ms``; ``limit_ms`` is the bound that counts."""
+
+    seconds: float
+    what: Literal["stop", "rebalance", "poll"]
+    limit_ms: float
+
+
+@dataclass(frozen=True)
+class Committed(Event):
+    """The broker has acknowledged these offsets."""
+
+    offsets: Mapping[TopicPartition, int]
+
+
+@dataclass(frozen=True)
+class CommitFailed(Event):
+    """A commit was refused or not answered; the offsets stay pending and are tried again."""
+
+    offsets: Mapping[TopicPartition, int]
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class Unreadable(Event):
+    """What a partition holds next cannot be read; tried again in ``retry_s`` seconds."""
+
+    topic: str
+    partition: int
+    error: Exception
+    retry_s: float
+
+
+@dataclass(frozen=True)
+class PollFailed(Event):
+    """A poll failed in a way that the next one may not."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class ClientFailed(Event):
+    """kafka-python's client has broken down (``error``); a new one joins."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class Unreachable(Event):
+    """A broker cannot be reached; tried again. ``group_id`` is empty where no group asked."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class TopicsCreated(Event):
+    """Topics for dead letters that did not exist."""
+
+    topics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stopping(Event):
+    """The member hands over nothing more and winds down; ``error`` is the reason, None for a plain stop."""
+
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Stuck(Call):
+    """A call has not returned within ``drain_timeout_ms`` at the stop; ``stack`` is where the function is."""
+
+    stack: str
+    limit_ms: float
+
+
+@dataclass(frozen=True)
+class Uncommitted(Event):
+    """Offsets that were stored and could not be committed before the end; their messages are delivered again."""
+
+    offsets: Mapping[TopicPartition, int]
+
+
+@dataclass(frozen=True)
+class Left(Event):
+    """The member has left its group. ``error``: it could not say so; the broker notices after the session timeout."""
+
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Crashed(Event):
+    """A thread of ours has died of a bug; the app stops with exit code 1."""
+
+    thread: str
+    error: BaseException = field(compare=False)
