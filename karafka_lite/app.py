@@ -11,7 +11,7 @@ from types import FrameType
 
 from typing_extensions import Unpack
 
-from karafka_lite.client import reader as decode
+from karafka_lite.client.reader import choose_reader
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.member import Exit, Member
 from karafka_lite.routing import Router
@@ -141,7 +141,7 @@ class App(Router):
             raise ConfigurationError('no topic is registered: decorate a function with @app.topic("name")')
         if self._runner is not None and not self._runner.ended:
             raise ConfigurationError("this app runs already; stop() it first")
-        decode.chosen()  # raises here, before anything is started
+        choose_reader()  # raises here, before anything is started
         leftovers = self._runner.leftovers() if self._runner else {}
         return Runner(self.config, self.brokers(), self.groups, leftovers)
 

@@ -142,8 +142,8 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         wanted = DECODERS.get("apache" if apache else "embedded" if "embedded" in _brokers(request.node) else "")
     if wanted:
         monkeypatch.setenv("KARAFKA_LITE_DECODER", wanted)
-    if decode := sys.modules.get("karafka_lite.client.reader"):  # else nobody has chosen yet
-        decode.chosen.cache_clear()
+    if reader := sys.modules.get("karafka_lite.client.reader"):  # else nobody has chosen yet
+        reader.choose_reader.cache_clear()
     return wanted
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
-from karafka_lite.client import reader as decode
+from karafka_lite.client.reader import choose_reader
 from karafka_lite.observers.progress import Standing
 from karafka_lite.version import __version__
 
@@ -154,7 +154,7 @@ def _plain_banner(app: App, broker: str) -> None:
     lines = [f"karafka-lite {__version__}, {app.config.concurrency} workers, brokers: {brokers}"]
     lines += [f"group {row.group}: {row.topic} -> {row.function} ({row.offsets} offsets)" for row in _rows(app)]
     lines += [_NOTHING_KEPT.format(broker)] if broker else []
-    lines.append(f"decoder: {decode.chosen().name}")
+    lines.append(f"decoder: {choose_reader().name}")
     lines.append("stop with Ctrl-C or SIGTERM")
     print("\n".join(lines), file=sys.stderr, flush=True)
 
@@ -225,7 +225,7 @@ def _rich_banner(app: App, broker: str) -> None:
     for row in _rows(app):
         table.add_row(*map(Text, row))
     brokers = Text.assemble(("brokers ", "dim"), ", ".join(app.brokers()))
-    decoder = Text.assemble(("decoder ", "dim"), decode.chosen().name)
+    decoder = Text.assemble(("decoder ", "dim"), choose_reader().name)
     nothing_kept = [Text(_NOTHING_KEPT.format(broker))] if broker else []
     end = Text.assemble((f"{app.config.concurrency} workers, stop with ", "dim"), ("Ctrl-C", "bold"))
     _rich_panel(Group(table, Text(), brokers, decoder, *nothing_kept, end))

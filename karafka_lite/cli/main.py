@@ -22,7 +22,7 @@ from karafka_lite.cli import console
 from karafka_lite.cli import importer as target
 from karafka_lite.cli.drain import NOT_DRAINED, Drain
 from karafka_lite.cli.feed import Feed, feed
-from karafka_lite.client import reader as decode
+from karafka_lite.client.reader import choose_reader
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, KarafkaLiteError
 from karafka_lite.routing import check_topic
 from karafka_lite.settings import resolve_bootstrap_servers
@@ -119,7 +119,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.drain_timeout and not arguments.drain:
         arguments.parser.error("--drain-timeout belongs to --drain: type both, or none")
     feeds = _feeds(app, arguments)
-    decode.chosen()  # raises here, before a broker is started or a file is sent
+    choose_reader()  # raises here, before a broker is started or a file is sent
     with _broker_of(app, arguments) as kind:
         console.banner(app, kind)
         if feeds:

@@ -9,7 +9,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in
     consumer._subscription.assign_from_subscribed([])   eager assignors keep the positions of what was revoked
     consumer._subscription.assignment                   positions, without asking the network
     consumer._fetcher._next_partition_records           a pause amid a fetched chunk blocks the partition for good
-    consumer._fetcher.PartitionRecords                  slow (see decode.py); after a corrupt batch ``poll`` hangs
+    consumer._fetcher.PartitionRecords                  slow (see reader.py); after a corrupt batch ``poll`` hangs
     consumer._fetcher._create_fetch_requests            a fetch for idle partitions keeps a busy one waiting
     consumer._manager._build_transport                  its connections read 4,096 bytes at a time
     consumer._cluster.config                            allow_auto_create_topics is not passed on: always True
@@ -42,7 +42,7 @@ from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.net.wakeup_notifier import WakeupNotifier
 from kafka.structs import MemberState
 
-from karafka_lite.client import reader as decode
+from karafka_lite.client.reader import choose_reader
 from karafka_lite.core.group import PollPlan
 from karafka_lite.core.options import Target, Time
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, KarafkaLiteError
@@ -143,7 +143,7 @@ class Client:
         _receive_more(consumer._manager)
         _fetch_soon(consumer._fetcher)
         consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]
-        consumer._fetcher.PartitionRecords = partial(decode.chosen(), sizes=self._sizes)
+        consumer._fetcher.PartitionRecords = partial(choose_reader(), sizes=self._sizes)
         self._notifier = WakeupNotifier(consumer._net)
         self._coordinator = consumer._coordinator
         self._session_s = self._coordinator.heartbeat.config["session_timeout_ms"] / 1000

@@ -1,6 +1,6 @@
 """How fetched bytes become records: our own readers, plugged into the one seam that kafka-python has for it.
 
-    consumer._fetcher.PartitionRecords = decode.chosen()
+    consumer._fetcher.PartitionRecords = reader.choose_reader()
 
 The fetcher makes one reader for each partition that it has fetched, and takes records from it, poll by poll. Its own
 builds three objects and a tuple of 13 fields for each record. Ours read what ``messages.Record`` asks for, and only
@@ -12,7 +12,7 @@ when it is taken, so that few objects live at a time.
 What they are not made for (batches from before Kafka 0.11), and what they cannot make sense of, is left to the stock
 reader: it alone says what is corrupt, and what may still be handed out before that.
 
-Private touch points in kafka-python, tested in tests/unit/test_decode.py by comparing with the stock reader: the names
+Private touch points in kafka-python, tested in tests/unit/test_reader.py by comparing with the stock reader: the names
 of that reader itself, and
 
     batch._buffer, batch._pos    where the records of a batch begin
@@ -48,7 +48,7 @@ CODEC_AT, CODEC_BITS = 22, 0x07  # in the header: the lower byte of the attribut
 
 
 @functools.cache
-def chosen() -> type[Reader]:
+def choose_reader() -> type[Reader]:
     """The reader of this process: compiled where aiokafka is installed and reads a sample as it should, else pure.
 
     Its ``name`` is for the banner. Why it is not the compiled one is logged, once. With the environment variable
@@ -324,7 +324,7 @@ def _span(data: bytes, pos: int) -> tuple[int, int]:
 class CompiledReader(Reader):
     """Hands out the records of aiokafka's compiled parser, which have the fields that ``messages.Record`` asks for."""
 
-    parser: Any = None  # put there by ``chosen``
+    parser: Any = None  # set by ``choose_reader``
 
     def _read(self, batch: Any) -> Iterator[Any]:
         data = batch._buffer

@@ -37,9 +37,9 @@ def main() -> None:
     options.add_argument("--quick", action="store_true", help="few records and turns; such figures say nothing")
     quick = options.parse_args().quick
     readers: dict[str, Any] = {"stock": Fetcher.PartitionRecords, "pure": decode.Reader}
-    if decode.chosen() is not decode.Reader:
-        readers["compiled"] = decode.chosen()
-    print(f"decoder chosen here: {decode.chosen().name}\n")
+    if decode.choose_reader() is not decode.Reader:
+        readers["compiled"] = decode.choose_reader()
+    print(f"decoder chosen here: {decode.choose_reader().name}\n")
     print("| value | collector | reader   | µs CPU/record | min   | max   |")
     print("|------:|----------:|:---------|--------------:|------:|------:|")
     for size, threshold in itertools.product(SIZES, THRESHOLDS):

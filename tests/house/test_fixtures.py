@@ -235,12 +235,12 @@ def test_each_test_and_its_processes_read_with_the_decoder_of_the_option(
 import os, pytest, subprocess, sys
 EXPECTED = {expected}
 NAMES = {{"pure": "pure Python", "compiled": "compiled (aiokafka ", None: ""}}
-PROGRAM = "from karafka_lite import decode; print(decode.chosen().name)"
+PROGRAM = "from karafka_lite.client.reader import choose_reader; print(choose_reader().name)"
 def reads_with(expected):
-    from karafka_lite import decode
+    from karafka_lite.client.reader import choose_reader
     said = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout
-    assert decode.chosen().name.startswith(NAMES[expected])
-    assert said == decode.chosen().name + "\\n"
+    assert choose_reader().name.startswith(NAMES[expected])
+    assert said == choose_reader().name + "\\n"
 @pytest.mark.kafka
 def test_on_apache(): reads_with(EXPECTED[0])
 def test_on_embedded(kafka): reads_with(EXPECTED[1])

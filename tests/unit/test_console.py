@@ -16,7 +16,7 @@ import pytest
 import karafka_lite
 from karafka_lite.app import App
 from karafka_lite.cli import console
-from karafka_lite.client import reader as decode
+from karafka_lite.client.reader import choose_reader
 from karafka_lite.observers.progress import Standing, Tally
 
 
@@ -79,7 +79,7 @@ def test_without_a_terminal_the_banner_is_plain_lines_that_each_stand_for_themse
     assert version == f"karafka-lite {karafka_lite.__version__}, 7 workers, brokers: kafka-1:9092, kafka-2:9092"
     assert re.fullmatch(r"group event-store: user_events -> \S*store \(manual offsets\)", store)
     assert re.fullmatch(r"group \[red]statistics\[/red]: clicks -> \S*count \(automatic offsets\)", count)
-    assert reader == f"decoder: {decode.chosen().name}"
+    assert reader == f"decoder: {choose_reader().name}"
     assert end == "stop with Ctrl-C or SIGTERM"
 
 
@@ -97,7 +97,7 @@ def test_on_a_terminal_the_banner_is_a_coloured_box_with_the_same_facts(app: App
     assert "\x1b[" in terminal.getvalue()
     assert terminal.text.startswith("╭")
     facts = (karafka_lite.__version__, "event-store", "user_events", "manual", "store", "clicks", "automatic", "count")
-    for fact in (*facts, "kafka-1:9092, kafka-2:9092", "7 workers", "Ctrl-C", decode.chosen().name):
+    for fact in (*facts, "kafka-1:9092, kafka-2:9092", "7 workers", "Ctrl-C", choose_reader().name):
         assert fact in terminal.text
 
 

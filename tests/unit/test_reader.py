@@ -556,19 +556,19 @@ def choose(
     caplog.set_level(logging.INFO, "karafka_lite")
 
     def chosen() -> type[decode.Reader]:
-        decode.chosen.cache_clear()
-        assert decode.chosen() is decode.chosen()
-        return decode.chosen()
+        decode.choose_reader.cache_clear()
+        assert decode.choose_reader() is decode.choose_reader()
+        return decode.choose_reader()
 
     yield chosen
     monkeypatch.undo()
-    decode.chosen.cache_clear()
+    decode.choose_reader.cache_clear()
 
 
 def test_the_compiled_reader_is_chosen_where_it_is_installed(choose: Any, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("aiokafka")
     assert choose() is decode.CompiledReader
-    assert decode.chosen().name == f"compiled (aiokafka {importlib.metadata.version('aiokafka')})"
+    assert decode.choose_reader().name == f"compiled (aiokafka {importlib.metadata.version('aiokafka')})"
     assert caplog.messages == []
 
 
@@ -577,7 +577,7 @@ def test_the_pure_reader_can_be_asked_for(
 ) -> None:
     monkeypatch.setenv("KARAFKA_LITE_DECODER", "pure")
     assert choose() is decode.Reader
-    assert decode.chosen().name == "pure Python"
+    assert decode.choose_reader().name == "pure Python"
     assert caplog.messages == []
 
 
