@@ -1,6 +1,6 @@
 """The package works on each Python that it says it supports, as far as that is cheap to see.
 
-The rest is ``tests/pythons.py``, by hand. What differs between versions fails at the import, or in pure code: so it is
+The rest is ``tests/support/pythons.py``, by hand. What differs between versions fails at the import, or in pure code: so it is
 those tests, and one whole run, with no more packages than they need.
 """
 

@@ -1,8 +1,8 @@
 """Runs what needs no Kafka on each Python that the package supports, in a fresh virtual environment each.
 
-    python tests/pythons.py                          every version that this machine has
-    python tests/pythons.py 3.10 3.13                these
-    python tests/pythons.py 3.10 -- -n 2 --decoder pure tests/unit        what follows -- is for pytest
+    python tests/support/pythons.py                          every version that this machine has
+    python tests/support/pythons.py 3.10 3.13                these
+    python tests/support/pythons.py 3.10 -- -n 2 --decoder pure tests/unit        what follows -- is for pytest
 
 A version is found on the PATH as pythonX.Y, or among pyenv's. One line for each is printed, with pytest's last one, and
 before it all that pytest had to say where something failed; the exit code is 1 then, or where a version that was asked
@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SUPPORTED = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', (ROOT / "pyproject.toml").read_text())
 
 # The mutations of the simulation are wrong on every Python.
@@ -35,7 +35,7 @@ def main() -> int:
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     asked, options = parser.parse_args(arguments[:cut]).versions, arguments[cut + 1 :]
     if unknown := [version for version in asked if version not in SUPPORTED]:
-        parser.error(f"{', '.join(unknown)}: not supported; type some of {', '.join(SUPPORTED)}")
+        parser.error(f"{', '.join(unknown)}: not supported; choose from {', '.join(SUPPORTED)}")
     found = {version: python(version) for version in asked or SUPPORTED}
     missing = [version for version, program in found.items() if program is None]
     if missing:
