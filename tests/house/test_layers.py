@@ -1,7 +1,7 @@
 """The table of the house: who may import whom, and how big things may get.
 
-A new file enters ``LAYERS`` first. Imports go to the same layer or down, never in a circle; imports inside functions
-and under TYPE_CHECKING count, because a file knows what it names.
+A new file enters ``LAYERS`` first, or goes into a folder that is in it. Imports go to the same layer or down, never in
+a circle; imports inside functions and under TYPE_CHECKING count, because a file knows what it names.
 """
 
 from __future__ import annotations
@@ -20,80 +20,69 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "karafka_lite"
 
 LAYERS = {
-    "version.py": 0,
     "errors.py": 0,
+    "version.py": 0,
     "messages.py": 0,
-    "backlog.py": 1,
-    "policy.py": 1,
-    "backoff.py": 1,
-    "partition.py": 1,
-    "group.py": 1,
-    "standing.py": 1,
+    "events.py": 0,
+    "core/": 1,
     "context.py": 2,
     "settings.py": 2,
     "routing.py": 2,
-    "client.py": 3,
-    "producer.py": 3,
-    "admin.py": 3,
-    "decode.py": 3,
-    "failures.py": 4,
-    "workers.py": 4,
-    "guard.py": 4,
-    "calls.py": 4,
-    "member.py": 4,
-    "runner.py": 4,
-    "app.py": 5,
-    "processes.py": 6,
-    "health.py": 6,
-    "testing/": 6,
-    "broker/": 6,
-    "feed.py": 6,
-    "drain.py": 6,
-    "console.py": 7,
-    "target.py": 8,
-    "cli.py": 8,
+    "client/": 3,
+    "observers/": 4,
+    "runner.py": 5,
+    "app.py": 6,
+    "testing/": 7,
+    "broker/": 7,
+    "cli/": 7,
     "__main__.py": 8,
-    "__init__.py": 9,
+    "__init__.py": 8,
 }
 
-MAY_IMPORT_KAFKA = {"client.py", "producer.py", "admin.py", "decode.py", "broker/"}
+# Where the layers alone would permit too much: these rows import none of the files, rows and packages on the right.
+MUST_NOT_IMPORT = {
+    "errors.py": {"events.py", "messages.py", "version.py"},
+    "client/": {"context.py", "routing.py"},
+    "observers/": {"client/", "context.py", "routing.py"},  # they hear of events, and ask nobody
+    "testing/": {"broker/", "cli/"},
+    "broker/": {"app.py", "cli/", "runner.py", "testing/"},
+}
+
+# Packages that only these rows may touch, so that a change of theirs is a change in one place.
+ONLY_IN = {
+    "kafka": {"client/", "broker/"},
+    "aiokafka": {"client/"},
+    "docker": {"broker/"},
+    "rich": {"cli/", "observers/"},
+    "argparse": {"cli/"},
+}
 
 # Pure: what happened, and when, is passed in; what to do comes out.
-PURE = {"messages.py", "policy.py", "backlog.py", "backoff.py", "partition.py", "group.py", "standing.py"}
+PURE = {"core/", "messages.py", "events.py", "errors.py"}
 IMPURE_MODULES = {
     *("threading", "_thread", "queue", "concurrent", "multiprocessing", "asyncio", "contextvars"),
     *("time", "sched", "random", "secrets"),
     *("os", "io", "pathlib", "socket", "select", "selectors", "signal", "subprocess", "logging", "kafka"),
 }
 
-# The column "must not know" of the table, where the layers alone do not forbid it.
-MUST_NOT_IMPORT = {
-    "client.py": {"routing.py", "context.py"},
-    "producer.py": {"routing.py", "context.py"},
-    "admin.py": {"routing.py", "context.py"},
-    "workers.py": {"client.py", "routing.py"},
-    "member.py": {"argparse", "rich", "docker"},
-    "runner.py": {"argparse", "rich", "docker"},
-    "app.py": {"threading", "concurrent"},
-    "broker/": {"runner.py", "app.py"},
-    "console.py": {"runner.py"},
-    "__init__.py": {"rich", "docker"},
+# All threads of the package are in the runner, where they can be read in one place. A Future is no thread: it is what
+# ``ctx.produce`` returns.
+THREAD_MODULES = ("threading", "_thread", "queue", "multiprocessing", "concurrent.futures")
+MAY_HAVE_THREADS = {
+    "runner.py",
+    "observers/",  # a function of @app.observe has a thread of its own
+    "broker/",  # the embedded broker is a thread of the process that tests with it
+    "cli/",  # the command's own, around an app that runs
+    "client/producer.py",  # any thread sends, and waits there for what kafka-python's own thread acknowledges
 }
 
-NOT_CORE = {
-    "broker/",
-    "testing/",
-    "cli.py",
-    "target.py",
-    "feed.py",
-    "drain.py",
-    "standing.py",  # only --drain tells it
-    "admin.py",
-    "console.py",
-    "__main__.py",
+CORE = {
+    *("core/", "client/", "runner.py"),
+    *("app.py", "context.py", "events.py", "messages.py", "routing.py", "settings.py"),
 }
-MAX_LINES_OF_THE_CORE = 3_000
+MAX_LINES_OF_THE_CORE = 3_300
 MAX_LINES_OF_A_FILE = 500
+MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 
 TOP_LEVEL = {"pyproject.toml", "karafka_lite", "examples", "tests", "README.md", "CHANGELOG.md", "LICENSE"}
 
@@ -101,9 +90,16 @@ TOP_LEVEL = {"pyproject.toml", "karafka_lite", "examples", "tests", "README.md",
 # -- the rules --------------------------------------------------------------------------------------------------------
 
 
-def test_every_file_stands_in_the_table() -> None:
+def test_every_file_is_in_the_table() -> None:
     strangers = [path for path in sources() if entry(path) not in LAYERS]
     assert not strangers, f"not in LAYERS of {Path(__file__).name}: {strangers}; enter each with its layer"
+
+
+def test_the_table_names_nothing_that_does_not_exist() -> None:
+    rows = {entry(path) for path in sources()}
+    assert set(LAYERS) <= rows
+    named = {*MUST_NOT_IMPORT, *PURE, *CORE, *MAY_HAVE_THREADS}.union(*MUST_NOT_IMPORT.values(), *ONLY_IN.values())
+    assert named <= rows | set(sources())
 
 
 def test_imports_go_down_or_stay_level() -> None:
@@ -114,28 +110,44 @@ def test_imports_make_no_circle() -> None:
     assert not circle(sources()), " -> ".join(circle(sources()))
 
 
-def test_only_a_few_files_touch_kafka_python() -> None:
-    assert_none(i for i in imports(sources()) if i.target == "kafka" and entry(i.path) not in MAY_IMPORT_KAFKA)
+def test_files_do_not_import_what_they_must_not_know() -> None:
+    assert_none(
+        i for i in imports(sources()) if {i.target, entry(i.target)} & MUST_NOT_IMPORT.get(entry(i.path), set())
+    )
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_what_comes_from_outside_is_touched_in_few_places(package: str) -> None:
+    assert_none(i for i in imports(sources()) if i.target == package and entry(i.path) not in ONLY_IN[package])
 
 
 def test_pure_files_know_no_clocks_no_threads_and_no_io() -> None:
     assert_none(i for i in imports(sources()) if entry(i.path) in PURE and i.target in IMPURE_MODULES)
 
 
-def test_files_do_not_import_what_they_must_not_know() -> None:
-    assert_none(i for i in imports(sources()) if i.target in MUST_NOT_IMPORT.get(entry(i.path), ()))
+def test_threads_are_in_the_runner() -> None:
+    found = {path: thread_imports(source) for path, source in sources().items()}
+    assert_none(
+        f"{path}:{line} imports {name}"
+        for path, lines in found.items()
+        if not {path, entry(path)} & MAY_HAVE_THREADS
+        for line, name in lines
+    )
+    assert found["runner.py"]
 
 
 def test_no_file_is_longer_than_one_idea() -> None:
     lines = {path: source.count("\n") for path, source in sources().items()}
-    assert_none(f"{path} has {count} lines" for path, count in lines.items() if count > MAX_LINES_OF_A_FILE)
+    limits = {path: MAX_LINES_OF_THE_RUNNER if path == "runner.py" else MAX_LINES_OF_A_FILE for path in lines}
+    assert_none(f"{path} has {count} lines" for path, count in lines.items() if count > limits[path])
 
 
 def test_the_core_stays_small() -> None:
-    files = {path: source for path, source in sources().items() if entry(path) not in NOT_CORE}
+    """Folders are counted whole, so that nothing leaves the count by moving into a file of its own."""
+    files = {path: source for path, source in sources().items() if entry(path) in CORE}
     lines = {path: lines_of_code(source) for path, source in files.items()}
     total = sum(lines.values())
-    assert total < MAX_LINES_OF_THE_CORE, f"{total} lines: {lines}"
+    assert total <= MAX_LINES_OF_THE_CORE, f"{total} lines: {lines}"
 
 
 def lines_of_code(source: str) -> int:
@@ -186,7 +198,7 @@ def assert_none(offences: Iterable[object]) -> None:
 
 
 class Import(NamedTuple):
-    """One import; ``target`` is a file of the package ("client.py", "broker/embedded.py"), or another top module."""
+    """One import; ``target`` is a file of the package ("app.py", "broker/embedded.py"), or another top module."""
 
     path: str
     line: int
@@ -239,6 +251,18 @@ def target_file(module: str, files: Mapping[str, str]) -> str:
     return init if not rest or init in files else f"{folder}.py"
 
 
+def thread_imports(source: str) -> list[tuple[int, str]]:
+    """Line and name of what is imported of ``THREAD_MODULES``; a Future is not counted."""
+    imported: list[tuple[int, str]] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imported += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            imported += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+    threads = tuple(f"{module}." for module in THREAD_MODULES)
+    return [(n, name) for n, name in imported if f"{name}.".startswith(threads) and name != "concurrent.futures.Future"]
+
+
 def upward_imports(files: Mapping[str, str]) -> list[str]:
     return [
         f"{i}, from layer {LAYERS[entry(i.path)]} up to layer {LAYERS[entry(i.target)]}"
@@ -278,7 +302,8 @@ def test_the_reader_finds_every_way_to_import() -> None:
         "app.py": "from .runner import Runner\ndef late():\n    from . import cli\n    import kafka.errors\n",
         "runner.py": "if TYPE_CHECKING:\n    from karafka_lite import App, errors\nimport karafka_lite.cli.main\n",
         "errors.py": "",
-        "cli.py": "from .broker.embedded import Broker\n",
+        "cli/__init__.py": "",
+        "cli/main.py": "from ..broker.embedded import Broker\n",
         "broker/__init__.py": "",
         "broker/embedded.py": "from ..app import App\nfrom . import wire\nfrom .. import messages\n",
         "broker/wire.py": "",
@@ -287,16 +312,35 @@ def test_the_reader_finds_every_way_to_import() -> None:
 
     assert found == [
         ("app.py", "runner.py"),
-        ("app.py", "cli.py"),
+        ("app.py", "cli/__init__.py"),
         ("app.py", "kafka"),
-        ("runner.py", "cli.py"),
+        ("runner.py", "cli/main.py"),
         ("runner.py", "__init__.py"),
         ("runner.py", "errors.py"),
-        ("cli.py", "broker/embedded.py"),
+        ("cli/main.py", "broker/embedded.py"),
         ("broker/embedded.py", "app.py"),
         ("broker/embedded.py", "broker/wire.py"),
         ("broker/embedded.py", "messages.py"),
     ]
     assert [line.split(" ")[0] for line in upward_imports(files)] == ["app.py:3", "runner.py:3", "runner.py:2"]
-    assert circle(files) == ["app.py", "cli.py", "broker/embedded.py", "app.py"]
+    assert circle(files) == ["app.py", "runner.py", "cli/main.py", "broker/embedded.py", "app.py"]
     assert circle({"errors.py": "from . import messages\n", "messages.py": ""}) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import threading as t", [(1, "threading")]),
+        ("def late():\n    from threading import Lock", [(2, "threading.Lock")]),
+        ("import os, queue", [(1, "queue")]),
+        ("from queue import Queue, Empty", [(1, "queue.Queue"), (1, "queue.Empty")]),
+        ("from concurrent.futures import Future", []),
+        ("from concurrent.futures import Future, wait", [(1, "concurrent.futures.wait")]),
+        ("from concurrent import futures", [(1, "concurrent.futures")]),
+        ("import concurrent.futures", [(1, "concurrent.futures")]),
+        ("import multiprocessing.pool", [(1, "multiprocessing.pool")]),
+        ("import threadings, time", []),
+    ],
+)
+def test_the_reader_finds_every_way_to_a_thread(source: str, found: list[tuple[int, str]]) -> None:
+    assert thread_imports(source) == found
