@@ -35,16 +35,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from confluent_kafka import Producer
+from peers import PEERS
+from probes import READY, SLEEP_S, SLEEPY_BATCH, large, small
+from support.kafka_server import KAFKA_VERSION, kafka_source
+from support.observer import Observer
+from tables import ERROR, HANDLERS, MARKS, PARTITIONS, Figures, Round, rows, throughput
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from confluent_kafka import Producer  # noqa: E402
-from peers import PEERS  # noqa: E402
-from probes import READY, SLEEP_S, SLEEPY_BATCH, large, small  # noqa: E402
-from support.kafka_server import KAFKA_VERSION, kafka_source  # noqa: E402
-from support.observer import Observer  # noqa: E402
-from tables import ERROR, HANDLERS, MARKS, PARTITIONS, Figures, Round, rows, throughput  # noqa: E402
-
 MANY = 12  # partitions
 SPARE = 5  # every so many messages of the throughput there is one more, which nobody waits for
 TICK_S = 0.020
@@ -237,7 +237,7 @@ class Bench:
         messages = self._messages(dataset)
         return self.topic(MANY, messages + messages // SPARE, {"16": small, "200": large}[dataset])
 
-    @functools.cache  # noqa: B019 (there is one Bench)
+    @functools.cache  # noqa: B019 - there is one Bench
     def topic(self, partitions: int, messages: int, value: Callable[[int], bytes] = small) -> str:
         """With as many messages on each partition, in batches as a busy producer fills them."""
         topic = self.observer.topic(partitions)

@@ -58,7 +58,7 @@ def iterate(batch: Batch, ctx: Context) -> None:
 
 def read(batch: Batch, ctx: Context) -> None:
     for message in batch:
-        message.value  # noqa: B018
+        message.value  # noqa: B018 - reading it is what is measured
     meter.count(len(batch))
 
 

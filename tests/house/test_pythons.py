@@ -1,7 +1,7 @@
 """The package works on each Python that it says it supports, as far as that is cheap to see.
 
-The rest is ``tests/support/pythons.py``, by hand. What differs between versions fails at the import, or in pure code: so it is
-those tests, and one whole run, with no more packages than they need.
+The rest is ``tests/support/pythons.py``, by hand. What differs between versions fails at the import, or in pure code:
+so it is those tests, and one whole run, with no more packages than they need.
 """
 
 from __future__ import annotations
