@@ -106,6 +106,11 @@ class EmbeddedBroker:
             self._thread.join()
             self._thread = None
 
+    def wait(self) -> None:
+        """Block until another thread calls ``stop``."""
+        if self._thread is not None:
+            self._thread.join()
+
     def __enter__(self) -> Self:
         self.start()
         return self

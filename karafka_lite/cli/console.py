@@ -1,8 +1,8 @@
-"""What ``karafka-lite`` shows on standard error: colour on a terminal, plain lines everywhere else.
+"""What ``karafka-lite`` writes to standard error: colour on a terminal, plain lines everywhere else.
 
-Standard output is never written to: it belongs to the user's own prints. rich is imported where it draws, so that a
-process without a terminal (a container, a pipe) does not pay for loading it. Nothing here is read as rich markup:
-topics, groups and log messages are wrapped in ``Text`` or logged with ``markup=False``, so ``[red]`` stays ``[red]``.
+It never writes to standard output, which belongs to the user's own prints. rich is imported only where it draws, so
+that a process without a terminal (a container, a pipe) does not load it. Nothing is interpreted as rich markup: topics,
+groups and log messages are wrapped in ``Text`` or logged with ``markup=False``, so ``[red]`` stays ``[red]``.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from karafka_lite.app import App
 
 _HANDLER = "karafka-lite"
-_NOTHING_KEPT = "the {} broker is for development and tests: nothing is kept when it ends"
+_FOR_DEVELOPMENT = "for development and tests; its data is discarded on exit"
 
 
 def configure_logging(level: str) -> None:
-    """Send the root logger's records of ``level`` (a name in any case) upwards to standard error.
+    """Send the root logger's records from ``level`` (a name, in any case) up to standard error.
 
-    Called a second time, it replaces its own handler. Handlers of others stay: an agent such as
-    ``opentelemetry-instrument`` adds one before our code runs, and its records must not get lost.
+    A second call replaces the handler of the first one. Other handlers stay: an agent such as
+    ``opentelemetry-instrument`` adds one before our code runs, and must keep getting its records.
     """
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if handler.name == _HANDLER]:
@@ -44,9 +44,9 @@ def configure_logging(level: str) -> None:
 
 
 def banner(app: App, broker: str = "") -> None:
-    """Say what is about to run: version, groups, topics, brokers, how to stop.
+    """Print what is about to run: version, groups, topics, brokers, how to stop.
 
-    ``broker``: the kind of the broker that was started for this run, and ends with it.
+    ``broker``: the kind of the broker that was started for this run; "" if none was.
     """
     if on_terminal():
         _rich_banner(app, broker)
@@ -55,11 +55,11 @@ def banner(app: App, broker: str = "") -> None:
 
 
 def serving(broker: str, servers: str, topics: Mapping[str, int]) -> None:
-    """Say that a broker of the kind ``broker`` serves, and what to type in the next terminal."""
+    """Print that a broker of the kind ``broker`` is ready, and how to use it from another terminal."""
     counts = [f"{topic} ({count} partition{'s' if count > 1 else ''})" for topic, count in topics.items()]
-    lines = [f"{broker} broker at {servers}, for development and tests: nothing is kept when it ends"]
+    lines = [f"{broker} broker at {servers}, {_FOR_DEVELOPMENT}"]
     lines += [f"topics: {', '.join(counts)}"] if counts else []
-    lines.append(f"in the next terminal: karafka-lite run module:app --broker {servers}")
+    lines.append(f"in another terminal: karafka-lite run module:app --broker {servers}")
     lines.append("stop with Ctrl-C or SIGTERM")
     if on_terminal():
         from rich.text import Text
@@ -71,14 +71,14 @@ def serving(broker: str, servers: str, topics: Mapping[str, int]) -> None:
 
 @contextmanager
 def feeding(topic: str, total: int | None, typed: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show the way of ``total`` bytes (None: nobody knows) to a topic; one line at the end, if it came to its end.
+    """Show the progress of sending ``total`` bytes (None: unknown) to a topic; print one line if it completes.
 
-    Yields a function that is told how many bytes were read and how many messages acknowledged so far. ``typed``: by a
-    human on the terminal, which then belongs to them.
+    Yields a function to call with the bytes read and the messages acknowledged so far. ``typed``: a human types the
+    messages on this terminal, so no progress is drawn on it.
     """
     began, produced = time.monotonic(), 0
     if typed:
-        print("type one message per line; Ctrl-D ends it", file=sys.stderr, flush=True)
+        print("enter one message per line; Ctrl-D ends the input", file=sys.stderr, flush=True)
 
     def update(read: int, acknowledged: int) -> None:
         nonlocal produced
@@ -93,7 +93,7 @@ def feeding(topic: str, total: int | None, typed: bool) -> Iterator[Callable[[in
 
 @contextmanager
 def draining(total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many of ``total`` offsets are processed; yields a function that is told."""
+    """Show how many of ``total`` offsets are processed; yields a function to call with their number."""
     if not on_terminal():
         yield lambda done: None
         return
@@ -106,7 +106,7 @@ def draining(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def drained(standings: Sequence[Standing], seconds: float, complaint: str) -> None:
-    """Say what a drained run has done, by topic; ``complaint``: why it did not come to the end."""
+    """Print what a drained run has done, by topic; ``complaint``: why it did not reach the end."""
     rows = [(s.group_id, topic, tally) for s in standings for topic, tally in s.tallies.items()]
     total = sum(tally.messages for _, _, tally in rows)
     end = f"not drained: {complaint}" if complaint else f"drained: {total} messages in {seconds:.1f} s"
@@ -119,8 +119,8 @@ def drained(standings: Sequence[Standing], seconds: float, complaint: str) -> No
         _rich_table(names, cells, end)
         return
     for group, topic, *numbers in cells:
-        told = ", ".join(f"{number} {name}" for name, number in zip(names[2:], numbers, strict=True))
-        print(f"group {group}: {topic}: {told}", file=sys.stderr)
+        totals = ", ".join(f"{number} {name}" for name, number in zip(names[2:], numbers, strict=True))
+        print(f"group {group}: {topic}: {totals}", file=sys.stderr)
     print(end, file=sys.stderr, flush=True)
 
 
@@ -149,12 +149,12 @@ def _plain_handler() -> logging.Handler:
 
 
 def _plain_banner(app: App, broker: str) -> None:
-    # Every line stands for itself: a log collector takes lines apart.
+    # Every line is complete by itself: a log collector separates them.
     brokers = ", ".join(app.brokers())
     lines = [f"karafka-lite {__version__}, {app.config.concurrency} workers, brokers: {brokers}"]
     lines += [f"group {row.group}: {row.topic} -> {row.function} ({row.offsets} offsets)" for row in _rows(app)]
-    lines += [_NOTHING_KEPT.format(broker)] if broker else []
-    lines.append(f"decoder: {choose_reader().name}")
+    lines += [f"the {broker} broker is {_FOR_DEVELOPMENT}"] if broker else []
+    lines.append(f"record decoder: {choose_reader().name}")
     lines.append("stop with Ctrl-C or SIGTERM")
     print("\n".join(lines), file=sys.stderr, flush=True)
 
@@ -163,7 +163,7 @@ def _rich_handler() -> logging.Handler:
     from rich.console import Console
     from rich.logging import RichHandler
 
-    # keywords: RichHandler paints GET, POST … otherwise, which mean nothing here.
+    # keywords: by default RichHandler highlights GET, POST …, which mean nothing here.
     handler = RichHandler(
         console=Console(stderr=True), show_path=False, omit_repeated_times=False, log_time_format="%X", keywords=[]
     )
@@ -199,7 +199,7 @@ def _rich_progress(topic: str, total: int | None) -> Iterator[Callable[[int, int
 
         def draw(read: int, acknowledged: int) -> None:
             nonlocal drawn
-            if (now := time.monotonic()) - drawn > 0.05:  # it is told of every line
+            if (now := time.monotonic()) - drawn > 0.05:  # it is called for every line
                 drawn = now
                 progress.update(task, completed=read, messages=acknowledged)
 
@@ -207,7 +207,7 @@ def _rich_progress(topic: str, total: int | None) -> Iterator[Callable[[int, int
 
 
 def _rich_console() -> Console:
-    """That of the log handler, where there is one: then a log line does not tear the progress apart."""
+    """The log handler's console if there is one, so that a log line does not break the progress bar."""
     from rich.console import Console
 
     handlers = [handler for handler in logging.getLogger().handlers if handler.name == _HANDLER]
@@ -225,15 +225,15 @@ def _rich_banner(app: App, broker: str) -> None:
     for row in _rows(app):
         table.add_row(*map(Text, row))
     brokers = Text.assemble(("brokers ", "dim"), ", ".join(app.brokers()))
-    decoder = Text.assemble(("decoder ", "dim"), choose_reader().name)
-    nothing_kept = [Text(_NOTHING_KEPT.format(broker))] if broker else []
+    decoder = Text.assemble(("record decoder ", "dim"), choose_reader().name)
+    kind = [Text(f"the {broker} broker is {_FOR_DEVELOPMENT}")] if broker else []
     end = Text.assemble((f"{app.config.concurrency} workers, stop with ", "dim"), ("Ctrl-C", "bold"))
-    _rich_panel(Group(table, Text(), brokers, decoder, *nothing_kept, end))
+    _rich_panel(Group(table, Text(), brokers, decoder, *kind, end))
 
 
-def _rich_panel(inside: RenderableType) -> None:
+def _rich_panel(content: RenderableType) -> None:
     from rich.console import Console
     from rich.panel import Panel
 
-    panel = Panel(inside, title=f"karafka-lite {__version__}", border_style="cyan", expand=False)
+    panel = Panel(content, title=f"karafka-lite {__version__}", border_style="cyan", expand=False)
     Console(stderr=True).print(panel)

@@ -1,10 +1,10 @@
-"""``run --drain``: the app runs until what was in its topics at the start is processed, then stops as at SIGTERM.
+"""``run --drain``: run the app until everything that was in its topics at the start is processed, then stop it.
 
-A partition of ours is at its end when nothing before the end is left to do. One of another member is when the group has
-committed up to there, or when nothing that can be read lies between. All groups, all partitions; what is produced
-meanwhile is processed while the app runs, and nobody waits for it.
+All partitions of all groups count. A partition that we own is at its end when nothing before the end is left to do; a
+partition of another member, when the group has committed the end, or when no readable message is left before the end.
+Messages produced meanwhile are processed while the app runs, but they do not delay the stop.
 
-Threads: the app runs in the main thread, as ever; ``_watch`` looks at it from beside, and alone asks the cluster then.
+Threads: the app runs in the main thread; ``_watch`` runs in its own, and is the only one that queries the cluster.
 """
 
 from __future__ import annotations
@@ -26,54 +26,60 @@ log = logging.getLogger("karafka_lite")
 
 NOT_DRAINED = 4
 LOOK_S = 0.05
-FIRST_ASK_S = 2.0  # until then the group has been joined, and most often nobody else is in it
-ASK_S = 0.5  # how often the cluster is asked what other members have committed
-PATIENCE_S = 5.0  # how long the end waits for an answer; how long nothing is asked when there was none
+FIRST_QUERY_S = 2.0  # by then we have joined the group, and usually we are its only member
+QUERY_INTERVAL_S = 0.5  # how often the cluster is asked for the commits of other members
+PATIENCE_S = 5.0  # how long the stop waits for an answer, and how long no query is sent after one failed
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass
 class _Goal:
-    """What one group has to come to."""
+    """What one group has to reach. All offsets are *next* offsets."""
 
     begin: Offsets
     end: Offsets
-    beyond: Offsets  # commits behind the end: the topic was made anew, and the client will begin anew, too
-    unsettled: set[TopicPartition]  # without a commit, which "latest" has to make before anything is skipped
-    committed: Offsets = field(default_factory=dict)  # as the cluster told last
-    readable: Offsets = field(default_factory=dict)  # where it was found that a message comes next
+    past_end: Offsets  # commits past the end: the topic was re-created, and the client will start over as well
+    unsettled: set[TopicPartition]  # without a commit: "latest" has to make one, or the next run would skip messages
+    committed: Offsets = field(default_factory=dict)  # as last reported by the cluster
+    readable: Offsets = field(default_factory=dict)  # offsets that are known to be followed by a message
 
     def left(self, standing: Standing) -> list[TopicPartition]:
-        """Ours that are not at their end."""
-        return [place for place in standing.processed if place in self.end and not self._is_done(place, standing)]
+        """Our partitions that are not at their end."""
+        return [tp for tp in standing.processed if tp in self.end and not self._is_done(tp, standing)]
 
-    def _is_done(self, place: TopicPartition, standing: Standing) -> bool:
-        done = standing.done.get(place, -1)
-        settled = place not in self.unsettled or place in standing.committed
-        return settled and done >= self.end[place] and done != self.beyond.get(place)
+    def _is_done(self, tp: TopicPartition, standing: Standing) -> bool:
+        done = standing.done.get(tp, -1)
+        settled = tp not in self.unsettled or tp in standing.committed
+        return settled and done >= self.end[tp] and done != self.past_end.get(tp)
 
     def elsewhere(self, standing: Standing) -> list[TopicPartition]:
-        """Those of others that are not known to be at their end."""
-        others = [place for place in self.end if place not in standing.processed]
-        return [p for p in others if self.reached(p) < self.end[p] or (p in self.unsettled and p not in self.committed)]
+        """Partitions of other members that are not known to be at their end."""
+        others = [tp for tp in self.end if tp not in standing.processed]
+        return [tp for tp in others if self.reached(tp) < self.end[tp] or self._lacks_commit(tp)]
 
-    def reached(self, place: TopicPartition) -> int:
-        """How far the group has come, by its commits."""
-        return max(self.begin[place], self.committed.get(place, 0))
+    def _lacks_commit(self, tp: TopicPartition) -> bool:
+        return tp in self.unsettled and tp not in self.committed
+
+    def reached(self, tp: TopicPartition) -> int:
+        """How far the group has come, according to its commits."""
+        return max(self.begin[tp], self.committed.get(tp, 0))
 
     def progress(self, standing: Standing) -> int:
         """How many of the offsets between begin and end are processed."""
-        at = {place: standing.processed.get(place, self.reached(place)) for place in self.end}
-        at.update((place, max(done, at[place])) for place, done in standing.done.items() if place in at)
-        return sum(max(0, min(at[place], end) - self.begin[place]) for place, end in self.end.items())
+        positions = {tp: standing.processed.get(tp, self.reached(tp)) for tp in self.end}
+        positions.update((tp, max(done, positions[tp])) for tp, done in standing.done.items() if tp in positions)
+        return sum(max(0, min(positions[tp], end) - self.begin[tp]) for tp, end in self.end.items())
 
 
 class Drain:
-    """One drained run: ``prepare``, ``run``, ``close``; behind the run ``standings`` is what was done.
+    """One drained run: call ``prepare``, ``run`` and ``close``.
 
-    ``timeout_s``: how long nothing may be processed while no handler runs. ``complaint``: why the end was not reached
-    ("" when it was).
+    Attributes:
+        standings: after the run, what was done, by group.
+        complaint: why the end was not reached; "" if it was.
+
+    ``timeout_s``: the run ends after this long without progress while no handler runs.
     """
 
     def __init__(self, app: App, timeout_s: float) -> None:
@@ -84,35 +90,37 @@ class Drain:
         self._admin = Admin(app.brokers(), app.config.settings)
         self._goals: dict[str, _Goal] = {}
         self._reached = False
-        self._ask_at = 0.0
+        self._query_at = 0.0
         self._over = threading.Event()
 
     def prepare(self) -> None:
-        """Ask the cluster where the topics end now.
+        """Ask the cluster for the current end of each partition.
 
         Raises:
-            ConfigurationError: a topic does not exist, so there is nothing to come to.
-            BrokerUnavailableError, ClusterError: there is no answer.
+            ConfigurationError: a topic does not exist.
+            BrokerUnavailableError, ClusterError: the cluster did not answer.
         """
         self._admin.connect()
         topics = {topic for routes in self._app.groups.values() for topic in routes}
-        places = self._admin.partitions(sorted(topics))
-        if missing := sorted(topics - {topic for topic, _ in places}):
+        partitions = self._admin.partitions(sorted(topics))
+        if missing := sorted(topics - {topic for topic, _ in partitions}):
             raise ConfigurationError(
-                f"--drain: there is no topic {', '.join(missing)} (or it may not be seen); fill it with "
-                f"karafka-lite produce {missing[0]} FILE, or leave --drain out to wait for it"
+                f"--drain: missing topics: {', '.join(missing)} (or no Describe permission). Create them, for example "
+                f"with karafka-lite produce {missing[0]} FILE, or omit --drain to wait for them"
             )
-        ends, earliest = self._admin.end_offsets(places), self._admin.earliest_offsets(places)
+        ends, earliest = self._admin.end_offsets(partitions), self._admin.earliest_offsets(partitions)
         latest = self._app.config.settings.get("auto_offset_reset") == "latest"
         unread = ends if latest else earliest
         for group_id, routes in self._app.groups.items():
-            mine = [place for place in places if place[0] in routes]
+            mine = [tp for tp in partitions if tp[0] in routes]
             committed = self._admin.committed(group_id)
-            beyond = {p: committed[p] for p in mine if committed.get(p, 0) > ends[p]}
-            begin = {p: max(unread[p] if p in beyond else committed.get(p, unread[p]), earliest[p]) for p in mine}
-            unsettled = {p for p in mine if latest and p not in committed}
-            self._goals[group_id] = _Goal(begin, {p: ends[p] for p in mine}, beyond, unsettled)
-        self._admin.patience_s = 0.0  # from now on it is asked again and again
+            past_end = {tp: committed[tp] for tp in mine if committed.get(tp, 0) > ends[tp]}
+            begin = {
+                tp: max(unread[tp] if tp in past_end else committed.get(tp, unread[tp]), earliest[tp]) for tp in mine
+            }
+            unsettled = {tp for tp in mine if latest and tp not in committed}
+            self._goals[group_id] = _Goal(begin, {tp: ends[tp] for tp in mine}, past_end, unsettled)
+        self._admin.patience_s = 0.0  # _watch repeats its queries anyway
 
     @property
     def total(self) -> int:
@@ -120,9 +128,10 @@ class Drain:
         return sum(end - goal.begin[p] for goal in self._goals.values() for p, end in goal.end.items())
 
     def run(self, progress: Progress) -> int:
-        """Run the app to the end of its topics. ``progress(total)`` yields a function that is told what is done.
+        """Run the app to the end of its topics and return the exit code.
 
-        Returns the app's exit code, or NOT_DRAINED where it would be 0 and the end was not reached.
+        ``progress(total)`` yields a function to call with the number of processed offsets. The exit code is the app's,
+        or NOT_DRAINED if that is 0 but the end was not reached.
         """
         with progress(self.total) as update:
             watcher = threading.Thread(target=self._watch_or_stop, args=(update,), name="karafka-drain", daemon=True)
@@ -131,14 +140,14 @@ class Drain:
                 code = self._app.run()
             finally:
                 self._over.set()
-                watcher.join(PATIENCE_S)  # it may just wait for an answer
+                watcher.join(PATIENCE_S)  # it may be waiting for an answer
         self.standings = self._look()
         if not self.complaint:
             self.complaint = self._why_not(code)
         return code or (NOT_DRAINED if self.complaint else 0)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connections to the cluster."""
         self._admin.close()
 
     # -- the watcher's thread
@@ -147,12 +156,12 @@ class Drain:
         try:
             self._watch(update)
         except Exception:
-            log.exception("--drain has crashed; please report this")
+            log.exception("--drain has crashed, which is a bug in karafka-lite; please report it")
             self._app.stop()
 
     def _watch(self, update: Callable[[int], None]) -> None:
         idle_s, looked_at, furthest = 0.0, time.monotonic(), -1
-        self._ask_at = looked_at + FIRST_ASK_S
+        self._query_at = looked_at + FIRST_QUERY_S
         while not self._over.wait(LOOK_S):
             if not (standings := self._look()):
                 continue
@@ -161,7 +170,7 @@ class Drain:
             progress = sum(self._goals[s.group_id].progress(s) for s in standings)
             update(progress)
             waited, looked_at = time.monotonic() - looked_at, time.monotonic()
-            if progress > furthest:  # a rebalance, or a batch that is to be repeated, may throw it back
+            if progress > furthest:  # it may fall back: after a rebalance, or when a batch is repeated
                 idle_s, furthest = 0.0, progress
             elif not any(s.running for s in standings):
                 idle_s += waited
@@ -172,46 +181,50 @@ class Drain:
                 return
 
     def _others_are_done(self, standings: list[Standing]) -> bool:
-        """Ours is done: whether the group has committed the rest. By a commit the others learn what we have done."""
-        waiting = [(s, goal) for s in standings for goal in [self._goals[s.group_id]] if goal.elsewhere(s)]
-        if not waiting or time.monotonic() < self._ask_at:
+        """Whether the group has committed the partitions of other members. Call it when ours are at their end.
+
+        Asks our members to commit, so that the other ones learn the same of us.
+        """
+        pairs = [(standing, self._goals[standing.group_id]) for standing in standings]
+        waiting = [(standing, goal) for standing, goal in pairs if goal.elsewhere(standing)]
+        if not waiting or time.monotonic() < self._query_at:
             return not waiting
-        self._ask_at = time.monotonic() + ASK_S
+        self._query_at = time.monotonic() + QUERY_INTERVAL_S
         for member in self._app.members:
             member.commit_soon()
         try:
             for standing, goal in waiting:
                 goal.committed = {**goal.committed, **self._admin.committed(standing.group_id)}
-                asked = [p for p in goal.elsewhere(standing) if goal.readable.get(p) != goal.reached(p)]
-                spans = {p: (goal.reached(p), goal.end[p]) for p in asked if p not in goal.unsettled}
+                unknown = [tp for tp in goal.elsewhere(standing) if goal.readable.get(tp) != goal.reached(tp)]
+                spans = {tp: (goal.reached(tp), goal.end[tp]) for tp in unknown if tp not in goal.unsettled}
                 finished = self._admin.finished(spans) if spans else set()
-                goal.committed.update((p, goal.end[p]) for p in finished)
-                goal.readable.update((p, start) for p, (start, _) in spans.items() if p not in finished)
+                goal.committed.update((tp, goal.end[tp]) for tp in finished)
+                goal.readable.update((tp, start) for tp, (start, _) in spans.items() if tp not in finished)
         except KarafkaLiteError as error:
-            self._ask_at = time.monotonic() + PATIENCE_S
-            log.warning("--drain: %s; asked again", error)
+            self._query_at = time.monotonic() + PATIENCE_S
+            log.warning("--drain: %s; retrying", error)
         return False
 
     def _look(self) -> list[Standing]:
         return [member.standing() for member in self._app.members]
 
     def _explain(self, standings: list[Standing], left: dict[str, list[TopicPartition]]) -> str:
-        lines = [f"nothing was processed for {self._timeout_s:g} s, and these are not at their end:"]
+        lines = [f"no progress for {self._timeout_s:g} s; partitions that are not at their end:"]
         for standing in standings:
             goal = self._goals[standing.group_id]
-            for place in left[standing.group_id]:
-                why = standing.errors.get(place, "no error; does the broker answer?")
-                lines.append(f"  {where(*place, standing.processed[place])} of {goal.end[place]}: {why}")
-            for place in goal.elsewhere(standing):
-                line = f"  {where(*place, goal.reached(place))} of {goal.end[place]}: not ours"
-                lines.append(f"{line}; its owner commits no more, or the group has not been joined")
+            for tp in left[standing.group_id]:
+                why = standing.errors.get(tp, "no error; is the broker reachable?")
+                lines.append(f"  {where(*tp, standing.processed[tp])} of {goal.end[tp]}: {why}")
+            for tp in goal.elsewhere(standing):
+                why = "another member owns it and does not commit, or this member has not joined the group"
+                lines.append(f"  {where(*tp, goal.reached(tp))} of {goal.end[tp]}: {why}")
         return "\n".join(lines)
 
     def _why_not(self, code: int) -> str:
-        """What to say of a run that ended by itself; "" when nothing is missing."""
+        """Why a run that ended by itself did not reach the end; "" if it did."""
         if code:
-            return f"it ended with exit code {code}, see above"
+            return f"the app ended with exit code {code}; see the log above"
         if not self._reached:
             return "stopped before the end"
         failures = sum(tally.hook_failures for standing in self.standings for tally in standing.tallies.values())
-        return f"{failures} of the hooks raised, see above" if failures else ""
+        return f"calls of hooks that failed: {failures}; see the log above" if failures else ""

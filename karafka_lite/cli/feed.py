@@ -1,11 +1,12 @@
-"""Lines of a file as messages of a topic.
+"""Sends the lines of a file to a topic.
 
-A line ends at ``\\n`` or ``\\r\\n``, the last also without. The bytes before it are the value: JSON that was checked
-(blank lines are left out), or with ``text`` anything (an empty line is an empty value). Lines are read one by one and
-only so many are on their way, so that a file of any size fits into a little memory.
+A line ends with ``\\n`` or ``\\r\\n``; the last one may end without. Its bytes are the value: validated JSON (blank
+lines are skipped) or, with ``text``, any bytes (an empty line is an empty value). Lines are read one by one and the
+number of messages in flight is bounded, so that a file of any size needs little memory.
 
-The first line that cannot be sent ends it, with a count of what the broker has acknowledged until then. Ctrl-C and
-SIGTERM do, too: a signal breaks a wait or a reading, never a message on its way, which would be missing in the count.
+Sending stops at the first line that cannot be sent, with a count of the messages that the broker has acknowledged. It
+also stops at Ctrl-C and SIGTERM: a signal interrupts waiting and reading, but never the sending of a message, which
+would then be missing from the count.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from karafka_lite.messages import Outgoing
 from karafka_lite.routing import check_topic
 
 MAX_LINE_BYTES = 32 << 20  # a file without line ends must not fill the memory
-SETTLE_S = 5.0  # how long a stop waits for answers
+SETTLE_S = 5.0  # how long a stop waits for acknowledgements
 
 
 @dataclass(frozen=True)
 class Feed:
-    """What goes where. ``file``: a path, or ``-`` for standard input. ``key``: the JSON field that makes the key."""
+    """One file for one topic. ``file``: a path, or ``-`` for standard input. ``key``: JSON field used as the key."""
 
     topic: str
     file: str = "-"
@@ -45,12 +46,12 @@ class Feed:
 
     @property
     def name(self) -> str:
-        """How messages call the file."""
+        """The name of the file in messages."""
         return "<stdin>" if self.file == "-" else self.file
 
 
 class Line(NamedTuple):
-    """One line that can be sent; ``end`` is how many bytes of the file were read up to its end."""
+    """One line that can be sent; ``end``: bytes of the file up to the end of this line."""
 
     number: int
     value: bytes
@@ -59,7 +60,7 @@ class Line(NamedTuple):
 
 
 class FeedError(KarafkaLiteError):
-    """A file that cannot be read, or not be sent to its end; the text says where, why, and how much was sent."""
+    """A file could not be read, or not be sent to its end; the text says where, why, and how much was sent."""
 
 
 class BadLine(FeedError):
@@ -71,18 +72,18 @@ class BadLine(FeedError):
 
 
 Update = Callable[[int, int], None]
-"""Is told, at each line, how many bytes were read and how many messages acknowledged."""
+"""Called after each line with the bytes read and the messages acknowledged so far."""
 
 Show = Callable[[str, "int | None", bool], AbstractContextManager[Update]]
-"""Shows the way of one file to a topic; of how many bytes (None: nobody knows), and whether a human types them."""
+"""Shows the progress of one file: topic, total bytes (None: unknown), whether a human types the messages."""
 
 
 def feed(feeds: Sequence[Feed], bootstrap_servers: Sequence[str], settings: Mapping[str, Any], show: Show) -> None:
     """Send all ``feeds``, one after the other; returns when the brokers have acknowledged every message.
 
     Raises:
-        FeedError: a file cannot be opened (then nothing was sent), or one could not be sent to its end.
-        BrokerUnavailableError, ConfigurationError: before anything was sent.
+        FeedError: a file could not be opened (then nothing was sent), or one could not be sent to its end.
+        BrokerUnavailableError, ConfigurationError: nothing was sent.
     """
     for one in feeds:
         check_topic(one.topic)
@@ -93,7 +94,7 @@ def feed(feeds: Sequence[Feed], bootstrap_servers: Sequence[str], settings: Mapp
         try:
             producer.connect()
         except KeyboardInterrupt:
-            raise FeedError(f"stopped by {interrupt.name}, nothing was sent") from None
+            raise FeedError(f"stopped by {interrupt.name}; nothing was sent") from None
         for one, file in zip(feeds, files, strict=True):
             with show(one.topic, _size(file), file.isatty()) as update:
                 _send(one, file, producer, interrupt, update)
@@ -103,7 +104,7 @@ def lines(file: BinaryIO, feed: Feed) -> Iterator[Line]:
     """The messages in ``file``.
 
     Raises:
-        BadLine: behind all lines before it.
+        BadLine: a line cannot be a message; raised after the lines before it were yielded.
     """
     end = 0
     for number in itertools.count(1):
@@ -114,44 +115,44 @@ def lines(file: BinaryIO, feed: Feed) -> Iterator[Line]:
         value = raw[:-2] if raw.endswith(b"\r\n") else raw.removesuffix(b"\n")
         try:
             if len(value) > MAX_LINE_BYTES:
-                raise _Bad(f"longer than {MAX_LINE_BYTES} bytes", "split it: no message is that long")
+                raise _InvalidLine(f"longer than {MAX_LINE_BYTES} bytes, the maximum", "split the line")
             if feed.text:
                 yield Line(number, value, None, end)
             elif value.strip():
-                yield Line(number, value, _checked(value, feed.key), end)
-        except _Bad as bad:
-            raise BadLine(f"{feed.name}:{number}: {bad.wrong}; {bad.instead}", number) from None
+                yield Line(number, value, _key_of(value, feed.key), end)
+        except _InvalidLine as invalid:
+            raise BadLine(f"{feed.name}:{number}: {invalid.reason}; {invalid.fix}", number) from None
 
 
-class _Bad(Exception):
-    def __init__(self, wrong: str, instead: str) -> None:
-        self.wrong = wrong
-        self.instead = instead
+class _InvalidLine(Exception):
+    def __init__(self, reason: str, fix: str) -> None:
+        self.reason = reason
+        self.fix = fix
 
 
-def _checked(value: bytes, field: str | None) -> bytes | None:
-    """The key of a message with this JSON value."""
+def _key_of(value: bytes, field: str | None) -> bytes | None:
+    """Validate a JSON value; returns the message's key."""
     try:
-        found: object = json.loads(value.decode())
+        document: object = json.loads(value.decode())
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         if isinstance(error, json.JSONDecodeError):
-            wrong = f"not JSON ({error.msg} at column {error.colno})"
+            reason = f"not valid JSON ({error.msg} at column {error.colno})"
         else:
-            wrong = f"not readable as JSON in UTF-8 ({error})"
-        raise _Bad(wrong, "correct the line, or send lines as they are: karafka-lite produce --text") from None
+            reason = f"not readable as JSON in UTF-8 ({error})"
+        raise _InvalidLine(reason, "fix the line, or send lines unparsed with karafka-lite produce --text") from None
     if field is None:
         return None
-    instead = "correct the line, or type another field behind --key"
-    if not isinstance(found, dict):
-        raise _Bad(f"no JSON object, so it has no field {field!r} for the key", instead)
-    if found.get(field) is None:
-        raise _Bad(f"the field {field!r} for the key is {'null' if field in found else 'missing'}", instead)
-    key = found[field]
+    fix = "fix the line, or pass another field to --key"
+    if not isinstance(document, dict):
+        raise _InvalidLine(f"not a JSON object, so it has no key field {field!r}", fix)
+    if document.get(field) is None:
+        raise _InvalidLine(f"the key field {field!r} is {'null' if field in document else 'missing'}", fix)
+    key = document[field]
     text = key if isinstance(key, str) else json.dumps(key, ensure_ascii=False, separators=(",", ":"))
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise _Bad(f"the field {field!r} for the key is no text ({error})", instead) from None
+        raise _InvalidLine(f"the key field {field!r} cannot be encoded as UTF-8 ({error})", fix) from None
 
 
 # Reading
@@ -161,11 +162,11 @@ def _checked(value: bytes, field: str | None) -> bytes | None:
 def _opened(feed: Feed) -> Iterator[BinaryIO]:
     if feed.file == "-":
         if sys.stdin is None:
-            raise FeedError("standard input is closed; type the name of a file instead of -")
+            raise FeedError("standard input is closed; pass the name of a file instead of -")
         yield sys.stdin.buffer
         return
     try:
-        file = open(feed.file, "rb")  # noqa: SIM115 - an error in the block is not one of opening
+        file = open(feed.file, "rb")  # noqa: SIM115 - errors of the block must not be taken for errors of opening
     except (OSError, ValueError) as error:  # ValueError: a null character
         raise FeedError(_unreadable(feed, error)) from None
     with file:
@@ -174,11 +175,11 @@ def _opened(feed: Feed) -> Iterator[BinaryIO]:
 
 def _unreadable(feed: Feed, error: OSError | ValueError) -> str:
     why = getattr(error, "strerror", None) or str(error)
-    return f"{feed.name} cannot be read: {why} (seen from {os.getcwd()}); type a file, or - for standard input"
+    return f"cannot read {feed.name}: {why} (current directory: {os.getcwd()}); pass a file, or - for standard input"
 
 
 def _size(file: BinaryIO) -> int | None:
-    """Bytes that are to be read, where somebody knows."""
+    """Bytes left to read; None if unknown."""
     try:
         status = os.fstat(file.fileno())
         return status.st_size - file.tell() if stat.S_ISREG(status.st_mode) else None
@@ -191,17 +192,17 @@ def _size(file: BinaryIO) -> int | None:
 
 def _send(feed: Feed, file: BinaryIO, producer: Producer, interrupt: _Interrupt, update: Update) -> None:
     tally = _Tally()
-    why = more = ""
+    why = hint = ""
     try:
         for line in lines(file, feed):
             interrupt.hold()
-            tally.expect(line, producer.send(Outgoing(feed.topic, line.value, line.key)))
+            tally.sent_line(line, producer.send(Outgoing(feed.topic, line.value, line.key)))
             update(line.end, tally.acknowledged)
             interrupt.release()
             if tally.refused:
                 break
     except BadLine as bad:
-        why, more = str(bad), _rest(feed, bad.number)
+        why, hint = str(bad), _how_to_continue(feed, bad.number)
     except OSError as error:
         why = _unreadable(feed, error)
     except KeyboardInterrupt:
@@ -213,42 +214,42 @@ def _send(feed: Feed, file: BinaryIO, producer: Producer, interrupt: _Interrupt,
         with suppress(KeyboardInterrupt):
             producer.flush(SETTLE_S)
     if tally.refused:
-        why, more = f"{feed.name}:{tally.refused[0]}: {tally.refused[1]}", ""
+        why, hint = f"{feed.name}:{tally.refused[0]}: {tally.refused[1]}", ""
     if why:
-        raise FeedError(f"{why}; {tally.describe(feed.topic)}{more}")
+        raise FeedError(f"{why}; {tally.describe(feed.topic)}{hint}")
     update(tally.end, tally.acknowledged)
 
 
-def _rest(feed: Feed, number: int) -> str:
+def _how_to_continue(feed: Feed, number: int) -> str:
     if feed.file == "-":
         return ""
     key = f" --key {shlex.quote(feed.key)}" if feed.key is not None else ""
-    return f"; the rest: tail -n +{number} {shlex.quote(feed.file)} | karafka-lite produce {feed.topic} -{key}"
+    return f"; to send the rest: tail -n +{number} {shlex.quote(feed.file)} | karafka-lite produce {feed.topic} -{key}"
 
 
 class _Tally:
-    """What became of the messages of one file. Answers come in on the producer's thread, in any order."""
+    """What happened to the messages of one file. Acknowledgements arrive on the producer's thread, in any order."""
 
     def __init__(self) -> None:
         self.sent = self.acknowledged = self.failed = self.last = self.end = 0
-        self.refused: tuple[int, BaseException] | None = None  # the first of them, by its line
+        self.refused: tuple[int, BaseException] | None = None  # the first refused line, with its error
 
-    def expect(self, line: Line, answer: Future[tuple[int, int]]) -> None:
+    def sent_line(self, line: Line, receipt: Future[tuple[int, int]]) -> None:
         self.sent += 1
         self.end = line.end
-        answer.add_done_callback(functools.partial(self._note, line.number))
+        receipt.add_done_callback(functools.partial(self._count, line.number))
 
     def describe(self, topic: str) -> str:
-        """How many messages the brokers have, as far as anybody knows."""
-        told = f"sent to {topic} and acknowledged: {self.acknowledged}"
+        """How many messages the brokers are known to have."""
+        text = f"messages sent to {topic} and acknowledged: {self.acknowledged}"
         if self.refused and self.last > self.refused[0]:
-            told += f", the last of them line {self.last}"
-        if unanswered := self.sent - self.acknowledged - self.failed:
-            told += f"; sent and not answered: {unanswered}, which may have arrived"
-        return told
+            text += f" (the last one from line {self.last})"
+        if in_flight := self.sent - self.acknowledged - self.failed:
+            text += f"; sent but not acknowledged, may have arrived: {in_flight}"
+        return text
 
-    def _note(self, number: int, answer: Future[tuple[int, int]]) -> None:
-        if not (error := answer.exception()):
+    def _count(self, number: int, receipt: Future[tuple[int, int]]) -> None:
+        if not (error := receipt.exception()):
             self.acknowledged += 1
             self.last = max(self.last, number)
             return
@@ -258,9 +259,9 @@ class _Tally:
 
 
 class _Interrupt:
-    """SIGINT and SIGTERM, as KeyboardInterrupt, but not between ``hold`` and ``release``: then at the release.
+    """Raises KeyboardInterrupt at SIGINT and SIGTERM; between ``hold`` and ``release`` it waits for the release.
 
-    A second one does not wait.
+    A second signal does not wait.
     """
 
     def __init__(self) -> None:
@@ -282,7 +283,8 @@ class _Interrupt:
 
     def __enter__(self) -> _Interrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup stays nohup
+            # Ignored signals (nohup) stay ignored. None: not installed from Python, so it could not be restored.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._before[number] = signal.signal(number, self._on_signal)
         return self
 

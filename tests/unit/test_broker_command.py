@@ -1,8 +1,9 @@
-"""``karafka-lite broker`` and ``run --broker embedded|docker``: what is started, told, and ended."""
+"""``karafka-lite broker`` and ``run --broker embedded|docker``: what is started, printed and stopped."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,8 @@ import pytest
 
 from karafka_lite.app import App
 from karafka_lite.broker import docker
-from karafka_lite.cli import console
-from karafka_lite.cli import importer as target
+from karafka_lite.cli import broker as broker_command
+from karafka_lite.cli import console, importer
 from karafka_lite.cli import main as cli
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError
 
@@ -33,7 +34,7 @@ class Ended(NamedTuple):
 
 
 class Brokers:
-    """Stands in for both brokers: notes what was started and how the App ran, and whether it was ended."""
+    """Stands in for both brokers: records what was started, how the App ran, and whether the broker was stopped."""
 
     def __init__(self) -> None:
         self.started: list[Started] = []
@@ -71,8 +72,8 @@ def brokers(monkeypatch: pytest.MonkeyPatch) -> Brokers:
     app = App("event-store", bootstrap_servers="kafka:9092")
     app.topic("user_events")(lambda batch, ctx: None)
     app.topic("user_events", "clicks", group_id="statistics")(lambda batch, ctx: None)
-    monkeypatch.setattr(cli, "_new_broker", brokers.new)
-    monkeypatch.setattr(target, "load", lambda typed: app)
+    monkeypatch.setattr(broker_command, "development_broker", brokers.new)
+    monkeypatch.setattr(importer, "load_app", lambda target: app)
     monkeypatch.setattr(console, "configure_logging", lambda level: None)
     monkeypatch.setattr(App, "run", lambda app: brokers.run(app))
     return brokers
@@ -110,7 +111,7 @@ def test_run_starts_a_broker_with_the_apps_topics_for_the_app_alone(
     assert brokers.started == [Started(kind, {"user_events": 1, "clicks": 1}, 0, None)]
     assert brokers.ran_at == [["127.0.0.1:29999"]]
     assert brokers.ended == 1
-    assert f"the {kind} broker is for development and tests: nothing is kept when it ends" in ended.err
+    assert f"the {kind} broker is for development and tests; its data is discarded on exit" in ended.err
 
 
 def test_run_with_a_kafka_elsewhere_starts_none(call: Call, brokers: Brokers) -> None:
@@ -118,7 +119,7 @@ def test_run_with_a_kafka_elsewhere_starts_none(call: Call, brokers: Brokers) ->
     assert ended.code == 0
     assert not brokers.started
     assert brokers.ran_at == [["docker:9092"]]
-    assert "nothing is kept" not in ended.err
+    assert "discarded" not in ended.err
 
 
 def test_the_image_is_passed_on(call: Call, brokers: Brokers) -> None:
@@ -136,14 +137,14 @@ def test_without_docker_run_ends_with_3_and_nothing_ran(call: Call, brokers: Bro
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_signal_behind_the_app_still_ends_the_broker(call: Call, brokers: Brokers, number: int) -> None:
+def test_a_signal_after_the_app_still_stops_the_broker(call: Call, brokers: Brokers, number: int) -> None:
     brokers.while_it_serves = lambda: os.kill(os.getpid(), number)  # the stand-in for App.run leaves the signals alone
     assert call("run", "orders", "--broker", "embedded").code == 1
     assert brokers.ended == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_the_broker_serves_until_a_signal_and_says_what_to_type_next(call: Call, brokers: Brokers, number: int) -> None:
+def test_the_broker_serves_until_a_signal_and_says_how_to_use_it(call: Call, brokers: Brokers, number: int) -> None:
     brokers.while_it_serves = lambda: os.kill(os.getpid(), number)
     ended = call("broker", "--topic", "user_events:3", "--topic", "clicks", "--port", "29999")
     assert ended.code == 0
@@ -151,13 +152,13 @@ def test_the_broker_serves_until_a_signal_and_says_what_to_type_next(call: Call,
     assert brokers.ended == 1
     first, topics, next_terminal, end = ended.err.splitlines()
     assert "embedded broker at 127.0.0.1:29999" in first
-    assert "nothing is kept" in first
+    assert "its data is discarded on exit" in first
     assert topics == "topics: user_events (3 partitions), clicks (1 partition)"
-    assert next_terminal == "in the next terminal: karafka-lite run module:app --broker 127.0.0.1:29999"
+    assert next_terminal == "in another terminal: karafka-lite run module:app --broker 127.0.0.1:29999"
     assert end == "stop with Ctrl-C or SIGTERM"
 
 
-def test_the_broker_is_at_9092_unless_told(call: Call, brokers: Brokers) -> None:
+def test_the_broker_is_at_9092_by_default(call: Call, brokers: Brokers) -> None:
     brokers.while_it_serves = lambda: os.kill(os.getpid(), signal.SIGINT)
     ended = call("broker", "--docker")
     assert brokers.started == [Started("docker", {}, 9092, None)]
@@ -185,19 +186,17 @@ def test_a_taken_port_ends_with_1(call: Call, brokers: Brokers) -> None:
         (["--topic", ""], "'' cannot be a topic of Kafka"),
         (["--topic", ".."], "'..' cannot be a topic of Kafka"),
         (["--topic", "a" * 250], "cannot be a topic of Kafka"),
-        (["--topic", "orders:"], "type a number from 1, as in orders:3"),
-        (["--topic", "orders:0"], "type a number from 1, as in orders:3"),
-        (["--topic", "orders:-1"], "type a number from 1, as in orders:3"),
-        (["--topic", "orders", "--topic", "orders:3"], "a topic stands twice"),
-        (["--port", "0"], "'0' is no port"),
-        (["--port", "65536"], "'65536' is no port"),
-        (["--port", "kafka"], "'kafka' is no port"),
-        (["--image", "mine"], "type --docker --image IMAGE"),
+        (["--topic", "orders:"], "partitions must be an integer ≥ 1, as in orders:3, got 'orders:'"),
+        (["--topic", "orders:0"], "partitions must be an integer ≥ 1, as in orders:3"),
+        (["--topic", "orders:-1"], "partitions must be an integer ≥ 1, as in orders:3"),
+        (["--topic", "orders", "--topic", "orders:3"], "--topic orders is given more than once"),
+        (["--port", "0"], "--port: must be a port from 1 to 65535, got '0'"),
+        (["--port", "65536"], "--port: must be a port from 1 to 65535, got '65536'"),
+        (["--port", "kafka"], "--port: must be a port from 1 to 65535, got 'kafka'"),
+        (["--image", "mine"], "--image requires --docker"),
     ],
 )
-def test_a_usage_error_of_broker_shows_how_it_is_typed(
-    call: Call, brokers: Brokers, argv: list[str], words: str
-) -> None:
+def test_a_usage_error_of_broker_shows_its_usage(call: Call, brokers: Brokers, argv: list[str], words: str) -> None:
     ended = call("broker", *argv)
     assert ended.code == 1
     assert words in ended.err
@@ -209,7 +208,7 @@ def test_a_usage_error_of_broker_shows_how_it_is_typed(
 def test_an_image_without_docker_is_a_usage_error_of_run(call: Call, brokers: Brokers, broker: list[str]) -> None:
     ended = call("run", "orders", *broker, "--image", "mine")
     assert ended.code == 1
-    assert "type --broker docker --image IMAGE" in ended.err
+    assert "--image requires --broker docker" in ended.err
     assert not brokers.started
     assert not brokers.ran_at
 
@@ -218,9 +217,17 @@ def test_the_commands_help_names_what_production_is(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         cli.main(["broker", "--help"])
     text = capsys.readouterr().out
-    assert "Production is Apache Kafka" in text
-    assert "exit codes: 0 stopped" in text
+    assert re.search(r"In production,\s+use Apache Kafka", text)
     assert f"default: {docker.IMAGE}" in text
+
+
+def test_a_handler_of_sigterm_that_c_code_has_installed_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed: list[object] = []
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: installed.append(handler))
+    with broker_command.sigterm_as_ctrl_c():
+        pass
+    assert installed == []
 
 
 def test_run_embedded_runs_without_a_kafka(tmp_path: Path) -> None:

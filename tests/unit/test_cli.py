@@ -6,6 +6,8 @@ import gc
 import importlib
 import logging
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -18,6 +20,8 @@ import pytest
 import karafka_lite
 from karafka_lite.app import App
 from karafka_lite.cli import main as cli
+from karafka_lite.cli import produce as produce_command
+from karafka_lite.cli import run as run_command
 from karafka_lite.cli.feed import Feed, FeedError
 from karafka_lite.client import producer
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError
@@ -282,7 +286,7 @@ def test_what_is_only_known_at_run_time_is_said_without_a_traceback(
     ended = run("orders")
     assert ended.code == code
     assert f"karafka-lite: {error}\n" in ended.err
-    assert ended.err.endswith("type the same with --broker embedded\n") is (code == 3)
+    assert ended.err.endswith("to try it without Kafka, add --broker embedded\n") is (code == 3)
     assert "Traceback" not in ended.err
 
 
@@ -298,19 +302,19 @@ def test_a_module_that_does_not_exist_is_said_with_the_place_and_the_nearest(
     run: Run, write: Write, tmp_path: Path
 ) -> None:
     write("orders.py", ORDERS)
-    refused(run("ordrs:app"), "no module 'ordrs'", str(tmp_path), "did you mean orders?", "type: karafka-lite run")
+    refused(run("ordrs:app"), "no module named 'ordrs'", str(tmp_path), "did you mean orders?", "use: karafka-lite run")
 
 
 def test_a_missing_module_of_a_package_that_exists_is_named_in_full(run: Run, write: Write) -> None:
     write("shop/__init__.py", "")
     write("shop/orders.py", ORDERS)
-    refused(run("shop.ordrs:app"), "no module 'shop.ordrs'")
+    refused(run("shop.ordrs:app"), "no module named 'shop.ordrs'")
 
 
 @pytest.mark.parametrize("target", ["exmples/quickstart.py", "examples/quickstrt.py", "examples/", "quickstart.py"])
 def test_a_file_that_does_not_exist_is_said(run: Run, write: Write, target: str, tmp_path: Path) -> None:
     write("examples/quickstart.py", ORDERS)
-    refused(run(target), "there is no file", str(tmp_path), "type: karafka-lite run")
+    refused(run(target), "no such file: ", str(tmp_path), "use: karafka-lite run path/to/file.py")
 
 
 def test_the_nearest_file_is_named_with_its_folder(run: Run, write: Write) -> None:
@@ -320,7 +324,7 @@ def test_the_nearest_file_is_named_with_its_folder(run: Run, write: Write) -> No
 
 @pytest.mark.parametrize("target", ["", ":app", ".orders:app"])
 def test_a_target_without_a_module_is_said(run: Run, target: str) -> None:
-    refused(run(target), "type: karafka-lite run module:app")
+    refused(run(target), "does not name a module", "use: karafka-lite run module:app")
 
 
 def test_an_import_of_the_users_that_is_not_installed_is_shown_from_the_users_file_on(run: Run, write: Write) -> None:
@@ -333,7 +337,9 @@ def test_an_import_of_the_users_that_is_not_installed_is_shown_from_the_users_fi
 
 def test_an_exception_of_the_users_module_is_shown_from_the_users_file_on(run: Run, write: Write) -> None:
     write("orders.py", ORDERS + "{}['nope']\n")
-    refused_with_the_users_traceback(run("orders"), 'orders.py", line 7', "KeyError: 'nope'", "type the same again")
+    refused_with_the_users_traceback(
+        run("orders"), 'orders.py", line 7', "KeyError: 'nope'", "run the same command again"
+    )
 
 
 def test_a_factory_that_raises_is_shown_from_the_factory_on(run: Run, write: Write) -> None:
@@ -357,13 +363,17 @@ def test_a_module_that_ends_the_process_does_not_look_like_a_clean_end(run: Run,
 
 def test_an_attribute_that_is_missing_is_said_with_the_apps_that_are_there(run: Run, write: Write) -> None:
     write("orders.py", ORDERS + "second = App('other')\n")
-    refused(run("orders:ap"), "orders.py has no 'ap'", "karafka-lite run orders:app or karafka-lite run orders:second")
+    refused(
+        run("orders:ap"),
+        "orders.py has no attribute 'ap'",
+        "karafka-lite run orders:app or karafka-lite run orders:second",
+    )
 
 
 @pytest.mark.parametrize("target", ["orders:app", "orders"])
 def test_a_module_without_any_app_is_told_how_to_make_one(run: Run, write: Write, target: str) -> None:
     write("orders.py", "x = 1\n")
-    refused(run(target), "orders.py has no 'app'", 'app = App("my-group")', "karafka-lite run orders:app")
+    refused(run(target), "orders.py has no attribute 'app'", 'app = App("my-group")', "karafka-lite run orders:app")
 
 
 def test_several_apps_and_none_named_app_are_listed(run: Run, write: Write) -> None:
@@ -376,7 +386,7 @@ def test_for_a_folder_its_modules_are_listed(run: Run, write: Write, package: bo
     write("shop/orders.py", ORDERS)
     if package:
         write("shop/__init__.py", "")
-    refused(run("shop"), "type: karafka-lite run shop.orders")
+    refused(run("shop"), "use: karafka-lite run shop.orders")
 
 
 @pytest.mark.parametrize(
@@ -396,7 +406,7 @@ def test_for_a_function_in_a_module_without_an_app_calling_it_is_suggested(run: 
 
 def test_for_a_handler_the_app_beside_it_is_suggested(run: Run, write: Write) -> None:
     write("orders.py", ORDERS)
-    refused(run("orders:store"), "orders:store is a function", "type: karafka-lite run orders:app")
+    refused(run("orders:store"), "orders:store is a function", "use: karafka-lite run orders:app")
 
 
 def test_a_factory_that_returns_something_else_is_said_with_its_type(run: Run, write: Write) -> None:
@@ -411,7 +421,7 @@ def test_a_factory_that_needs_arguments_is_said(run: Run, write: Write) -> None:
 
 def test_calling_an_app_is_said(run: Run, write: Write) -> None:
     write("orders.py", ORDERS)
-    refused(run("orders:app()"), "orders:app is an object of type App", "leave out the ()")
+    refused(run("orders:app()"), "orders:app is an object of type App", "remove the ()")
 
 
 @pytest.mark.parametrize("target", ["orders", "jobs"])
@@ -464,13 +474,13 @@ def test_a_file_that_is_no_text_is_said(run: Run, tmp_path: Path) -> None:
 
 def test_an_app_without_topics_is_told_to_decorate_a_function(run: Run, write: Write) -> None:
     write("orders.py", "from karafka_lite import App\napp = App('event-store')\n")
-    refused(run("orders:app"), "the App of orders:app has no topics", "@app.topic(", "def handle(batch, ctx)")
+    refused(run("orders:app"), "the App in orders:app has no topics", "@app.topic(", "def handle(batch, ctx)")
 
 
 @pytest.mark.parametrize("target", ["argparse:app", "argparse.py"])
 def test_a_file_whose_name_is_taken_is_said(run: Run, write: Write, target: str) -> None:
     write("argparse.py", ORDERS)
-    refused(run(target), "argparse.py cannot be imported", "belongs to", "rename it, for example to my_argparse,")
+    refused(run(target), "cannot import argparse.py", "already taken by", "rename it, for example to my_argparse")
 
 
 def test_ctrl_c_during_the_import_ends_quietly(run: Run, write: Write) -> None:
@@ -487,7 +497,10 @@ def test_ctrl_c_during_the_import_ends_quietly(run: Run, write: Write) -> None:
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What ``feed`` was called with, instead of sending anything."""
     calls: list[Any] = []
-    monkeypatch.setattr(cli, "feed", lambda feeds, servers, settings, show: calls.append((feeds, servers, settings)))
+    for command in (run_command, produce_command):
+        monkeypatch.setattr(
+            command, "feed", lambda feeds, servers, settings, show: calls.append((feeds, servers, settings))
+        )
     return calls
 
 
@@ -517,21 +530,21 @@ def test_a_feed_that_fails_ends_with_its_code_and_the_app_does_not_run(
     def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "feed", fail)
+    monkeypatch.setattr(run_command, "feed", fail)
     write("orders.py", ORDERS)
     ended = run("orders", "--feed", "user_events=f")
     assert (ended.code, ended.app) == (code, None)
     assert f"karafka-lite: {error}\n" in ended.err
-    assert ended.err.endswith("type the same with --broker embedded\n") is (code == 3)
+    assert ended.err.endswith("to try it without Kafka, add --broker embedded\n") is (code == 3)
 
 
 @pytest.mark.parametrize(
     ("feed", "words"),
     [
-        ("usr_events=f", "--feed usr_events=f: the App does not consume 'usr_events', but user_events, clicks"),
-        ("user_events", "--feed user_events: type --feed TOPIC=FILE"),
-        ("user_events=", "--feed user_events=: type --feed TOPIC=FILE"),
-        ("=f", "--feed =f: type --feed TOPIC=FILE"),
+        ("usr_events=f", "the App does not consume 'usr_events'; its topics: user_events, clicks"),
+        ("user_events", "--feed expects TOPIC=FILE, got 'user_events'"),
+        ("user_events=", "--feed expects TOPIC=FILE, got 'user_events='"),
+        ("=f", "--feed expects TOPIC=FILE, got '=f'"),
     ],
 )
 def test_a_feed_that_reaches_nobody_is_a_usage_error_with_the_apps_topics(
@@ -585,9 +598,9 @@ def test_the_brokers_of_produce_are_the_option_then_the_environment(
     ("argv", "words"),
     [
         ([], "required: TOPIC"),
-        (["t", "f", "--key", "id", "--text"], "--key is a field of JSON, which --text does not read"),
-        (["t", "f", "g"], "unknown arguments: g"),
-        (["t", "--keys", "id"], "unknown arguments: --keys id"),
+        (["t", "f", "--key", "id", "--text"], "--key cannot be combined with --text"),
+        (["t", "f", "g"], "unrecognized arguments: g"),
+        (["t", "--keys", "id"], "unrecognized arguments: --keys id"),
     ],
 )
 def test_a_usage_error_of_produce_shows_how_it_is_typed(
@@ -604,13 +617,13 @@ def test_a_file_that_cannot_be_read_is_one_message(produce: Run, tmp_path: Path,
     if file == "secret" and os.access("secret", os.R_OK):
         pytest.skip("root may read everything")
     ended = produce("t", file)
-    refused(ended, f"karafka-lite: {file} cannot be read: ", str(tmp_path), "type a file, or - for standard input")
+    refused(ended, f"karafka-lite: cannot read {file}: ", str(tmp_path), "pass a file, or - for standard input")
     assert ended.err.count("\n") == 1
 
 
 def test_a_closed_standard_input_is_one_message(produce: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
-    refused(produce("t"), "karafka-lite: standard input is closed; type the name of a file")
+    refused(produce("t"), "karafka-lite: standard input is closed; pass the name of a file")
 
 
 @pytest.mark.parametrize("option", ["--broker", "the environment"])
@@ -653,15 +666,15 @@ def test_without_a_broker_produce_ends_with_3_and_leaves_nothing_behind(
         ([], "required: module:app"),
         (["orders", "--concurrency", "five"], "invalid int value: 'five'"),
         (["orders", "--log-level", "loud"], "invalid choice: 'loud'"),
-        (["orders", "--brokr", "kafka:9092"], "unknown arguments: --brokr"),
-        (["orders", "--brok", "kafka:9092"], "unknown arguments: --brok"),
+        (["orders", "--brokr", "kafka:9092"], "unrecognized arguments: --brokr"),
+        (["orders", "--brok", "kafka:9092"], "unrecognized arguments: --brok"),
     ],
 )
 def test_a_usage_error_exits_1_and_says_what_to_type(run: Run, argv: list[str], words: str) -> None:
     refused(run(*argv), words, "usage: karafka-lite run", "karafka-lite run module:app", "karafka-lite run --help")
 
 
-@pytest.mark.parametrize("argv", [[], ["orders:app"], ["--nope"]])
+@pytest.mark.parametrize("argv", [["orders:app"], ["--nope"]])
 def test_without_a_known_command_run_is_suggested(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(argv)
@@ -669,23 +682,49 @@ def test_without_a_known_command_run_is_suggested(argv: list[str], capsys: pytes
     assert "for example: karafka-lite run module:app" in capsys.readouterr().err
 
 
-def test_help_has_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        cli.main(["run", "--help"])
-    assert end.value.code == 0
-    text = capsys.readouterr().out
-    assert "karafka-lite run orders:app" in text
-    assert "exit codes: 0 clean" in text
+def test_without_any_argument_it_prints_its_help_and_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    alone = capsys.readouterr()
+    assert alone == (help_of(capsys), "")
+    for command in ("run", "produce", "broker"):
+        assert re.search(rf"^ +{command} +\w", alone.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["produce"], ["broker"]], ids=" ".join)
+def test_a_help_fits_a_terminal_of_80_columns(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert [line for line in help_of(capsys, *command).splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("command", ["run", "produce", "broker"])
+def test_the_help_of_a_command_has_examples_exit_codes_and_groups_of_options(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = help_of(capsys, command)
+    assert re.search(rf"^examples:\n  karafka-lite {command} ?", text, re.MULTILINE)
+    assert re.search(r"^exit codes:\n  0  \w", text, re.MULTILINE)
+    assert re.search(r"^logging:\n  --log-level LEVEL ", text, re.MULTILINE)
+
+
+def test_the_examples_in_a_help_are_commands_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = "".join(help_of(capsys, command) for command in ("run", "produce", "broker"))
+    examples = re.findall(r"^  (?:.*\| )?karafka-lite (.+?)(?:  .*)?$", texts, re.MULTILINE)
+    assert len(examples) >= 16
+    for example in examples:
+        cli._parser().parse_args(shlex.split(example))
 
 
 def test_help_of_produce_says_what_a_line_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "A line ends with \\n or \\r\\n. Blank lines are skipped; with --text" in help_of(capsys, "produce")
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     with pytest.raises(SystemExit) as end:
-        cli.main(["produce", "--help"])
+        cli.main([*command, "--help"])
     assert end.value.code == 0
-    text = capsys.readouterr().out
-    assert "karafka-lite produce orders orders.jsonl --key customer" in text
-    assert "A line ends at \\n or \\r\\n. Blank lines are left out; with --text" in text
-    assert "exit codes: 0 all was sent" in text
+    return capsys.readouterr().out
 
 
 # As a process
@@ -715,7 +754,7 @@ def test_the_version_loads_no_rich(tmp_path: Path) -> None:
 def test_a_mistake_in_a_process_exits_1_without_a_traceback(tmp_path: Path) -> None:
     done = process("-m", "karafka_lite", "run", "ordrs:app", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("karafka-lite: there is no module 'ordrs'")
+    assert done.stderr.startswith("karafka-lite: no module named 'ordrs'")
     assert "Traceback" not in done.stderr
 
 

@@ -72,14 +72,14 @@ def app(monkeypatch: pytest.MonkeyPatch) -> App:
     return app
 
 
-def test_without_a_terminal_the_banner_is_plain_lines_that_each_stand_for_themselves(app: App, pipe: Stream) -> None:
+def test_without_a_terminal_the_banner_is_plain_lines_that_are_each_complete(app: App, pipe: Stream) -> None:
     with redirect_stderr(pipe):
         console.banner(app)
     version, store, count, reader, end = pipe.getvalue().splitlines()
     assert version == f"karafka-lite {karafka_lite.__version__}, 7 workers, brokers: kafka-1:9092, kafka-2:9092"
     assert re.fullmatch(r"group event-store: user_events -> \S*store \(manual offsets\)", store)
     assert re.fullmatch(r"group \[red]statistics\[/red]: clicks -> \S*count \(automatic offsets\)", count)
-    assert reader == f"decoder: {choose_reader().name}"
+    assert reader == f"record decoder: {choose_reader().name}"
     assert end == "stop with Ctrl-C or SIGTERM"
 
 
@@ -158,7 +158,7 @@ def test_on_a_terminal_a_feed_has_a_bar_of_bytes_or_else_a_counter_and_the_same_
     assert re.search(r"produced 2 messages to \[red]clicks\[/red] in \d+\.\d s\n$", terminal.text)
 
 
-def test_a_log_line_does_not_tear_the_bar_apart(terminal: Stream) -> None:
+def test_a_log_line_does_not_break_the_progress_bar(terminal: Stream) -> None:
     with redirect_stderr(terminal):
         console.configure_logging("info")
         with console.feeding("clicks", 10, False):
@@ -171,7 +171,7 @@ def test_what_a_human_types_is_not_painted_over(terminal: Stream) -> None:
     with redirect_stderr(terminal):
         feed_two_messages(None, typed=True)
     first, last = terminal.getvalue().splitlines()
-    assert first == "type one message per line; Ctrl-D ends it"
+    assert first == "enter one message per line; Ctrl-D ends the input"
     assert last.startswith("produced 2 messages to ")
 
 
@@ -241,7 +241,7 @@ def test_a_handler_that_somebody_else_added_stays(pipe: Stream) -> None:
 
 def test_without_a_terminal_rich_is_never_loaded() -> None:
     program = (
-        "import sys; from karafka_lite import console; from karafka_lite.app import App\n"
+        "import sys; from karafka_lite.cli import console; from karafka_lite.app import App\n"
         "app = App('g'); app.topic('t')(lambda batch, ctx: None)\n"
         "console.configure_logging('info'); console.banner(app)\n"
         "with console.feeding('t', 10, False) as update: update(10, 1)\n"
@@ -288,14 +288,16 @@ def test_a_run_that_did_not_come_to_the_end_says_why(pipe: Stream) -> None:
     assert pipe.text.splitlines()[-1] == "not drained: stopped before the end"
 
 
-def test_a_broker_of_this_run_is_said_to_keep_nothing(app: App, terminal: Stream, pipe: Stream) -> None:
+def test_the_banner_says_that_the_data_of_a_broker_of_this_run_is_discarded(
+    app: App, terminal: Stream, pipe: Stream
+) -> None:
     for stream in (terminal, pipe):
         with redirect_stderr(stream):
             console.banner(app, "embedded")
-        assert "the embedded broker is for development and tests: nothing is kept when it ends" in stream.text
+        assert "the embedded broker is for development and tests; its data is discarded on exit" in stream.text
 
 
-def test_on_a_terminal_a_broker_for_other_terminals_says_what_to_type_there(terminal: Stream) -> None:
+def test_on_a_terminal_a_broker_for_other_terminals_says_how_to_use_it_there(terminal: Stream) -> None:
     with redirect_stderr(terminal):
         console.serving("docker", "127.0.0.1:9092", {"[red]clicks": 1})
     assert terminal.text.startswith("╭")

@@ -62,7 +62,7 @@ def test_text_may_be_any_bytes() -> None:
     assert values(b"\xff\x00{\r\n a\rb \n", text=True) == [b"\xff\x00{", b" a\rb "]
 
 
-def test_each_line_tells_how_far_the_file_was_read() -> None:
+def test_each_line_has_the_position_up_to_which_the_file_was_read() -> None:
     assert [line.end for line in read(b'"a"\r\n\n"bc"')] == [5, 10]
 
 
@@ -108,12 +108,12 @@ def test_without_a_key_field_there_is_no_key() -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (b'{"no": 1}', "the field 'id' for the key is missing"),
-        (b'{"id": null}', "the field 'id' for the key is null"),
-        (b'["id"]', "no JSON object"),
-        (b'"id"', "no JSON object"),
-        (b"null", "no JSON object"),
-        (b'{"id": "\\ud800"}', "the field 'id' for the key is no text"),
+        (b'{"no": 1}', "the key field 'id' is missing"),
+        (b'{"id": null}', "the key field 'id' is null"),
+        (b'["id"]', "not a JSON object, so it has no key field 'id'"),
+        (b'"id"', "not a JSON object, so it has no key field 'id'"),
+        (b"null", "not a JSON object, so it has no key field 'id'"),
+        (b'{"id": "\\ud800"}', "the key field 'id' cannot be encoded as UTF-8"),
     ],
 )
 def test_a_line_without_its_key_is_bad(line: bytes, words: str) -> None:
@@ -121,7 +121,7 @@ def test_a_line_without_its_key_is_bad(line: bytes, words: str) -> None:
     assert good == 1
     assert said.startswith("f.jsonl:3: ")
     assert words in said
-    assert "type another field behind --key" in said
+    assert "pass another field to --key" in said
 
 
 # Bad lines
@@ -130,11 +130,11 @@ def test_a_line_without_its_key_is_bad(line: bytes, words: str) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (b"nope", "not JSON (Expecting value at column 1)"),
-        (b'{"a": 1,}', "not JSON ("),
-        (b'{"a": 1} {"a": 2}', "not JSON (Extra data at column 10)"),
-        (b'{"a":', "not JSON ("),
-        (b"'a'", "not JSON ("),
+        (b"nope", "not valid JSON (Expecting value at column 1)"),
+        (b'{"a": 1,}', "not valid JSON ("),
+        (b'{"a": 1} {"a": 2}', "not valid JSON (Extra data at column 10)"),
+        (b'{"a":', "not valid JSON ("),
+        (b"'a'", "not valid JSON ("),
         (b'"\xff"', "not readable as JSON in UTF-8 ("),
         (b'"\xed\xa0\x80"', "not readable as JSON in UTF-8 ("),
         ('{"a": 1}'.encode("utf-16"), "not readable as JSON in UTF-8 ("),
@@ -159,7 +159,7 @@ def test_a_line_longer_than_any_message_is_bad_before_it_fills_the_memory(
     monkeypatch.setattr(feeding, "MAX_LINE_BYTES", 10)
     assert values(b"1" * 10 + b"\r\n" + b"2" * 10 + b"\n" + b"3" * 10, text) == [b"1" * 10, b"2" * 10, b"3" * 10]
     good, said = read_until_bad(b"1\n" + b"2" * 11 + b"\n", text=text)
-    assert (good, said) == (1, "f.jsonl:2: longer than 10 bytes; split it: no message is that long")
+    assert (good, said) == (1, "f.jsonl:2: longer than 10 bytes, the maximum; split the line")
 
 
 def test_a_file_without_line_ends_is_not_read_to_its_end() -> None:
@@ -174,7 +174,7 @@ def test_a_file_without_line_ends_is_not_read_to_its_end() -> None:
 
 
 def test_standard_input_has_a_name_in_messages() -> None:
-    with pytest.raises(BadLine, match=r"^<stdin>:1: not JSON"):
+    with pytest.raises(BadLine, match=r"^<stdin>:1: not valid JSON"):
         list(lines(io.BytesIO(b"x"), Feed("t", "-")))
 
 
@@ -245,7 +245,7 @@ def send(*feeds: Feed) -> Shown:
     return shown
 
 
-def test_progress_is_told_at_each_line_by_bytes_and_at_the_end_by_all_acknowledgements(
+def test_progress_is_reported_after_each_line_by_bytes_and_at_the_end_by_all_acknowledgements(
     sent: Callable[..., Answers], tmp_path: Path
 ) -> None:
     answers = sent()
@@ -254,12 +254,12 @@ def test_progress_is_told_at_each_line_by_bytes_and_at_the_end_by_all_acknowledg
     assert answers.closed
 
 
-def test_of_a_device_nobody_knows_the_length(sent: Callable[..., Answers]) -> None:
+def test_the_length_of_a_device_is_unknown(sent: Callable[..., Answers]) -> None:
     sent()
     assert send(Feed("t", os.devnull)).calls == [("t", None, False), (0, 0), ("end",)]
 
 
-def test_of_a_pipe_nobody_knows_the_length(sent: Callable[..., Answers], tmp_path: Path) -> None:
+def test_the_length_of_a_pipe_is_unknown(sent: Callable[..., Answers], tmp_path: Path) -> None:
     sent()
     reading, writing = os.pipe()
     os.write(writing, b"1\n")
@@ -268,7 +268,7 @@ def test_of_a_pipe_nobody_knows_the_length(sent: Callable[..., Answers], tmp_pat
     os.close(reading)
 
 
-def test_a_bad_line_is_told_with_what_was_acknowledged_before_it_and_how_to_go_on(
+def test_a_bad_line_is_reported_with_what_was_acknowledged_before_it_and_how_to_continue(
     sent: Callable[..., Answers], tmp_path: Path
 ) -> None:
     answers = sent()
@@ -277,8 +277,8 @@ def test_a_bad_line_is_told_with_what_was_acknowledged_before_it_and_how_to_go_o
         send(Feed("t", str(tmp_path / "a b"), key="n"))
     assert answers.values == [b'{"n": 1}', b'{"n": 2}']
     assert answers.flushed == [None]
-    assert "a b:3: not JSON" in str(stopped.value)
-    assert "; sent to t and acknowledged: 2; the rest: tail -n +3 " in str(stopped.value)
+    assert "a b:3: not valid JSON" in str(stopped.value)
+    assert "; messages sent to t and acknowledged: 2; to send the rest: tail -n +3 " in str(stopped.value)
     assert str(stopped.value).endswith("a b' | karafka-lite produce t - --key n")
     assert answers.closed
 
@@ -286,12 +286,12 @@ def test_a_bad_line_is_told_with_what_was_acknowledged_before_it_and_how_to_go_o
 def test_a_refused_message_is_named_by_its_line_and_ends_it(sent: Callable[..., Answers], tmp_path: Path) -> None:
     answers = sent(lambda value: ProduceError("too large") if value == b"2" else None)
     (tmp_path / "f").write_bytes(b"\n1\n2\n3\n")
-    with pytest.raises(FeedError, match=r"f:3: too large; sent to t and acknowledged: 1$"):
+    with pytest.raises(FeedError, match=r"f:3: too large; messages sent to t and acknowledged: 1$"):
         send(Feed("t", str(tmp_path / "f")))
     assert answers.values == [b"1", b"2"]
 
 
-def test_what_was_acknowledged_behind_a_refused_line_is_told(sent: Callable[..., Answers], tmp_path: Path) -> None:
+def test_what_was_acknowledged_after_a_refused_line_is_reported(sent: Callable[..., Answers], tmp_path: Path) -> None:
     answers = sent(lambda value: TimeoutError() if value == b"2" else None)
     late = [ProduceError("refused")]
 
@@ -302,7 +302,9 @@ def test_what_was_acknowledged_behind_a_refused_line_is_told(sent: Callable[...,
 
     answers.flush = flush  # type: ignore[method-assign]
     (tmp_path / "f").write_bytes(b"1\n2\n3\n4\n")
-    with pytest.raises(FeedError, match=r"f:2: refused; sent to t and acknowledged: 3, the last of them line 4$"):
+    with pytest.raises(
+        FeedError, match=r"f:2: refused; messages sent to t and acknowledged: 3 \(the last one from line 4\)$"
+    ):
         send(Feed("t", str(tmp_path / "f")))
 
 
@@ -313,17 +315,19 @@ def test_a_signal_lets_the_message_in_hand_be_sent_and_counted(
     answers = sent()
     answers.on_send = lambda: os.kill(os.getpid(), number) if len(answers.values) == 2 else None
     (tmp_path / "f").write_bytes(b"1\n2\n3\n")
-    with pytest.raises(FeedError, match=f"^stopped by {number.name}; sent to t and acknowledged: 2$"):
+    with pytest.raises(FeedError, match=f"^stopped by {number.name}; messages sent to t and acknowledged: 2$"):
         send(Feed("t", str(tmp_path / "f")))
     assert answers.flushed == [feeding.SETTLE_S]
     assert answers.closed
 
 
-def test_at_a_stop_messages_without_an_answer_are_told_apart(sent: Callable[..., Answers], tmp_path: Path) -> None:
+def test_at_a_stop_messages_that_were_not_acknowledged_are_counted_apart(
+    sent: Callable[..., Answers], tmp_path: Path
+) -> None:
     answers = sent(lambda value: TimeoutError() if value != b"1" else None)
     answers.on_send = lambda: os.kill(os.getpid(), signal.SIGINT) if len(answers.values) == 3 else None
     (tmp_path / "f").write_bytes(b"1\n2\n3\n4\n")
-    with pytest.raises(FeedError, match=r"acknowledged: 1; sent and not answered: 2, which may have arrived$"):
+    with pytest.raises(FeedError, match=r"acknowledged: 1; sent but not acknowledged, may have arrived: 2$"):
         send(Feed("t", str(tmp_path / "f")))
 
 
@@ -338,19 +342,19 @@ def test_a_second_signal_does_not_wait_for_a_message_that_cannot_be_sent(
 
     answers.on_send = press_twice
     (tmp_path / "f").write_bytes(b"1\n")
-    with pytest.raises(FeedError, match=r"^stopped by SIGINT; sent to t and acknowledged: 0$"):
+    with pytest.raises(FeedError, match=r"^stopped by SIGINT; messages sent to t and acknowledged: 0$"):
         send(Feed("t", str(tmp_path / "f")))
 
 
 def test_no_file_is_sent_before_all_could_be_opened(sent: Callable[..., Answers], tmp_path: Path) -> None:
     answers = sent()
     (tmp_path / "f").write_bytes(b"1\n")
-    with pytest.raises(FeedError, match="missing cannot be read: No such file or directory"):
+    with pytest.raises(FeedError, match=r"cannot read .*missing: No such file or directory"):
         send(Feed("t", str(tmp_path / "f")), Feed("t", str(tmp_path / "missing")))
     assert answers.values == []
 
 
-def test_a_read_that_fails_in_the_middle_is_told_with_the_count(
+def test_a_read_that_fails_in_the_middle_is_reported_with_the_count(
     sent: Callable[..., Answers], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     class Broken(io.BytesIO):
@@ -361,7 +365,7 @@ def test_a_read_that_fails_in_the_middle_is_told_with_the_count(
 
     sent()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Broken(b"1\n2\n")))
-    with pytest.raises(FeedError, match=r"<stdin> cannot be read: Input/output error .*acknowledged: 2$"):
+    with pytest.raises(FeedError, match=r"cannot read <stdin>: Input/output error .*acknowledged: 2$"):
         send(Feed("t", "-"))
 
 

@@ -1,0 +1,85 @@
+"""What the commands share: the parser, its checks of values, and options that mean the same in each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn, TypeAlias
+
+from karafka_lite.errors import ConfigurationError
+from karafka_lite.routing import check_topic
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+Command = Callable[[argparse.Namespace], int]
+"""What a command does with its arguments; returns the exit code."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our exit code for usage errors: its own, 2, means "forced" here."""
+
+    example = "karafka-lite run module:app --broker localhost:9092 --concurrency 5 --log-level debug"
+
+    def error(self, message: str) -> NoReturn:
+        usage = f"{self.format_usage()}for example: {self.example}\nhelp: {self.prog} --help"
+        self.exit(1, f"{self.prog}: {message}\n{usage}\n")
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+def add_command(commands: Commands, name: str, command: Command, *, help: str, description: str, epilog: str) -> Parser:
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --con would break as soon as a second option begins with it
+    )
+    parser.set_defaults(command=command, parser=parser)
+    return parser
+
+
+# -- options
+
+
+def add_log_level(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("logging")
+    levels = f"{', '.join(_LEVELS)} (default: %(default)s)"
+    group.add_argument("--log-level", metavar="LEVEL", type=str.lower, choices=_LEVELS, default="info", help=levels)
+
+
+def add_image(group: argparse._ArgumentGroup, option: str) -> None:
+    group.add_argument("--image", metavar="IMAGE", help=f"Kafka image for {option} (default: apache/kafka:4.3.1)")
+
+
+# -- types of values
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds > 0, got {text!r}")
+    return value
+
+
+def port(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) < 65_536):
+        raise argparse.ArgumentTypeError(f"must be a port from 1 to 65535, got {text!r}")
+    return int(text)
+
+
+def topic_with_partitions(text: str) -> tuple[str, int]:
+    """``NAME`` or ``NAME:PARTITIONS``."""
+    name, colon, partitions = text.partition(":")
+    try:
+        check_topic(name)
+    except ConfigurationError as mistake:
+        raise argparse.ArgumentTypeError(str(mistake)) from None
+    if colon and not (partitions.isdecimal() and int(partitions)):
+        raise argparse.ArgumentTypeError(f"partitions must be an integer ≥ 1, as in {name}:3, got {text!r}")
+    return name, int(partitions or 1)

@@ -1,0 +1,61 @@
+"""``karafka-lite produce``: send the lines of a file to a topic."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from karafka_lite.cli import console
+from karafka_lite.cli.feed import Feed, feed
+from karafka_lite.cli.options import Commands, add_command, add_log_level
+from karafka_lite.settings import resolve_bootstrap_servers
+
+_EPILOG = """\
+examples:
+  karafka-lite produce orders orders.jsonl        each line is JSON and becomes
+                                                  the value of a message
+  karafka-lite produce orders orders.jsonl --key customer
+                                                  keyed by the field "customer"
+  tail -f access.log | karafka-lite produce log --text
+                                                  each line as it is
+
+A line ends with \\n or \\r\\n. Blank lines are skipped; with --text an empty line
+is an empty message. The command stops at the first line that cannot be sent
+and reports how many messages were acknowledged. A missing topic is created if
+the broker allows it.
+
+exit codes:
+  0  every message was sent and acknowledged
+  1  not every message was
+  3  no broker could be reached
+"""
+
+
+def add_to(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "produce",
+        produce,
+        help="send the lines of a file to a topic",
+        description="Send the lines of a file to a topic and wait until all in-sync replicas\nhave acknowledged them.",
+        epilog=_EPILOG,
+    )
+    parser.example = "karafka-lite produce my_topic my_file.jsonl --broker localhost:9092"
+    parser.add_argument("topic", metavar="TOPIC", help="where to send the messages")
+    parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="default: -, standard input")
+    group = parser.add_argument_group("messages")
+    group.add_argument("--key", metavar="FIELD", help="field of each JSON object to use as the message key")
+    group.add_argument("--text", action="store_true", help="send lines as they are, without parsing them")
+    group = parser.add_argument_group("brokers")
+    servers = "brokers to connect to (default: KARAFKA_LITE_BOOTSTRAP_SERVERS, or localhost:9092)"
+    group.add_argument("--broker", metavar="HOST:PORT,...", help=servers)
+    add_log_level(parser)
+
+
+def produce(arguments: argparse.Namespace) -> int:
+    if arguments.text and arguments.key is not None:
+        arguments.parser.error("--key cannot be combined with --text: it needs JSON, which --text does not parse")
+    console.configure_logging(arguments.log_level)
+    servers = resolve_bootstrap_servers(arguments.broker, os.environ, "localhost:9092")
+    feed([Feed(arguments.topic, arguments.file, arguments.key, arguments.text)], servers, {}, console.feeding)
+    return 0

@@ -1,0 +1,161 @@
+"""``karafka-lite run``: import an App and run it until Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from karafka_lite.app import App
+from karafka_lite.cli import broker, console, importer
+from karafka_lite.cli.drain import NOT_DRAINED, Drain
+from karafka_lite.cli.feed import Feed, feed
+from karafka_lite.cli.options import Commands, add_command, add_image, add_log_level, seconds
+from karafka_lite.client.reader import choose_reader
+
+DRAIN_TIMEOUT_S = 60.0
+GC_THRESHOLD = 10_000
+
+_EPILOG = """\
+examples:
+  karafka-lite run orders:app                  the App named app in orders.py
+  karafka-lite run orders                      the same, or its only App
+  karafka-lite run shop.orders:consumers.app   a nested attribute
+  karafka-lite run 'shop.orders:make_app()'    what a function returns
+  karafka-lite run examples/quickstart.py      a file
+  karafka-lite run orders:app --broker kafka-1:9092,kafka-2:9092
+                                               brokers other than the App's
+  karafka-lite run orders:app --broker embedded
+                                               an in-memory broker, no Kafka
+  karafka-lite run orders:app --broker docker  Apache Kafka in a container
+  karafka-lite run orders:app --feed orders=orders.jsonl
+                                               first send each line to the topic
+  karafka-lite run orders:app --drain          stop at the end of its topics
+
+exit codes:
+  0  clean stop
+  1  configuration, usage or import error, or a critical exception
+  2  forced stop: a handler or the final commit took too long
+  3  no broker could be reached
+  4  --drain did not reach the end
+"""
+
+
+def add_to(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "run",
+        run,
+        help="run the consumers of an App",
+        description="Run the consumers of an App until Ctrl-C or SIGTERM.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("app", metavar="module:app", help="where the App is; ':app' may be omitted")
+    group = parser.add_argument_group("brokers")
+    group.add_argument(
+        "--broker",
+        metavar="HOST:PORT,...",
+        help="brokers to connect to, or 'embedded' or 'docker' to start one for this run; overrides "
+        "KARAFKA_LITE_BOOTSTRAP_SERVERS and the App's bootstrap_servers",
+    )
+    add_image(group, "--broker docker")
+    group = parser.add_argument_group("input")
+    group.add_argument(
+        "--feed",
+        metavar="TOPIC=FILE",
+        action="append",
+        default=[],
+        help="before the App starts, send each line of FILE (JSON; - for standard input) to TOPIC; repeatable",
+    )
+    group.add_argument("--drain", action="store_true", help="process what is in the topics now, then stop")
+    group.add_argument(
+        "--drain-timeout",
+        metavar="SECONDS",
+        type=seconds,
+        help=f"with --drain: exit with 4 after this long without progress (default: {DRAIN_TIMEOUT_S:g})",
+    )
+    group = parser.add_argument_group("processing")
+    group.add_argument("--concurrency", metavar="N", type=int, help="overrides the App's concurrency")
+    group.add_argument(
+        "--no-gc-tuning", action="store_true", help=f"do not raise Python's GC threshold to {GC_THRESHOLD:,}"
+    )
+    add_log_level(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    console.configure_logging(arguments.log_level)  # before the import: the user's module may log
+    if not arguments.no_gc_tuning:
+        _tune_gc()  # also before the import, so that the user's module has the last word
+    app = importer.load_app(arguments.app)
+    app.override(concurrency=arguments.concurrency)
+    if arguments.drain_timeout and not arguments.drain:
+        arguments.parser.error("--drain-timeout requires --drain")
+    feeds = _feeds(app, arguments)
+    choose_reader()  # raises here, before a broker is started or a file is sent
+    with _broker_of(app, arguments) as kind:
+        console.banner(app, kind)
+        if feeds:
+            feed(feeds, app.brokers(), app.config.settings, console.feeding)
+        return _drain(app, arguments.drain_timeout or DRAIN_TIMEOUT_S) if arguments.drain else app.run()
+
+
+def _tune_gc() -> None:
+    """Have the garbage collector look at new objects after 10,000 of them instead of 700 (2,000 in Python 3.14).
+
+    At 700 it runs with each batch and examines messages that are only queued: a third of the cost of a message.
+    """
+    threshold = gc.get_threshold()[0]
+    if 0 < threshold < GC_THRESHOLD:  # 0: the user has turned it off
+        gc.set_threshold(GC_THRESHOLD)
+
+
+def _drain(app: App, timeout_s: float) -> int:
+    began = time.monotonic()
+    with closing(Drain(app, timeout_s)) as drain:
+        try:
+            with broker.sigterm_as_ctrl_c():
+                drain.prepare()
+        except KeyboardInterrupt:
+            print("karafka-lite: not drained: stopped before the start", file=sys.stderr)
+            return NOT_DRAINED
+        code = drain.run(console.draining)
+    console.drained(drain.standings, time.monotonic() - began, drain.complaint)
+    return code
+
+
+@contextmanager
+def _broker_of(app: App, arguments: argparse.Namespace) -> Iterator[str]:
+    """Point the App at ``--broker``; yields the kind of the broker started for this run, or "" if none was started."""
+    kind = arguments.broker if arguments.broker in broker.KINDS else ""
+    if arguments.image and kind != "docker":
+        arguments.parser.error("--image requires --broker docker")
+    if not kind:
+        app.override(bootstrap_servers=arguments.broker)
+        yield kind
+        return
+    topics = {topic: 1 for routes in app.groups.values() for topic in routes}
+    # An App that runs has signal handlers of its own; SIGTERM matters before and after that.
+    with broker.sigterm_as_ctrl_c(), broker.development_broker(kind, topics, 0, arguments.image) as started:
+        app.override(bootstrap_servers=started.bootstrap_servers)
+        yield kind
+
+
+def _feeds(app: App, arguments: argparse.Namespace) -> list[Feed]:
+    """The feeds of ``--feed``; a topic that the App does not consume is a usage error."""
+    topics = {topic: None for routes in app.groups.values() for topic in routes}
+    feeds = []
+    for given in arguments.feed:
+        topic, equals, file = given.partition("=")
+        if not (topic and equals and file):
+            arguments.parser.error(f"--feed expects TOPIC=FILE, got {given!r}")
+        if topic not in topics:
+            arguments.parser.error(
+                f"--feed {given}: the App does not consume {topic!r}; its topics: {', '.join(topics)}"
+            )
+        feeds.append(Feed(topic, file))
+    if [feed.file for feed in feeds].count("-") > 1:
+        arguments.parser.error("--feed TOPIC=- can be given only once: there is only one standard input")
+    return feeds
