@@ -5,8 +5,8 @@ to break). The first two run it twice, on Apache Kafka and on the embedded broke
 ``@pytest.mark.apache_only("why")`` once, with ``@pytest.mark.test_client`` also on ``TestClient``. Where there is no
 Apache Kafka, what needs it is skipped with the reason, or fails when CI=true.
 
-With which decoder (``decode.py``) records are read is the option ``--decoder``: with each of the two on one of the
-brokers, unless it is told otherwise, so that one run tells about both.
+With which decoder (``client/reader.py``) records are read is the option ``--decoder``: with each of the two on one of
+the brokers, unless it is told otherwise, so that one run tells about both.
 """
 
 from __future__ import annotations
@@ -231,14 +231,21 @@ def _cost(item: pytest.Item) -> tuple[bool, bool, bool, bool]:
     return slow, "three_nodes" in getattr(item, "fixturenames", ()), apache, "embedded" in _brokers(item)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """What ``-n auto`` means here: tests mostly wait, so that a core has room for two; one test needs no workers.
+@pytest.hookimpl(wrapper=True)  # before pytest-xdist, which chooses "load" where nothing is chosen
+def pytest_cmdline_main(config: pytest.Config) -> Iterator[None]:
+    """What goes along with ``-n``: groups stay together, the dearest test first, and a dead worker ends the run."""
+    if config.option.numprocesses and config.option.dist == "no":
+        config.option.dist = "loadgroup"
+        config.option.loadscopereorder = False
+        config.option.maxworkerrestart = "0"
+    if hasattr(config, "workerinput"):  # a worker reads the command line itself, where nothing of this is said
+        config.option.loadgroup = True
+    return (yield)
 
-    Nor do those of Docker, which share one image: pytest-xdist 3.8 does not see its own groups under pytest 9.2.
-    """
-    if any("::" in argument for argument in config.args) or config.option.markexpr == "docker":
-        return 0
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What ``-n auto`` means here: tests mostly wait, so that a core has room for two."""
     return min(4, 2 * (os.cpu_count() or 1))
 
 

@@ -155,7 +155,7 @@ def test_wait_until_says_what_it_waited_for_and_what_it_saw() -> None:
 def run_pytest(folder: Path, tests: str, *options: str, **environment: str) -> str:
     """What pytest prints about a file with these tests, under this suite's conftest and settings."""
     (folder / "test_small.py").write_text(tests)
-    house = ["-p", "conftest", "-c", str(TESTS.parent / "pyproject.toml"), "-p", "no:cacheprovider", "-n", "0"]
+    house = ["-p", "conftest", "-c", str(TESTS.parent / "pyproject.toml"), "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *house, *options, str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(TESTS), "CI": "", **environment}
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60).stdout
@@ -248,6 +248,33 @@ def test_again(): reads_with(EXPECTED[2])
 """
     printed = run_pytest(tmp_path, tests, *option, "-k", "not test_on_embedded[apache]")
     assert "3 passed" in printed, printed
+
+
+def test_plain_pytest_runs_in_one_process_so_that_a_debugger_and_prints_work(tmp_path: Path) -> None:
+    tests = """
+def test_fails(pytestconfig):
+    print("in", "a worker" if hasattr(pytestconfig, "workerinput") else "this process")
+    assert False
+"""
+    printed = run_pytest(tmp_path, tests, "-x", "--pdb", "-s")
+    assert "in this process" in printed
+    assert "(Pdb) " in printed
+
+
+def test_side_by_side_the_tests_of_a_group_share_a_worker(tmp_path: Path) -> None:
+    tests = """
+import os, pathlib, pytest
+@pytest.mark.parametrize("number", range(6))
+@pytest.mark.xdist_group("one")
+def test_of_a_group(number): pathlib.Path(f"ran-{number}").write_text(os.environ["PYTEST_XDIST_WORKER"])
+"""
+    assert "6 passed" in run_pytest(tmp_path, tests, "-n", "3")
+    assert len({path.read_text() for path in tmp_path.glob("ran-*")}) == 1
+
+
+def test_side_by_side_a_worker_that_dies_ends_the_run(tmp_path: Path) -> None:
+    tests = "import os\ndef test_dies(): os._exit(1)\n"
+    assert "worker gw0 crashed and worker restarting disabled" in run_pytest(tmp_path, tests, "-n", "1")
 
 
 def test_side_by_side_what_takes_long_starts_first(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ FOR_TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "confluen
 LEFT_OUT = ["test_docker_messages.py", "test_cli.py", "test_broker_command.py"]
 
 QUICKSTART = "run examples.quickstart:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain"
-PYTEST = ["pytest", "-n", "0", "-q", "-p", "no:cacheprovider", "--assert=plain", "tests/unit"]
+PYTEST = ["pytest", "-q", "-p", "no:cacheprovider", "--assert=plain", "tests/unit"]
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 

@@ -25,7 +25,16 @@ ROOT = Path(__file__).parents[2]
 SUPPORTED = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', (ROOT / "pyproject.toml").read_text())
 
 # The mutations of the simulation are wrong on every Python.
-TESTS = ["-m", "not kafka and not docker", "--ignore", "tests/simulation/test_mutations.py", "-p", "no:cacheprovider"]
+TESTS = [
+    "-n",
+    "auto",
+    "-m",
+    "not kafka and not docker",
+    "--ignore",
+    "tests/simulation/test_mutations.py",
+    "-p",
+    "no:cacheprovider",
+]
 
 
 def main() -> int:
