@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``--help``, ``--version`` and usage errors raise argparse's SystemExit (0, 0 and 1).
     """
     if sys.stderr is None:  # the parent process closed it
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - it is open for as long as the process runs
     arguments, unknown = _parser().parse_known_args(argv)
     if unknown:  # reported by the command, whose usage lists its options
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
