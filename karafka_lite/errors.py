@@ -16,12 +16,26 @@ or one that was never handed over) are Python's own: they are mistakes in the ha
 
 from __future__ import annotations
 
+from enum import Enum
+
+
+class Exit(Enum):
+    """The exit codes of ``karafka-lite run``."""
+
+    CLEAN = 0
+    ERROR = 1
+    FORCED = 2
+    NO_BROKER = 3
+
+
+CRITICAL = (SystemExit, KeyboardInterrupt, MemoryError)  # raised by a handler, they stop the app
+
 
 def describe(error: BaseException) -> str:
     """Type and text in one line; a text that cannot be made is left out."""
     try:
         return f"{type(error).__name__}: {error}"
-    except Exception:  # somebody else's __str__
+    except BaseException:  # of a foreign __str__
         return type(error).__name__
 
 
@@ -44,9 +58,34 @@ class CommitError(KarafkaLiteError):
     The offset stays stored, and is committed again with the next interval, hand-over or stop.
     """
 
+    @classmethod
+    def after(cls, timeout_ms: int, offset: str, waits_for: str) -> CommitError:
+        """``offset`` was not acknowledged in time, because of ``waits_for``."""
+        return cls(
+            f"{offset} was not acknowledged within {timeout_ms} ms ({waits_for}); a timeout does not mean that it did "
+            f"not happen. The offset stays stored and is committed again; the partition is still ours"
+        )
+
 
 class ProduceError(KarafkaLiteError):
-    """A message that was sent was refused, or not acknowledged in time; in the second case it may have arrived."""
+    """A message that was sent was refused, or not acknowledged in time; in the second case it may have arrived.
+
+    ``collateral``: another message was refused, and the producer that had both on their way had to be replaced.
+    """
+
+    collateral = False
+
+    @classmethod
+    def from_failure(cls, failure: BaseException) -> ProduceError:
+        """A new error about an earlier ``failure``: one exception that is raised again and again collects frames."""
+        error = cls(str(failure) if isinstance(failure, ProduceError) else describe(failure))
+        error.collateral = getattr(failure, "collateral", False)
+        error.__cause__ = failure
+        return error
+
+
+class PollError(KarafkaLiteError):
+    """A poll failed in a way that the next one may not. Never reaches user code."""
 
 
 class ClusterError(KarafkaLiteError):
