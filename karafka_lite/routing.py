@@ -1,6 +1,7 @@
-"""What the user typed: routes and hooks, checked when they are typed.
+"""Routes and hooks, checked when their decorators run.
 
-A mistake is a ConfigurationError at its line: what, why, what to type instead; never a value that may be secret.
+A mistake is a ConfigurationError at that line. It says what is wrong, why, and what is right, but never shows a value
+that may be secret.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from karafka_lite.core.options import Hook, Policy
 from karafka_lite.core.ownership import Run
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.messages import Batch, Deserializer, Loads, as_deserializer
-from karafka_lite.settings import group_id_mistakes, int_mistakes, refuse, shown
+from karafka_lite.settings import group_id_mistakes, int_mistakes, refuse, safe_repr
 
 Handler = Callable[[Batch, Context], object]
 HookFunction = Callable[[Context], object]
 DeadLetter = str | Literal[False] | None
 HandlerT = TypeVar("HandlerT", bound=Handler)
 HookT = TypeVar("HookT", bound=HookFunction)
-DEFAULT_MAX_RETRIES = 3  # where there is a dead_letter
+DEFAULT_MAX_RETRIES = 3  # with a dead_letter
 
 
 class Router:
-    """The routes of one app; ``group_id``, a non-empty str, is the group of every topic that names no other."""
+    """The routes of one app. ``group_id``: the consumer group of every topic that names no other."""
 
     def __init__(self, group_id: str) -> None:
         refuse(*group_id_mistakes(group_id))
@@ -39,7 +40,7 @@ class Router:
 
     @property
     def groups(self) -> dict[str, dict[str, Route]]:
-        """Group id -> topic -> Route, both in the order of registration; a new dict at each access."""
+        """Group id -> topic -> Route, in the order of registration; a new dict on each access."""
         groups: dict[str, dict[str, Route]] = {}
         for route in self._routes:
             groups.setdefault(route.group_id, {}).update(dict.fromkeys(route.topics, route))
@@ -58,28 +59,28 @@ class Router:
         max_retries: int | None = None,
         dead_letter: DeadLetter = None,
     ) -> Callable[[HandlerT], HandlerT]:
-        """Register a handler for ``topics``; the function itself is returned unchanged.
+        """Register a handler for ``topics``; returns the function unchanged.
 
             @app.topic("user_events", batch_timeout_ms=1000)
             def store(batch, ctx):
                 save(batch.payloads)
 
         Args:
-            topics: one or more names. A topic may stand in several groups, once in each.
-            manual_offsets: commit only what the handler marks, instead of each batch that it finished.
+            topics: one or more names. A topic may be in several groups, once in each.
+            manual_offsets: commit only what the handler marks, instead of each batch that it has finished.
             group_id: consumer group of these topics; None: the app's own.
-            max_messages: the most messages in one batch.
-            batch_timeout_ms: how long to wait for ``max_messages``, in milliseconds; 0 hands over what is there.
+            max_messages: maximum number of messages in a batch.
+            batch_timeout_ms: how long to wait for ``max_messages``; 0 passes on what has arrived.
             deserializer: ``bytes -> payload``, or a module with ``loads``; None leaves the payload as bytes.
-            backoff_ms: milliseconds from a first failure to the next try; it doubles with each failure.
-            backoff_max_ms: the longest of these waits, in milliseconds.
-            dead_letter: where a message goes at which the handler fails again and again: a topic, with headers that
-                say where it came from and why; False: nowhere, it is logged and skipped; None: it is never given up.
-            max_retries: how often a batch, and then each of its messages by itself, is tried again before that (3).
+            backoff_ms: wait between the first failure and the retry; doubled after each further failure.
+            backoff_max_ms: the longest such wait.
+            dead_letter: where to send a message that keeps failing: a topic (headers say where it came from and why);
+                False: log and skip it; None: retry it forever.
+            max_retries: how often a batch, and then each of its messages alone, is retried before that (default: 3).
 
         Raises:
-            ConfigurationError: a topic name or an option that cannot work, a topic that its group already has, or a
-                handler that cannot be called with ``(batch, ctx)`` or would not run (``async def``, generator).
+            ConfigurationError: a topic name or an option is invalid, the group already has one of the topics, or the
+                handler does not accept ``(batch, ctx)`` or is not a plain function (``async def``, generator).
         """
         group = self._group_id if group_id is None else group_id
         decode = as_deserializer(deserializer)
@@ -90,9 +91,12 @@ class Router:
             *int_mistakes("batch_timeout_ms", batch_timeout_ms, least=0),
             *int_mistakes("backoff_ms", backoff_ms),
         )
-        refuse(*int_mistakes("backoff_max_ms", backoff_max_ms, least=backoff_ms, why=" (backoff_ms, the first wait)"))
+        refuse(*int_mistakes("backoff_max_ms", backoff_max_ms, least=backoff_ms, why=" (backoff_ms)"))
         if decode is not None and not callable(decode):
-            refuse(f"deserializer cannot be {shown(deserializer)}: type json, a function of bytes, or None for bytes")
+            refuse(
+                f"deserializer must be a function of bytes, a module with loads (such as json) or None, "
+                f"got {safe_repr(deserializer)}"
+            )
         refuse(*_dead_letter_mistakes(dead_letter, max_retries, topics))
         backoff = Backoff(backoff_ms, backoff_max_ms)
         budget = None if dead_letter is None else 1 + (DEFAULT_MAX_RETRIES if max_retries is None else max_retries)
@@ -101,7 +105,7 @@ class Router:
         def register(handler: HandlerT) -> HandlerT:
             refuse(*_function_mistakes("@app.topic", handler, ("batch", "ctx")))
             refuse(*_taken_mistakes(self.groups.get(group, {}), topics, handler))
-            # One dict for all routes of a handler: a hook reaches each of them, also those registered after the hook.
+            # All routes of a handler share one dict, so that a hook reaches also those registered after the hook.
             first = self._route_of(handler)
             hooks, every_ms = (first.hooks, first.every_ms) if first else ({kind: [] for kind in Hook}, [])
             self._routes.append(Route(topics, handler, group, options, decode, hooks, every_ms, dead_letter))
@@ -110,37 +114,38 @@ class Router:
         return register
 
     def on_shutdown(self, handler: Handler) -> Callable[[HookT], HookT]:
-        """Call a function ``(ctx)`` when the app stops, after the partition's last batch; marks count.
+        """Call a function ``(ctx)`` when the app stops, after the partition's last batch; marks are stored.
 
-        Once per partition and ownership, only for partitions that were handed a batch, never beside a batch of it; the
-        final commit and the leaving of the group follow. Raises ConfigurationError for an unknown ``handler``.
+        Called once per partition and ownership, only for partitions that have had a batch, and never at the same time
+        as a batch. The final commit follows, then the app leaves the group. Raises ConfigurationError for an unknown
+        ``handler``.
         """
         return self.hook(Hook.ON_SHUTDOWN, handler)
 
     def before_revoke(self, handler: Handler) -> Callable[[HookT], HookT]:
-        """Call a function ``(ctx)`` before a rebalance takes a partition away in good order; marks count.
+        """Call a function ``(ctx)`` before a rebalance takes the partition away; marks are stored.
 
-        After the running batch, before the commit and the hand-over, inside ``drain_timeout_ms`` (left out past it).
-        Raises ConfigurationError for an unknown ``handler``.
+        Called after the running batch and before the commit, within ``drain_timeout_ms`` (afterwards it is skipped).
+        Not called if the partition is lost without a rebalance. Raises ConfigurationError for an unknown ``handler``.
         """
         return self.hook(Hook.BEFORE_REVOKE, handler)
 
     def on_revoked(self, handler: Handler) -> Callable[[HookT], HookT]:
-        """Call a function ``(ctx)`` when a partition is gone, handed over or lost: for clean-up; marks return False.
+        """Call a function ``(ctx)`` for clean-up when the partition is gone, revoked or lost; marks return False.
 
-        Waits for a handler that still runs. Raises ConfigurationError for an unknown ``handler``.
+        Called after a handler that is still running has returned. Raises ConfigurationError for an unknown ``handler``.
         """
         return self.hook(Hook.ON_REVOKED, handler)
 
     def every(self, handler: Handler, *, ms: int) -> Callable[[HookT], HookT]:
-        """Call a function ``(ctx)`` again and again, ``ms`` milliseconds behind its last end; marks count.
+        """Call a function ``(ctx)`` every ``ms`` milliseconds, counted from the end of the last call; marks are stored.
 
-        For each partition of ours that was handed a batch, never beside a batch of it, also while no message comes or
-        the partition waits; no more when it is to be given away. An exception is logged. With ``ctx.state`` it makes a
-        buffer that is written by size or by time.
+        Called for each assigned partition that has had a batch, never at the same time as a batch of it, also while no
+        messages arrive or the partition is in back-off, but no longer once it is being revoked. An exception is logged.
+        Together with ``ctx.state`` it makes a buffer that is written by size or by time.
 
         Raises:
-            ConfigurationError: an unknown ``handler``, or ``ms`` is no number from 1.
+            ConfigurationError: the ``handler`` is unknown, or ``ms`` is not an integer ≥ 1.
 
         Example::
 
@@ -150,18 +155,18 @@ class Router:
         return self.hook(Hook.EVERY, handler, ms)
 
     def hook(self, kind: Hook, handler: Handler, ms: int = 0) -> Callable[[HookT], HookT]:
-        """Register a function of ``(ctx)`` for all routes of ``handler``; it is returned unchanged, so hooks stack.
+        """Register a function ``(ctx)`` for all routes of ``handler``; it is returned unchanged, so that hooks stack.
 
         Raises:
-            ConfigurationError: ``handler`` has no topic (yet), or the function is not a plain one of ``(ctx)``.
+            ConfigurationError: ``handler`` has no topic (yet), or the function is not a plain function of ``(ctx)``.
         """
         decorator = f"@app.{kind.value}"
         route = self._route_of(handler)
         if route is None:
             registered = ", ".join(dict.fromkeys(route.name for route in self._routes)) or "none"
             raise ConfigurationError(
-                f"{decorator}: {name_of(handler)} is not the handler of a topic (handlers so far: {registered}); "
-                f"type {decorator}(handler), below the handler and its @app.topic"
+                f"{decorator}: {name_of(handler)} is not the handler of a topic (registered handlers: {registered}). "
+                f"Register the hook after the handler, as {decorator}(handler)"
             )
         if kind is Hook.EVERY:
             refuse(*int_mistakes("ms", ms))
@@ -184,10 +189,10 @@ class Route:
     """A handler with the topics and options of one ``@app.topic``; equal only to itself.
 
     Attributes:
-        options: what the rules about offsets need of these; see ``policy``.
-        deserialize: ``bytes -> payload``; None where payloads stay bytes.
-        hooks: for each kind its functions in the order of registration, shared by all routes of the handler.
-        every_ms: for each function of ``every`` how often, shared likewise.
+        options: those that the rules about offsets depend on; see ``policy``.
+        deserialize: ``bytes -> payload``; None: payloads stay bytes.
+        hooks: the functions of each kind in the order of registration, shared by all routes of the handler.
+        every_ms: the interval of each function of ``every``, shared likewise.
     """
 
     topics: tuple[str, ...]
@@ -201,63 +206,60 @@ class Route:
 
     @property
     def name(self) -> str:
-        """How texts name the handler: its qualified name without the module; of a partial, its function's."""
+        """The handler's name in messages: its qualified name without the module."""
         return name_of(self.handler)
 
     @property
     def policy(self) -> Policy:
-        """``options`` with the hooks that there are by now; ``hooks`` are the kinds that have a function."""
+        """``options`` with the hooks registered so far; ``hooks`` are the kinds that have a function."""
         kinds = frozenset(kind for kind, functions in self.hooks.items() if functions)
         return self.options._replace(hooks=kinds, every_ms=tuple(self.every_ms))
 
     def called(self, run: Run) -> str:
-        """How texts name what a run calls."""
+        """The name, in messages, of what a run calls."""
         return ", ".join(map(name_of, self.functions(run))) if run.hook else self.name
 
     def functions(self, run: Run) -> list[HookFunction]:
-        """Those that a run of a hook calls."""
+        """The functions that a run of a hook calls."""
         functions = self.hooks[run.hook] if run.hook else []
         return functions[run.number : run.number + 1] if run.hook is Hook.EVERY else functions
 
 
 def check_topic(topic: str) -> None:
-    """Raises ConfigurationError where Kafka cannot have a topic of this name."""
+    """Raises ConfigurationError if this is not a valid name of a Kafka topic."""
     refuse(*_topic_mistakes((topic,)))
 
 
-# Each check below yields its mistakes as text, so that one exception can tell all of them.
+# Each check below yields its mistakes as text, so that one exception can report all of them.
 
 
 def _topic_mistakes(topics: tuple[object, ...]) -> Iterator[str]:
     if not topics:
-        yield '@app.topic has no topic: type @app.topic("name")'
+        yield '@app.topic needs a topic: use @app.topic("name")'
     for i, topic in enumerate(topics):
         if callable(topic):
-            yield f'@app.topic needs parentheses and a topic: type @app.topic("name") above {name_of(topic)}'
+            yield f'@app.topic needs parentheses and a topic: use @app.topic("name") above {name_of(topic)}'
         elif not isinstance(topic, str):
-            yield f'a topic is a str, not {shown(topic)}: type @app.topic("first", "second")'
+            yield f'a topic must be a string, got {safe_repr(topic)}; use @app.topic("first", "second")'
         elif not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", topic) or topic in (".", ".."):
-            yield f"{topic!r} cannot be a topic of Kafka: type 1 to 249 of a-z A-Z 0-9 . _ - (but not just . or ..)"
+            yield f"{topic!r} is not a valid topic name: use 1 to 249 of a-z A-Z 0-9 . _ - (but not . or .. alone)"
         elif topic in topics[:i]:
-            yield f"topic {topic!r} stands twice in one @app.topic: type it once"
+            yield f"topic {topic!r} is given twice in one @app.topic"
 
 
 def _dead_letter_mistakes(dead_letter: object, max_retries: object, topics: Sequence[str]) -> Iterator[str]:
     if dead_letter is None:
         if max_retries is not None:
-            yield (
-                "max_retries says when to give up, but nothing says what becomes of the message then: type "
-                'dead_letter="name-of-a-topic", or dead_letter=False to log and skip it'
-            )
+            yield "max_retries requires dead_letter=: name a topic, or pass False to log and skip"
         return
     if max_retries is not None:
         yield from int_mistakes("max_retries", max_retries, least=0)
     if dead_letter is False:
         return
     if not isinstance(dead_letter, str):
-        yield f'dead_letter is the name of a topic, False, or None, not {shown(dead_letter)}: type "name-of-a-topic"'
+        yield f"dead_letter must be the name of a topic, False or None, got {safe_repr(dead_letter)}"
     elif dead_letter in topics:
-        yield f"dead_letter={dead_letter!r} is a topic of this handler, which would be handed it again: type another"
+        yield f"dead_letter={dead_letter!r} is a topic of this handler, which would get its dead letters; use another"
     else:
         yield from _topic_mistakes((dead_letter,))
 
@@ -265,27 +267,29 @@ def _dead_letter_mistakes(dead_letter: object, max_retries: object, topics: Sequ
 def _taken_mistakes(taken: Mapping[str, Route], topics: Sequence[str], handler: Handler) -> Iterator[str]:
     for topic in topics:
         if other := taken.get(topic):
-            here = f"topic {topic!r} is taken in group {other.group_id!r} by {other.name}"
-            yield f'{here}: drop it from {name_of(handler)}, or type @app.topic({topic!r}, group_id="another-group")'
+            here = f"topic {topic!r} already has the handler {other.name} in group {other.group_id!r}"
+            yield f'{here}; remove it from {name_of(handler)}, or use @app.topic({topic!r}, group_id="another-group")'
 
 
 def _function_mistakes(decorator: str, function: object, parameters: tuple[str, ...]) -> Iterator[str]:
-    name, arguments = name_of(function), ", ".join(parameters)
-    plain = f"def {getattr(function, '__name__', 'function').replace('<lambda>', 'function')}({arguments}):"
+    name, arguments = name_of(function), f"({', '.join(parameters)})"
+    kind, count = (
+        ("handler", "two positional arguments") if len(parameters) == 2 else ("hook", "one positional argument")
+    )
     if not callable(function):
-        yield f"{decorator} cannot register {shown(function)}, which is not callable: type `{plain}` below it"
+        yield f"{decorator}: a {kind} must be a function of {arguments}, got {safe_repr(function)}"
     elif _is_lazy(function):
-        yield f"{decorator}: {name} is async or yields: a call runs nothing, a silent loss; write a plain `{plain}`"
+        yield f"{decorator}: {name} is an async or generator function; {kind}s must be plain functions of {arguments}"
     else:
         try:
-            # The wrapper is what is called: functools.wraps must not let the inner signature stand for it.
+            # The wrapper is called, so its own signature counts and not the one that functools.wraps has copied.
             signature = inspect.signature(function, follow_wrapped=False)
         except (TypeError, ValueError):
-            return  # a builtin that does not tell its signature
+            return  # a builtin without a signature
         try:
             signature.bind(*(None for _ in parameters))
-        except TypeError as mistake:
-            yield f"{decorator}: {name}{signature} is called with ({arguments}), {mistake}: type `{plain}`"
+        except TypeError:
+            yield f"{decorator}: {name}{signature} must accept {count} {arguments}"
 
 
 def _is_lazy(function: Callable[..., object]) -> bool:
@@ -301,5 +305,5 @@ def _unwrapped(function: Any) -> Any:
 
 
 def name_of(function: object) -> str:
-    """How texts name a function: its qualified name; of a partial, its function's."""
+    """A function's name in messages: its qualified name; for a partial, that of its function."""
     return getattr(_unwrapped(function), "__qualname__", None) or repr(_unwrapped(function))

@@ -1,6 +1,7 @@
-"""What an App takes besides its routes, checked when it is made.
+"""The arguments of an App other than its routes, checked when the App is created.
 
-A mistake is a ConfigurationError at its line: what, why, what to type instead; never a value that may be secret.
+A mistake is a ConfigurationError at that line. It says what is wrong, why, and what is right, but never shows a value
+that may be secret.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Servers = str | Sequence[str]  # as in kafka-python: "a:9092,b:9092" or a list
 
 
 class Settings(TypedDict, total=False):
-    """What passes through to kafka-python's KafkaConsumer (3.0.12). Each int, bool and Literal is checked."""
+    """Settings passed through to kafka-python's KafkaConsumer (3.0.12). Each int, bool and Literal is checked."""
 
     # the member
     client_id: str
@@ -26,7 +27,7 @@ class Settings(TypedDict, total=False):
     session_timeout_ms: int
     heartbeat_interval_ms: int
     max_poll_interval_ms: int
-    # what is read, from where when there is no commit, and how much at once
+    # what is read, from where without a commit, and how much at a time
     auto_offset_reset: Literal["earliest", "latest", "none"]
     isolation_level: Literal["read_uncommitted", "read_committed"]
     allow_auto_create_topics: bool
@@ -81,29 +82,29 @@ class Settings(TypedDict, total=False):
 
 
 OWNED: dict[str, str] = {
-    "enable_auto_commit": "it commits what is only delivered; to mark type @app.topic(..., manual_offsets=True)",
-    "key_deserializer": "message.key is bytes; type message.key.decode() in the handler",
-    "value_deserializer": "payloads are decoded inside the handler; type @app.topic(..., deserializer=...)",
-    "group_instance_id": "static membership is half done in kafka-python; to tell processes apart type client_id=...",
-    "partition_assignment_strategy": "kafka-python's cooperative assignor claims partitions that it lost; leave it out",
-    "default_offset_commit_callback": "nothing would call it; to know what is committed type commit_offsets(sync=True)",
-    "consumer_timeout_ms": "it ends an iterator that is not used here; type @app.topic(..., batch_timeout_ms=...)",
-    "kafka_client": "the runner relies on kafka-python's own client; leave it out",
-    "selector": "the runner relies on kafka-python's own IO loop; leave it out",
+    "enable_auto_commit": "it commits messages that were only delivered; use @app.topic(..., manual_offsets=True)",
+    "key_deserializer": "message.key is bytes; call message.key.decode() in the handler",
+    "value_deserializer": "payloads are decoded when the handler reads them; use @app.topic(..., deserializer=...)",
+    "group_instance_id": "kafka-python's static membership is incomplete; use client_id=... to tell processes apart",
+    "partition_assignment_strategy": "kafka-python's cooperative assignor can claim partitions it has lost; remove it",
+    "default_offset_commit_callback": "it would never be called; use commit_offsets(sync=True) to wait for a commit",
+    "consumer_timeout_ms": "it ends an iterator that is not used here; use @app.topic(..., batch_timeout_ms=...)",
+    "kafka_client": "karafka-lite relies on kafka-python's own client; remove it",
+    "selector": "karafka-lite relies on kafka-python's own IO loop; remove it",
 }
-"""Settings of KafkaConsumer that the framework keeps for itself -> the reason and what to type instead."""
+"""Settings of KafkaConsumer that are not supported -> the reason and what to use instead."""
 
 
 TOPIC_OPTIONS = {
     *("manual_offsets", "max_messages", "batch_timeout_ms", "deserializer"),
     *("backoff_ms", "backoff_max_ms", "max_retries", "dead_letter"),
 }
-"""Options of ``@app.topic`` that somebody may look for here."""
+"""Options of ``@app.topic``, which are sometimes passed to App by mistake."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """The checked arguments of one App. ``settings`` is only what the user gave, and not in the repr: passwords."""
+    """The validated arguments of one App. ``settings`` are the user's own, and not in the repr: they hold passwords."""
 
     group_id: str
     bootstrap_servers: list[str]
@@ -123,10 +124,10 @@ class Config:
         drain_timeout_ms: int = 60_000,
         settings: Mapping[str, Any] | None = None,
     ) -> Config:
-        """The Config of an App's arguments (times in milliseconds).
+        """Validate the arguments of an App (times in milliseconds).
 
         Raises:
-            ConfigurationError: something cannot work; all mistakes of the call stand in one message.
+            ConfigurationError: an argument is invalid; the message lists all mistakes of the call.
         """
         given = dict(settings or {})
         refuse(
@@ -145,7 +146,7 @@ def resolve_bootstrap_servers(option: str | None, environ: Mapping[str, str], ar
     """The brokers: ``--broker`` unless None, else ``KARAFKA_LITE_BOOTSTRAP_SERVERS`` unless empty, else the argument.
 
     Raises:
-        ConfigurationError: the one that counts is not ``host[:port]``; the message says where it came from.
+        ConfigurationError: the chosen one is not ``host[:port]``; the message says where it came from.
     """
     source, value = "bootstrap_servers", argument
     if variable := environ.get("KARAFKA_LITE_BOOTSTRAP_SERVERS", "").strip():
@@ -156,16 +157,17 @@ def resolve_bootstrap_servers(option: str | None, environ: Mapping[str, str], ar
     return _servers(value)
 
 
-# Each check below yields its mistakes as text, so that one exception can tell all of them.
+# Each check below yields its mistakes as text, so that one exception can report all of them.
 
-_INT32_MAX = 2**31 - 1  # most of the numbers travel in 32 bits; a bigger one would fail much later, on the IO thread
+_INT32_MAX = 2**31 - 1  # most numbers are sent as 32 bits; a bigger one would fail much later, on the IO thread
 _TYPES = get_type_hints(Settings)
 _ZERO_ALLOWED = re.compile("fetch_min_bytes|fetch_max_wait_ms|.*backoff.*")
-_BELOW = (  # with kafka-python's defaults
-    ("drain_timeout_ms", 60_000, "max_poll_interval_ms", 300_000, "then the broker gives away what still drains"),
-    ("heartbeat_interval_ms", 3000, "session_timeout_ms", 45_000, "a third is usual, so that one may be missed"),
-    ("fetch_max_wait_ms", 500, "request_timeout_ms", 30_000, "a waiting fetch is not an unanswered one"),
-    ("request_timeout_ms", 30_000, "connections_max_idle_ms", 540_000, "a connection that waits is not idle"),
+_EVICTED = "the broker reassigns partitions whose handlers are still finishing"
+_ORDERED = (  # (smaller, its default, larger, its default, what happens otherwise), with kafka-python's defaults
+    ("drain_timeout_ms", 60_000, "max_poll_interval_ms", 300_000, _EVICTED),
+    ("heartbeat_interval_ms", 3000, "session_timeout_ms", 45_000, "one late heartbeat ends the session"),
+    ("fetch_max_wait_ms", 500, "request_timeout_ms", 30_000, "a fetch that waits for messages times out"),
+    ("request_timeout_ms", 30_000, "connections_max_idle_ms", 540_000, "a connection is closed while a request waits"),
 )
 _SERVER = re.compile(r"(?:[^\s:/\[\]]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::(?P<port>[0-9]{1,5}))?")
 
@@ -178,7 +180,7 @@ def refuse(*mistakes: str) -> None:
 
 def group_id_mistakes(group_id: object) -> Iterator[str]:
     if not isinstance(group_id, str) or not group_id.strip():
-        yield 'group_id must be a non-empty str: type for example "event-store"'
+        yield 'group_id must be a non-empty string, for example "event-store"'
 
 
 def _servers(value: Servers) -> list[str]:
@@ -188,54 +190,62 @@ def _servers(value: Servers) -> list[str]:
 def _server_mistakes(source: str, value: object) -> Iterator[str]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)) or not items or not all(isinstance(item, str) for item in items):
-        yield f'{source} must be a str or a non-empty list of str: type for example "localhost:9092"'
-    elif any("@" in item for item in items):  # not shown: it holds a password
-        yield f"{source} cannot hold a user or a password: type host:port, and sasl_plain_username=... in App"
+        yield f'{source} must be a string or a non-empty list of strings, for example "localhost:9092"'
+    elif any("@" in item for item in items):  # the value is not shown: it contains a password
+        yield f"{source} must not contain a user or password; use host:port, and sasl_plain_username=... of App"
     else:
         for server in _servers(items):
             match = _SERVER.fullmatch(server)
             if not match or not 1 <= int(match["port"] or 9092) <= 65535:
-                yield f"{source}: {server!r} is no address; type localhost:9092 or [::1]:9092 (port 1 to 65535, no SSL://)"
+                yield (
+                    f"{source}: {server!r} is not an address; use host:port, for example localhost:9092 or [::1]:9092 "
+                    f"(port 1 to 65535, no SSL://)"
+                )
 
 
 def _setting_mistakes(name: str, value: object) -> Iterator[str]:
     kind = _TYPES.get(name)
     if name in OWNED:
-        yield f"{name} belongs to karafka-lite: {OWNED[name]}"
+        yield f"{name} is not supported: {OWNED[name]}"
     elif kind is None:
         yield _unknown(name)
     elif kind is int or (kind == int | None and value is not None):
         yield from int_mistakes(name, value, least=0 if _ZERO_ALLOWED.fullmatch(name) else 1)
-    elif kind is bool and not isinstance(value, bool):  # "false" of an environment variable is true for Python
-        yield f"{name} must be a bool, not {shown(value)}: type {name}=True or {name}=False"
+    elif kind is bool and not isinstance(value, bool):  # "false", from an environment variable, is true in Python
+        yield f"{name} must be True or False, got {safe_repr(value)}"
     elif (choices := get_args(kind)) and isinstance(choices[0], str) and value not in choices:
-        # kafka-python takes an unknown security_protocol ("sasl_ssl") for PLAINTEXT, without a word.
-        choice = repr(value) if isinstance(value, str) else shown(value)
-        yield f"{name} cannot be {choice}: type {name}={' or '.join(map(repr, choices))}"
+        # kafka-python silently takes an unknown security_protocol ("sasl_ssl") for PLAINTEXT.
+        given = repr(value) if isinstance(value, str) else safe_repr(value)
+        yield f"{name} must be {' or '.join(map(repr, choices))}, got {given}"
 
 
 def _unknown(name: str) -> str:
     if name in TOPIC_OPTIONS:
-        return f"{name} is an option of a topic, not of the app: type @app.topic(..., {name}=...)"
+        return f"{name} is an option of a topic, not of the App; use @app.topic(..., {name}=...)"
     arguments = ("group_id", "bootstrap_servers", "concurrency", "auto_commit_interval_ms", "drain_timeout_ms")
-    near = difflib.get_close_matches(name, [*arguments, *_TYPES, *OWNED]) or ["a name that KafkaConsumer documents"]
-    owned = f"{near[0]} belongs to karafka-lite, {OWNED[near[0]]}" if near[0] in OWNED else None
-    return f"{name} is not a setting: {owned or 'type ' + ' or '.join(near)}"
+    near = difflib.get_close_matches(name, [*arguments, *_TYPES, *OWNED])
+    if not near:
+        return f"unknown setting {name!r}; see kafka-python's KafkaConsumer for valid names"
+    if near[0] in OWNED:
+        return f"unknown setting {name!r}; {near[0]} is not supported: {OWNED[near[0]]}"
+    return f"unknown setting {name!r}; did you mean {' or '.join(near)}?"
 
 
 def int_mistakes(name: str, value: object, least: int = 1, why: str = "") -> Iterator[str]:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _INT32_MAX:
-        unit = " of milliseconds" if name.endswith("_ms") else " of bytes" if name.endswith("_bytes") else ""
-        yield f"{name} cannot be {shown(value)}: type an int{unit} from {least}{why} to {_INT32_MAX}"
+    """``why``: where the lower bound comes from, appended to it."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        yield f"{name} must be an integer ≥ {least}{why}, got {safe_repr(value)}"
+    elif value > _INT32_MAX:
+        yield f"{name} must be an integer ≤ {_INT32_MAX}, got {value}"
 
 
 def _order_mistakes(given: Mapping[str, Any]) -> Iterator[str]:
-    for low, low_default, high, high_default, why in _BELOW:
+    for low, low_default, high, high_default, otherwise in _ORDERED:
         less, more = given.get(low, low_default), given.get(high, high_default)
-        if isinstance(less, int) and isinstance(more, int) and less >= more:  # what is not an int was told already
-            yield f"{low}={less} must be below {high}={more}, {why}: type a smaller {low} or a larger {high}"
+        if isinstance(less, int) and isinstance(more, int) and less >= more:  # other types are reported already
+            yield f"{low}={less} must be less than {high}={more}; otherwise {otherwise}"
 
 
-def shown(value: object) -> str:
-    """Numbers as they are; of everything else, which may hold a secret, only the type."""
+def safe_repr(value: object) -> str:
+    """The repr of a number; of any other value, which may be secret, only the type."""
     return repr(value) if value is None or isinstance(value, (int, float)) else f"a {type(value).__name__}"

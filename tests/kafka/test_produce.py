@@ -90,7 +90,7 @@ echo never said
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stdout == "all sent\n"
-    assert "<stdin>:2: not JSON" in done.stderr
+    assert "<stdin>:2: not valid JSON" in done.stderr
     assert values(kafka, topic) == [*EARTHQUAKES.read_bytes().splitlines(), b'{"n": 1}']
 
 
@@ -157,12 +157,13 @@ def test_the_count_before_a_bad_line_is_what_the_topic_holds_and_the_hint_sends_
     lines = [*good, "no", '{"n": 3000}']
     (tmp_path / "f").write_text("\n".join(lines))
     done = produce(kafka, topic, "f", "--key", "n", cwd=tmp_path)
-    assert stopped(done, "f:3001: not JSON (Expecting value at column 1)") == 3000
+    assert stopped(done, "f:3001: not valid JSON (Expecting value at column 1)") == 3000
     assert len(kafka.records(topic)) == 3000
 
     lines[3000] = '{"n": -1}'
     (tmp_path / "f").write_text("\n".join(lines))
-    hint = done.stderr.strip().partition("; the rest: ")[2].replace("karafka-lite", f"{sys.executable} -m karafka_lite")
+    hint = done.stderr.strip().partition("; to send the rest: ")[2]
+    hint = hint.replace("karafka-lite", f"{sys.executable} -m karafka_lite")
     subprocess.run(f"{hint} --broker {kafka.bootstrap_servers}", shell=True, cwd=tmp_path, check=True, timeout=60)
     assert sorted(record.key() for record in kafka.records(topic)) == sorted(b"%d" % n for n in range(-1, 3001))
 
@@ -206,7 +207,8 @@ def test_a_signal_breaks_the_wait_for_more_input(kafka: Observer) -> None:
         wait_until(lambda: kafka.end_offset(topic) == 1, message="the first line")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 1
-        assert process.stderr.read() == f"karafka-lite: stopped by SIGINT; sent to {topic} and acknowledged: 1\n"
+        said = process.stderr.read()
+        assert said == f"karafka-lite: stopped by SIGINT; messages sent to {topic} and acknowledged: 1\n"
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +325,7 @@ def test_a_feed_that_fails_ends_with_its_exit_code_and_the_app_does_not_start(
         printed, said = process.communicate(timeout=30)
     assert process.returncode == 1
     assert printed == ""
-    assert ("f:2: not JSON" if file == "f" else "missing cannot be read") in said
+    assert ("f:2: not valid JSON" if file == "f" else "cannot read missing") in said
     assert "Traceback" not in said
     assert kafka.end_offset(topic) == (1 if file == "f" else 0)
 

@@ -633,7 +633,7 @@ def test_brokers_that_are_none_are_refused_with_their_source(
     monkeypatch.setenv("KARAFKA_LITE_BOOTSTRAP_SERVERS", "http://x")
     words = "the environment variable KARAFKA_LITE_BOOTSTRAP_SERVERS" if option != "--broker" else "--broker"
     refused(
-        produce("t", *(["--broker", "http://x"] if option == "--broker" else [])), words, "'http://x' is no address"
+        produce("t", *(["--broker", "http://x"] if option == "--broker" else [])), words, "'http://x' is not an address"
     )
 
 

@@ -1,4 +1,4 @@
-"""Routes, hooks and settings: what is accepted, and what every refusal says to type instead."""
+"""Routes, hooks and settings: what is accepted, and what every refusal says."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_a_route_is_named_after_its_function_or_else_its_repr(router: Router, ha
 
 @pytest.mark.parametrize("group_id", ["", "  ", None, 7, b"group"])
 def test_a_group_id_is_a_non_empty_str(group_id: Any) -> None:
-    expected = 'group_id must be a non-empty str: type for example "event-store"'
+    expected = 'group_id must be a non-empty string, for example "event-store"'
     assert refusal(lambda: Router(group_id)) == expected
     assert refusal(lambda: Config.validated(group_id)) == expected
     if group_id is not None:  # None is "the app's own" here
@@ -178,7 +178,7 @@ def test_a_group_id_is_a_non_empty_str(group_id: Any) -> None:
 
 
 def test_a_decorator_without_a_topic_is_refused(router: Router) -> None:
-    assert 'type @app.topic("name")' in refusal(lambda: router.topic())
+    assert 'needs a topic: use @app.topic("name")' in refusal(lambda: router.topic())
 
 
 def test_a_decorator_without_parentheses_says_how_to_write_it(router: Router) -> None:
@@ -190,15 +190,15 @@ def test_a_decorator_without_parentheses_says_how_to_write_it(router: Router) ->
 @pytest.mark.parametrize("topic", [b"orders", 5, None, ["a", "b"]])
 def test_a_topic_that_is_not_a_str_is_refused(router: Router, topic: Any) -> None:
     text = refusal(lambda: router.topic("fine", topic))
-    assert "a topic is a str" in text
-    assert 'type @app.topic("first", "second")' in text
+    assert "a topic must be a string" in text
+    assert 'use @app.topic("first", "second")' in text
 
 
 @pytest.mark.parametrize("topic", ["", ".", "..", "user events", "a/b", "größe", "a\n", "a" * 250])
 def test_a_topic_that_kafka_cannot_have_is_refused(router: Router, topic: str) -> None:
     text = refusal(lambda: router.topic(topic))
-    assert repr(topic) in text
-    assert "type 1 to 249 of a-z A-Z 0-9 . _ -" in text
+    assert f"{topic!r} is not a valid topic name" in text
+    assert "use 1 to 249 of a-z A-Z 0-9 . _ -" in text
 
 
 @given(st.text(alphabet="aZ9._- /é", max_size=4) | st.integers(247, 251).map("a".__mul__))
@@ -212,17 +212,16 @@ def test_topic_names_are_judged_as_the_client_judges_them(topic: str) -> None:
 
 
 def test_a_topic_twice_in_one_decorator_is_refused(router: Router) -> None:
-    assert "'orders' stands twice in one @app.topic: type it once" in refusal(
-        lambda: router.topic("orders", "payments", "orders")
-    )
+    text = refusal(lambda: router.topic("orders", "payments", "orders"))
+    assert text == "topic 'orders' is given twice in one @app.topic"
 
 
 def test_a_topic_twice_in_one_group_names_both_handlers(router: Router) -> None:
     router.topic("orders", "payments")(store)
     text = refusal(lambda: router.topic("refunds", "payments")(archive))
-    assert "'payments' is taken in group 'event-store' by store" in text
-    assert "drop it from archive" in text
-    assert "@app.topic('payments', group_id=\"another-group\")" in text
+    assert "'payments' already has the handler store in group 'event-store'" in text
+    assert "remove it from archive" in text
+    assert "use @app.topic('payments', group_id=\"another-group\")" in text
     assert "refunds" not in text
 
 
@@ -232,13 +231,18 @@ def test_a_topic_twice_in_one_group_names_both_handlers(router: Router) -> None:
 @pytest.mark.parametrize(
     ("option", "least"), [("max_messages", 1), ("batch_timeout_ms", 0), ("backoff_ms", 1), ("backoff_max_ms", 1000)]
 )
-@pytest.mark.parametrize("wrong", ["too small", True, 2.0, "9000", None, INT32_MAX + 1])
-def test_an_option_that_is_no_int_in_its_range_is_refused(router: Router, option: str, least: int, wrong: Any) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "given"),
+    [("too small", None), (True, "True"), (2.0, "2.0"), ("9000", "a str"), (None, "None"), (INT32_MAX + 1, None)],
+)
+def test_an_option_that_is_no_int_in_its_range_is_refused(
+    router: Router, option: str, least: int, wrong: Any, given: str | None
+) -> None:
     value = least - 1 if wrong == "too small" else wrong
     text = refusal(lambda: router.topic("orders", **{option: value}))
-    assert text.startswith(f"{option} cannot be ")
-    assert f"from {least}" in text
-    assert ("of milliseconds" in text) == option.endswith("_ms")
+    bound = f"≤ {INT32_MAX}" if value == INT32_MAX + 1 else f"≥ {least}"
+    assert text.startswith(f"{option} must be an integer {bound}")
+    assert text.endswith(f", got {given or value}")
 
 
 @pytest.mark.parametrize(
@@ -251,15 +255,13 @@ def test_an_option_at_its_bound_is_accepted(router: Router, options: dict[str, i
 
 def test_a_longest_wait_below_the_first_one_is_refused(router: Router) -> None:
     text = refusal(lambda: router.topic("orders", backoff_ms=60_000))
-    assert text.startswith("backoff_max_ms cannot be 30000")
-    assert "from 60000 (backoff_ms, the first wait)" in text
+    assert text == "backoff_max_ms must be an integer ≥ 60000 (backoff_ms), got 30000"
 
 
 @pytest.mark.parametrize("deserializer", ["json", 5, SimpleNamespace(), SimpleNamespace(loads="json")])
 def test_a_deserializer_that_cannot_be_called_is_refused(router: Router, deserializer: Any) -> None:
     text = refusal(lambda: router.topic("orders", deserializer=deserializer))
-    assert text.startswith("deserializer cannot be ")
-    assert "type json, a function of bytes, or None" in text
+    assert text.startswith("deserializer must be a function of bytes, a module with loads (such as json) or None, got ")
 
 
 @pytest.mark.parametrize(
@@ -272,7 +274,7 @@ def test_a_deserializer_is_a_function_or_has_loads_or_is_none(
     assert router.groups["event-store"]["orders"].deserialize is expected
 
 
-def test_all_mistakes_of_one_decorator_are_told_at_once(router: Router) -> None:
+def test_all_mistakes_of_one_decorator_are_reported_at_once(router: Router) -> None:
     text = refusal(lambda: router.topic("a b", group_id="", max_messages=0, batch_timeout_ms=-1, backoff_ms=0))
     for word in ("'a b'", "group_id", "max_messages", "batch_timeout_ms", "backoff_ms"):
         assert word in text
@@ -329,24 +331,27 @@ def register_hook(function: Any) -> Any:
 
 @pytest.mark.parametrize("function", LAZY, ids=lambda function: re.sub(" at 0x[0-9a-f]+", "", repr(function)))
 @pytest.mark.parametrize(
-    ("register", "arguments"), [(register_handler, "(batch, ctx)"), (register_hook, "(ctx)")], ids=["handler", "hook"]
+    ("register", "wanted"),
+    [
+        (register_handler, "handlers must be plain functions of (batch, ctx)"),
+        (register_hook, "hooks must be plain functions of (ctx)"),
+    ],
+    ids=["handler", "hook"],
 )
 def test_a_function_whose_call_would_run_nothing_is_refused(
-    register: Callable[[Any], Any], arguments: str, function: Any
+    register: Callable[[Any], Any], wanted: str, function: Any
 ) -> None:
     text = refusal(lambda: register(function))
-    assert "async or yields" in text
-    assert "silent loss" in text
-    assert "write a plain `def " in text
-    assert f"{arguments}:`" in text
+    assert "is an async or generator function; " in text
+    assert text.endswith(wanted)
 
 
-@pytest.mark.parametrize("function", [None, "store", 5])
-def test_what_cannot_be_called_is_no_handler_and_no_hook(function: Any) -> None:
+@pytest.mark.parametrize(("function", "given"), [(None, "None"), ("store", "a str"), (5, "5")])
+def test_what_cannot_be_called_is_no_handler_and_no_hook(function: Any, given: str) -> None:
     text = refusal(lambda: register_handler(function))
-    assert "not callable" in text
-    assert "def function(batch, ctx):" in text
-    assert "def function(ctx):" in refusal(lambda: register_hook(function))
+    assert text == f"@app.topic: a handler must be a function of (batch, ctx), got {given}"
+    text = refusal(lambda: register_hook(function))
+    assert text == f"@app.on_shutdown: a hook must be a function of (ctx), got {given}"
 
 
 def only_batch(batch): ...
@@ -359,29 +364,25 @@ def keyword(batch, *, ctx): ...
 
 
 @pytest.mark.parametrize(
-    ("handler", "shown"),
+    ("handler", "signature"),
     [
-        (only_batch, "only_batch(batch) is called with (batch, ctx), too many positional arguments"),
-        (three, "three(batch, ctx, extra) is called with (batch, ctx), missing a required argument: 'extra'"),
-        (keyword, "keyword(batch, *, ctx) is called with (batch, ctx), too many positional arguments"),
+        (only_batch, "only_batch(batch)"),
+        (three, "three(batch, ctx, extra)"),
+        (keyword, "keyword(batch, *, ctx)"),
+        (lambda batch: None, "<lambda>(batch)"),
     ],
 )
 def test_a_handler_that_cannot_take_batch_and_ctx_shows_its_signature_and_the_right_one(
-    handler: Any, shown: str
+    handler: Any, signature: str
 ) -> None:
     text = refusal(lambda: register_handler(handler))
-    assert shown in text
-    assert f"type `def {handler.__name__}(batch, ctx):`" in text
+    assert text.startswith("@app.topic: ")
+    assert text.endswith(f"{signature} must accept two positional arguments (batch, ctx)")
 
 
 def test_a_hook_that_cannot_take_ctx_shows_its_signature_and_the_right_one() -> None:
     text = refusal(lambda: register_hook(three))
-    assert text.startswith("@app.on_shutdown: three(batch, ctx, extra) is called with (ctx), ")
-    assert "type `def three(ctx):`" in text
-
-
-def test_a_lambda_with_a_wrong_signature_is_not_advised_to_be_called_lambda() -> None:
-    assert "type `def function(batch, ctx):`" in refusal(lambda: register_handler(lambda batch: None))
+    assert text == "@app.on_shutdown: three(batch, ctx, extra) must accept one positional argument (ctx)"
 
 
 @pytest.mark.parametrize(
@@ -398,7 +399,7 @@ def test_a_lambda_with_a_wrong_signature_is_not_advised_to_be_called_lambda() ->
         max,  # a builtin without a signature
     ],
 )
-def test_whatever_takes_batch_and_ctx_is_accepted(handler: Any) -> None:
+def test_every_callable_that_takes_batch_and_ctx_is_accepted(handler: Any) -> None:
     assert register_handler(handler) is handler
 
 
@@ -415,7 +416,7 @@ def test_a_wrapper_counts_with_its_own_signature_and_not_with_the_one_it_copies(
     def narrow(batch): ...
 
     assert register_handler(with_session) is with_session
-    assert "three(batch) is called with (batch, ctx)" in refusal(lambda: register_handler(narrow))
+    assert "three(batch) must accept two positional arguments" in refusal(lambda: register_handler(narrow))
 
 
 # -- hooks
@@ -494,18 +495,20 @@ def test_a_bound_method_is_found_again_although_each_access_makes_a_new_one(rout
 
 
 @pytest.mark.parametrize("kind", Hook)
-def test_a_hook_of_an_unknown_handler_lists_the_known_ones_and_says_where_to_stand(router: Router, kind: Hook) -> None:
+def test_a_hook_of_an_unknown_handler_lists_the_known_ones_and_says_where_it_belongs(
+    router: Router, kind: Hook
+) -> None:
     router.topic("orders")(store)
     router.topic("payments")(store)
     router.topic("refunds")(archive)
     text = refusal(lambda: router.hook(kind, keyword))
     assert text.startswith(f"@app.{kind.value}: keyword is not the handler of a topic")
-    assert "(handlers so far: store, archive)" in text
-    assert f"type @app.{kind.value}(handler), below the handler" in text
+    assert "(registered handlers: store, archive)" in text
+    assert f"Register the hook after the handler, as @app.{kind.value}(handler)" in text
 
 
 def test_a_hook_before_any_handler_says_that_there_is_none(router: Router) -> None:
-    assert "(handlers so far: none)" in refusal(lambda: router.hook(Hook.ON_SHUTDOWN, store))
+    assert "(registered handlers: none)" in refusal(lambda: router.hook(Hook.ON_SHUTDOWN, store))
 
 
 # -- Config: the app's own arguments
@@ -535,24 +538,24 @@ def test_a_config_can_be_made_again_from_its_own_fields() -> None:
     assert Config.validated(**vars(config)) == config
 
 
-def test_the_options_of_a_topic_are_known_to_who_looks_for_them_in_the_app() -> None:
+def test_options_of_a_topic_that_are_passed_to_the_app_are_all_recognised() -> None:
     assert frozenset(Router.topic.__kwdefaults__ or ()) - {"group_id"} == TOPIC_OPTIONS
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_retries": 3}, 'type dead_letter="name-of-a-topic", or dead_letter=False to log and skip it'),
-        ({"max_retries": -1, "dead_letter": "dead"}, "max_retries cannot be -1"),
-        ({"max_retries": True, "dead_letter": False}, "max_retries cannot be True"),
-        ({"dead_letter": True}, 'dead_letter is the name of a topic, False, or None, not True: type "name-of-a-topic"'),
-        ({"dead_letter": 7}, "not 7"),
-        ({"dead_letter": "no topic"}, "'no topic' cannot be a topic of Kafka"),
-        ({"dead_letter": ""}, "'' cannot be a topic of Kafka"),
+        ({"max_retries": 3}, "max_retries requires dead_letter=: name a topic, or pass False to log and skip"),
+        ({"max_retries": -1, "dead_letter": "dead"}, "max_retries must be an integer ≥ 0, got -1"),
+        ({"max_retries": True, "dead_letter": False}, "max_retries must be an integer ≥ 0, got True"),
+        ({"dead_letter": True}, "dead_letter must be the name of a topic, False or None, got True"),
+        ({"dead_letter": 7}, "got 7"),
+        ({"dead_letter": "no topic"}, "'no topic' is not a valid topic name"),
+        ({"dead_letter": ""}, "'' is not a valid topic name"),
         ({"dead_letter": "orders"}, "dead_letter='orders' is a topic of this handler"),
     ],
 )
-def test_what_cannot_be_a_way_to_give_up_is_refused(options: dict[str, Any], words: str) -> None:
+def test_options_for_giving_up_that_cannot_work_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         Router("group").topic("orders", **options)
     assert words in str(refused.value)
@@ -585,9 +588,9 @@ def test_a_config_cannot_be_changed() -> None:
 @pytest.mark.parametrize("value", [0, -1, True, 1.0, "5", None, INT32_MAX + 1])
 def test_an_argument_that_is_no_positive_int_is_refused(name: str, value: Any) -> None:
     text = refusal(lambda: Config.validated("group", **{name: value}))
-    assert text.startswith(f"{name} cannot be ")
-    assert "type an int" in text
-    assert "from 1 to 2147483647" in text
+    bound = f"≤ {INT32_MAX}" if value == INT32_MAX + 1 else "≥ 1"
+    given = "a str" if value == "5" else value
+    assert text.splitlines()[0] == f"{name} must be an integer {bound}, got {given}"
 
 
 # -- settings that pass through
@@ -611,22 +614,22 @@ def test_the_clients_own_defaults_are_accepted() -> None:
         ("key_deserializer", "message.key.decode()"),
         ("value_deserializer", "deserializer="),
         ("group_instance_id", "client_id="),
-        ("partition_assignment_strategy", "leave it out"),
+        ("partition_assignment_strategy", "can claim partitions it has lost; remove it"),
         ("default_offset_commit_callback", "commit_offsets(sync=True)"),
         ("consumer_timeout_ms", "batch_timeout_ms="),
-        ("kafka_client", "leave it out"),
-        ("selector", "leave it out"),
+        ("kafka_client", "remove it"),
+        ("selector", "remove it"),
     ],
 )
-def test_a_setting_that_the_framework_owns_is_refused_with_its_reason_and_never_its_value(name: str, hint: str) -> None:
+def test_a_setting_that_is_not_supported_is_refused_with_its_reason_and_never_its_value(name: str, hint: str) -> None:
     text = refusal(lambda: settings(**{name: SECRET}))
-    assert text.startswith(f"{name} belongs to karafka-lite: ")
+    assert text.startswith(f"{name} is not supported: ")
     assert hint in text
     assert SECRET not in text
 
 
-def test_every_owned_setting_is_in_the_test_above() -> None:
-    mark = test_a_setting_that_the_framework_owns_is_refused_with_its_reason_and_never_its_value.pytestmark[0]
+def test_every_setting_that_is_not_supported_is_in_the_test_above() -> None:
+    mark = test_a_setting_that_is_not_supported_is_refused_with_its_reason_and_never_its_value.pytestmark[0]
     assert {name for name, _ in mark.args[1]} == set(OWNED)
 
 
@@ -644,30 +647,29 @@ def test_every_owned_setting_is_in_the_test_above() -> None:
 )
 def test_an_unknown_setting_is_refused_with_the_nearest_names_and_never_its_value(name: str, nearest: str) -> None:
     text = refusal(lambda: settings(**{name: SECRET}))
-    assert text.startswith(f"{name} is not a setting: type ")
+    assert text.startswith(f"unknown setting {name!r}; did you mean ")
     assert nearest in text
     assert SECRET not in text
 
 
-def test_an_unknown_setting_near_an_owned_one_says_at_once_that_this_is_owned() -> None:
+def test_an_unknown_setting_near_one_that_is_not_supported_says_so_at_once() -> None:
     text = refusal(lambda: settings(enable_autocommit=SECRET))
-    assert text == (
-        f"enable_autocommit is not a setting: enable_auto_commit belongs to karafka-lite, {OWNED['enable_auto_commit']}"
-    )
+    reason = OWNED["enable_auto_commit"]
+    assert text == f"unknown setting 'enable_autocommit'; enable_auto_commit is not supported: {reason}"
 
 
 def test_an_unknown_setting_far_from_all_points_to_the_clients_documentation() -> None:
     text = refusal(lambda: settings(xyzzy=SECRET))
-    assert text == "xyzzy is not a setting: type a name that KafkaConsumer documents"
+    assert text == "unknown setting 'xyzzy'; see kafka-python's KafkaConsumer for valid names"
 
 
 @pytest.mark.parametrize("name", ["manual_offsets", "max_messages", "batch_timeout_ms", "deserializer", "backoff_ms"])
 def test_an_option_of_a_topic_given_to_the_app_says_where_it_belongs(name: str) -> None:
     text = refusal(lambda: settings(**{name: SECRET}))
-    assert f"{name} is an option of a topic, not of the app: type @app.topic(..., {name}=...)" == text
+    assert text == f"{name} is an option of a topic, not of the App; use @app.topic(..., {name}=...)"
 
 
-def test_all_mistakes_of_one_call_are_told_at_once() -> None:
+def test_all_mistakes_of_one_call_are_reported_at_once() -> None:
     text = refusal(
         lambda: Config.validated(
             "",
@@ -678,11 +680,12 @@ def test_all_mistakes_of_one_call_are_told_at_once() -> None:
             settings={"fetch_size": SECRET, "selector": SECRET, "check_crcs": SECRET, "heartbeat_interval_ms": 90_000},
         )
     )
-    starts = [line.split()[0] for line in text.splitlines()]
-    assert starts == [
-        *("group_id", "bootstrap_servers:", "concurrency", "auto_commit_interval_ms", "drain_timeout_ms"),
-        *("fetch_size", "selector", "check_crcs", "heartbeat_interval_ms=90000"),
-    ]
+    starts = (
+        *("group_id ", "bootstrap_servers: ", "concurrency ", "auto_commit_interval_ms ", "drain_timeout_ms "),
+        *("unknown setting 'fetch_size'", "selector ", "check_crcs ", "heartbeat_interval_ms=90000 "),
+    )
+    for line, start in zip(text.splitlines(), starts, strict=True):
+        assert line.startswith(start)
     assert SECRET not in text
 
 
@@ -694,10 +697,8 @@ def test_every_setting_that_counts_something_is_checked_as_an_int() -> None:
 @pytest.mark.parametrize("value", [-1, True, 5000.0, SECRET, INT32_MAX + 1, float("inf")])
 def test_a_number_that_kafka_cannot_use_is_refused(name: str, value: Any) -> None:
     text = refusal(lambda: settings(**{name: value}))
-    assert f"{name} cannot be " in text
-    assert f"from {0 if name in ZERO_ALLOWED else 1} to 2147483647" in text
-    assert ("of milliseconds" in text) == name.endswith("_ms")
-    assert ("of bytes" in text) == name.endswith("_bytes")
+    bound = f"≤ {INT32_MAX}" if value == INT32_MAX + 1 else f"≥ {0 if name in ZERO_ALLOWED else 1}"
+    assert f"{name} must be an integer {bound}, got " in text
     assert SECRET not in text
 
 
@@ -706,7 +707,7 @@ def test_zero_is_accepted_where_it_means_something(name: str) -> None:
     if name in ZERO_ALLOWED:
         assert settings(**{name: 0}).settings == {name: 0}
     else:
-        assert f"{name} cannot be 0: " in refusal(lambda: settings(**{name: 0}))
+        assert f"{name} must be an integer ≥ 1, got 0" in refusal(lambda: settings(**{name: 0}))
 
 
 @pytest.mark.parametrize("name", INTS)
@@ -714,14 +715,12 @@ def test_none_is_accepted_for_the_socket_buffers_only(name: str) -> None:
     if name in ("receive_buffer_bytes", "send_buffer_bytes"):
         assert settings(**{name: None}).settings == {name: None}
     else:
-        assert f"{name} cannot be None: " in refusal(lambda: settings(**{name: None}))
+        assert re.search(rf"{name} must be an integer ≥ \d, got None", refusal(lambda: settings(**{name: None})))
 
 
 @pytest.mark.parametrize("name", sorted(name for name, kind in TYPES.items() if kind is bool))
-def test_a_switch_is_a_bool_because_the_word_false_is_true_for_python(name: str) -> None:
-    assert refusal(lambda: settings(**{name: "false"})) == (
-        f"{name} must be a bool, not a str: type {name}=True or {name}=False"
-    )
+def test_a_switch_is_a_bool_because_the_word_false_is_true_in_python(name: str) -> None:
+    assert refusal(lambda: settings(**{name: "false"})) == f"{name} must be True or False, got a str"
     assert settings(**{name: False}).settings == {name: False}
 
 
@@ -738,22 +737,25 @@ def test_a_choice_is_one_of_those_that_the_client_knows(name: str, choices: tupl
     for choice in choices:
         assert settings(**{name: choice}).settings == {name: choice}
     allowed = " or ".join(map(repr, choices))
-    assert refusal(lambda: settings(**{name: "sasl_ssl"})) == f"{name} cannot be 'sasl_ssl': type {name}={allowed}"
-    assert refusal(lambda: settings(**{name: None})) == f"{name} cannot be None: type {name}={allowed}"
+    assert refusal(lambda: settings(**{name: "sasl_ssl"})) == f"{name} must be {allowed}, got 'sasl_ssl'"
+    assert refusal(lambda: settings(**{name: None})) == f"{name} must be {allowed}, got None"
     assert SECRET not in refusal(lambda: settings(**{name: [SECRET]}))
 
 
 @pytest.mark.parametrize(
-    ("low", "high"),
+    ("low", "high", "otherwise"),
     [
-        ("drain_timeout_ms", "max_poll_interval_ms"),
-        ("heartbeat_interval_ms", "session_timeout_ms"),
-        ("fetch_max_wait_ms", "request_timeout_ms"),
-        ("request_timeout_ms", "connections_max_idle_ms"),
+        (
+            *("drain_timeout_ms", "max_poll_interval_ms"),
+            "the broker reassigns partitions whose handlers are still finishing",
+        ),
+        ("heartbeat_interval_ms", "session_timeout_ms", "one late heartbeat ends the session"),
+        ("fetch_max_wait_ms", "request_timeout_ms", "a fetch that waits for messages times out"),
+        ("request_timeout_ms", "connections_max_idle_ms", "a connection is closed while a request waits"),
     ],
 )
-def test_a_time_that_must_stay_below_another_is_compared_with_it_or_with_the_clients_default(
-    low: str, high: str
+def test_a_time_that_must_be_less_than_another_is_compared_with_it_or_with_the_clients_default(
+    low: str, high: str, otherwise: str
 ) -> None:
     def config(**times: int) -> Config:
         drain = times.pop("drain_timeout_ms", 60_000)
@@ -765,8 +767,8 @@ def test_a_time_that_must_stay_below_another_is_compared_with_it_or_with_the_cli
     config(**{low: 1000, high: 1001})
     for times in ({low: high_default}, {high: low_default}, {low: 1001, high: 1001}):
         text = refusal(lambda times=times: config(**times))  # type: ignore[misc]
-        assert f"{low}={times.get(low, low_default)} must be below {high}={times.get(high, high_default)}, " in text
-        assert f"type a smaller {low} or a larger {high}" in text
+        lower, higher = times.get(low, low_default), times.get(high, high_default)
+        assert f"{low}={lower} must be less than {high}={higher}; otherwise {otherwise}" in text
 
 
 def test_a_time_of_a_wrong_type_is_refused_and_not_compared() -> None:
@@ -774,7 +776,7 @@ def test_a_time_of_a_wrong_type_is_refused_and_not_compared() -> None:
     assert [line.split()[0] for line in text.splitlines()] == ["session_timeout_ms", "heartbeat_interval_ms"]
 
 
-def test_secrets_stand_in_no_refusal_and_not_in_the_repr() -> None:
+def test_secrets_are_in_no_refusal_and_not_in_the_repr() -> None:
     given = {"sasl_plain_password": SECRET, "ssl_password": SECRET, "proxy_url": f"socks5://me:{SECRET}@proxy"}
     config = settings(**given)
     assert config.settings == given
@@ -803,7 +805,8 @@ def test_bootstrap_servers_are_a_str_with_commas_or_a_list(given: Any, expected:
 @pytest.mark.parametrize("given", [None, 9092, [], (), [9092], [b"a:1"], {"a:1"}, ["a:1", None]])
 def test_bootstrap_servers_of_another_type_are_refused(given: Any) -> None:
     text = refusal(lambda: Config.validated("group", bootstrap_servers=given))
-    assert text == 'bootstrap_servers must be a str or a non-empty list of str: type for example "localhost:9092"'
+    expected = 'bootstrap_servers must be a string or a non-empty list of strings, for example "localhost:9092"'
+    assert text == expected
 
 
 @pytest.mark.parametrize(
@@ -830,15 +833,15 @@ def test_bootstrap_servers_of_another_type_are_refused(given: Any) -> None:
 )
 def test_a_server_that_is_not_host_and_port_is_refused(given: Any, wrong: str) -> None:
     text = refusal(lambda: Config.validated("group", bootstrap_servers=given))
-    assert text.startswith(f"bootstrap_servers: {wrong} is no address")
-    assert "type localhost:9092 or [::1]:9092" in text
+    assert text.startswith(f"bootstrap_servers: {wrong} is not an address")
+    assert "for example localhost:9092 or [::1]:9092" in text
     assert "port 1 to 65535" in text
 
 
 @pytest.mark.parametrize("given", [f"kafka://me:{SECRET}@a:1", f"me:{SECRET},x@a:1", ["b:2", f"me:{SECRET}@a:1"]])
 def test_a_password_among_the_servers_is_refused_and_not_shown(given: Any) -> None:
     text = refusal(lambda: Config.validated("group", bootstrap_servers=given))
-    assert "type host:port, and sasl_plain_username=... in App" in text
+    assert "use host:port, and sasl_plain_username=... of App" in text
     assert SECRET not in text
 
 
@@ -872,8 +875,10 @@ def test_the_option_wins_over_the_environment_which_wins_over_the_argument(
 def test_a_bad_server_is_refused_with_the_place_that_it_came_from(
     option: str | None, environ: dict[str, str], source: str
 ) -> None:
-    assert refusal(lambda: resolve_bootstrap_servers(option, environ, "bad:0")).startswith(f"{source} is no address")
+    assert refusal(lambda: resolve_bootstrap_servers(option, environ, "bad:0")).startswith(
+        f"{source} is not an address"
+    )
 
 
-def test_a_bad_server_that_does_not_count_is_not_looked_at() -> None:
+def test_a_bad_server_that_is_overridden_is_not_checked() -> None:
     assert resolve_bootstrap_servers("opt:1", {VARIABLE: "bad:0"}, "bad:0") == ["opt:1"]
