@@ -1,11 +1,14 @@
-"""What mypy says about code of users: nothing about what is right, something about each mistake."""
+"""What mypy and pyright say about code of users: nothing about what is right, something about each mistake."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,23 +60,32 @@ def of_another_context(ctx: int) -> None: ...
 """
 
 
-def mypy(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mypy", "--strict", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+CHECKERS = {
+    "mypy": ["mypy", "--strict"],
+    "pyright": ["pyright", "--pythonpath", sys.executable],
+}
 
 
-def test_what_is_right_is_accepted() -> None:
-    done = mypy("tests/house/typed_usage.py", "examples")
+def check(checker: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *CHECKERS[checker], *arguments]
+    environment = {**os.environ, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_what_is_right_is_accepted(checker: str) -> None:
+    done = check(checker, "tests/house/typed_usage.py", "examples")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_each_mistake_is_reported_at_its_line_and_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_each_mistake_is_reported_at_its_line_and_nothing_else(checker: str, tmp_path: Path) -> None:
     (tmp_path / "wrong.py").write_text(WRONG)
     lines = WRONG.splitlines()
     begin = lines.index("def mistakes(batch: Batch, ctx: Context) -> None:") + 1
     end = lines.index("", begin)
-    done = mypy(str(tmp_path / "wrong.py"))
-    reported = {int(number) for number in re.findall(r"wrong\.py:(\d+): error", done.stdout)}
+    done = check(checker, str(tmp_path / "wrong.py"))
+    reported = {int(number) for number in re.findall(r"wrong\.py:(\d+)(?::\d+ -|:) error", done.stdout)}
     assert done.returncode == 1, done.stdout + done.stderr
     assert [lines[number - 1] for number in sorted(reported)] == lines[begin:end]
     assert end - begin >= 10
