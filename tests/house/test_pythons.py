@@ -19,7 +19,7 @@ from support.pythons import ROOT, SUPPORTED, python
 PLAIN = [requirement for requirement in requires("karafka-lite") or () if "extra ==" not in requirement]
 FOR_TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "confluent-kafka"]
 # They need one more package, or start many processes.
-LEFT_OUT = ["test_docker_messages.py", "test_cli.py", "test_broker_command.py"]
+LEFT_OUT = ["test_cli_broker.py", "test_docker_messages.py", "test_main.py", "test_run.py"]
 
 QUICKSTART = "run examples.quickstart:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain"
 PYTEST = ["pytest", "-q", "-p", "no:cacheprovider", "--assert=plain", "tests/unit"]

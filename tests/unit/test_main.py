@@ -1,0 +1,111 @@
+"""``karafka-lite``: usage, help, and what a shell sees of it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from support.command import Run, process, refused
+
+import karafka_lite
+from karafka_lite.cli import main as cli
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "required: module:app"),
+        (["orders", "--concurrency", "five"], "invalid int value: 'five'"),
+        (["orders", "--log-level", "loud"], "invalid choice: 'loud'"),
+        (["orders", "--brokr", "kafka:9092"], "unrecognized arguments: --brokr"),
+        (["orders", "--brok", "kafka:9092"], "unrecognized arguments: --brok"),
+    ],
+)
+def test_a_usage_error_exits_1_and_says_what_to_type(run: Run, argv: list[str], words: str) -> None:
+    refused(run(*argv), words, "usage: karafka-lite run", "karafka-lite run module:app", "karafka-lite run --help")
+
+
+@pytest.mark.parametrize("argv", [["orders:app"], ["--nope"]])
+def test_without_a_known_command_run_is_suggested(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(argv)
+    assert end.value.code == 1
+    assert "for example: karafka-lite run module:app" in capsys.readouterr().err
+
+
+def test_without_any_argument_it_prints_its_help_and_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    alone = capsys.readouterr()
+    assert alone == (help_of(capsys), "")
+    for command in ("run", "produce", "broker"):
+        assert re.search(rf"^ +{command} +\w", alone.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["produce"], ["broker"]], ids=" ".join)
+def test_a_help_fits_a_terminal_of_80_columns(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert [line for line in help_of(capsys, *command).splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("command", ["run", "produce", "broker"])
+def test_the_help_of_a_command_has_examples_exit_codes_and_groups_of_options(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = help_of(capsys, command)
+    assert re.search(rf"^examples:\n  karafka-lite {command} ?", text, re.MULTILINE)
+    assert re.search(r"^exit codes:\n  0  \w", text, re.MULTILINE)
+    assert re.search(r"^logging:\n  --log-level LEVEL ", text, re.MULTILINE)
+
+
+def test_the_examples_in_a_help_are_commands_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = "".join(help_of(capsys, command) for command in ("run", "produce", "broker"))
+    examples = re.findall(r"^  (?:.*\| )?karafka-lite (.+?)(?:  .*)?$", texts, re.MULTILINE)
+    assert len(examples) >= 16
+    for example in examples:
+        cli._parser().parse_args(shlex.split(example))
+
+
+def test_help_of_produce_says_what_a_line_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "A line ends with \\n or \\r\\n. Blank lines are skipped; with --text" in help_of(capsys, "produce")
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command, "--help"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+# -- as a process -----------------------------------------------------------------------------------------------------
+
+
+def test_the_version_is_said_on_standard_output(tmp_path: Path) -> None:
+    done = process("-m", "karafka_lite", "--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"karafka-lite {karafka_lite.__version__}\n", "")
+
+
+def test_the_version_loads_no_rich(tmp_path: Path) -> None:
+    program = (
+        "import sys, karafka_lite.cli.main\n"
+        "try: karafka_lite.cli.main.main(['--version'])\n"
+        "finally: assert 'rich' not in sys.modules\n"
+    )
+    done = process("-c", program, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_mistake_in_a_process_exits_1_without_a_traceback(tmp_path: Path) -> None:
+    done = process("-m", "karafka_lite", "run", "ordrs:app", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("karafka-lite: no module named 'ordrs'")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_usage_error_in_a_process_exits_1(tmp_path: Path) -> None:
+    done = process("-m", "karafka_lite", "run", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "karafka-lite run module:app" in done.stderr

@@ -1,0 +1,192 @@
+"""``karafka-lite run module:app``: what its options do."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.command import ORDERS, Run, Write, process, refused
+
+from karafka_lite.app import App
+from karafka_lite.cli import run as run_command
+from karafka_lite.cli.feed import Feed, FeedError
+from karafka_lite.errors import BrokerUnavailableError, ConfigurationError
+
+
+def test_standard_output_stays_free_for_the_users_prints(run: Run, write: Write) -> None:
+    write("orders.py", ORDERS + "print('mine')\n")
+    ended = run("orders")
+    assert ended.out == "mine\n"
+    assert "group event-store: user_events -> store (automatic offsets)" in ended.err
+
+
+def test_the_options_win_and_the_banner_shows_them(run: Run, write: Write) -> None:
+    write("orders.py", ORDERS)
+    ended = run("orders", "--broker", "kafka-1:9092,kafka-2:9092", "--concurrency", "9")
+    assert ended.app is not None
+    assert ended.app.brokers() == ["kafka-1:9092", "kafka-2:9092"]
+    assert "9 workers, brokers: kafka-1:9092, kafka-2:9092" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ([], {"info", "error"}),
+        (["--log-level", "debug"], {"debug", "info", "error"}),
+        (["--log-level", "DEBUG"], {"debug", "info", "error"}),
+        (["--log-level", "Error"], {"error"}),
+    ],
+)
+def test_the_log_level_counts_from_the_import_on(run: Run, write: Write, options: list[str], seen: set[str]) -> None:
+    log = "import logging\nlog = logging.getLogger('shop')\nfor f in (log.debug, log.info, log.error): f(f.__name__)\n"
+    write("orders.py", log + ORDERS)
+    err = run("orders", *options).err
+    assert {level for level in ("debug", "info", "error") if f"shop: {level}\n" in err} == seen
+
+
+@pytest.fixture
+def _collector_as_it_was() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    yield
+    gc.set_threshold(*thresholds)
+
+
+@pytest.mark.usefixtures("_collector_as_it_was")
+@pytest.mark.parametrize(
+    ("before", "options", "module", "seen"),
+    [
+        (700, [], "", 10_000),
+        (700, ["--no-gc-tuning"], "", 700),
+        (0, [], "", 0),  # turned off
+        (50_000, [], "", 50_000),
+        (700, [], "import gc; gc.set_threshold(900)\n", 900),  # the user's module has the last word
+    ],
+)
+def test_the_collector_runs_less_often_unless_somebody_knows_better(
+    run: Run, write: Write, before: int, options: list[str], module: str, seen: int
+) -> None:
+    write("orders.py", module + ORDERS)
+    gc.set_threshold(before)
+    assert run("orders", *options).app is not None
+    assert gc.get_threshold()[0] == seen
+
+
+@pytest.mark.usefixtures("_collector_as_it_was")
+def test_a_library_call_leaves_the_collector_alone() -> None:
+    gc.set_threshold(700, 10, 10)
+    app = App("event-store", bootstrap_servers="127.0.0.1:1", bootstrap_timeout_ms=1)
+    app.topic("user_events")(lambda batch, ctx: None)
+    with pytest.raises(BrokerUnavailableError):
+        app.start()
+    assert gc.get_threshold() == (700, 10, 10)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3])
+def test_the_exit_code_is_that_of_the_run(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    write("orders.py", ORDERS)
+    monkeypatch.setattr(App, "run", lambda self: code)
+    assert run("orders").code == code
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(ConfigurationError("no such file"), 1), (BrokerUnavailableError("none"), 3)]
+)
+def test_what_is_only_known_at_run_time_is_said_without_a_traceback(
+    run: Run, write: Write, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def fail(app: App) -> int:
+        raise error
+
+    write("orders.py", ORDERS)
+    monkeypatch.setattr(App, "run", fail)
+    ended = run("orders")
+    assert ended.code == code
+    assert f"karafka-lite: {error}\n" in ended.err
+    assert ended.err.endswith("to try it without Kafka, add --broker embedded\n") is (code == 3)
+    assert "Traceback" not in ended.err
+
+
+def test_an_option_that_the_app_refuses_is_said(run: Run, write: Write) -> None:
+    write("orders.py", ORDERS)
+    refused(run("orders", "--concurrency", "0"), "karafka-lite: ", "concurrency")
+
+
+QUICK = "='quick' is no decoder: type pure or compiled, or unset it"
+
+
+@pytest.mark.parametrize(
+    ("decoder", "options", "told"),
+    [
+        ("compiled", [], "=compiled: gone; type pip install 'karafka-lite[speed]'"),
+        ("quick", ["--drain", "--feed", "user_events=events.jsonl"], QUICK),
+        ("quick", ["--broker", "embedded"], QUICK),
+    ],
+    ids=["missing", "unknown, with a file to send", "unknown, with a broker to start"],
+)
+def test_a_decoder_that_cannot_be_had_exits_1_before_any_broker_is_asked(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: str, options: list[str], told: str
+) -> None:
+    write("orders.py", ORDERS)
+    write("events.jsonl", "{}")
+    write("aiokafka.py", "raise ImportError('gone')")
+    monkeypatch.setenv("KARAFKA_LITE_DECODER", decoder)
+    monkeypatch.setenv("KARAFKA_LITE_BOOTSTRAP_SERVERS", "localhost:1")
+    done = process("-m", "karafka_lite", "run", "orders:app", *options, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"karafka-lite: KARAFKA_LITE_DECODER{told}\n")
+
+
+# -- run --feed -------------------------------------------------------------------------------------------------------
+
+
+def test_feeds_are_sent_to_the_apps_brokers_with_its_settings_before_it_runs(
+    run: Run, write: Write, fed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("orders.py", ORDERS.replace('"event-store"', '"event-store", security_protocol="SSL"'))
+    monkeypatch.setattr(App, "run", lambda app: len(fed) + 40)
+    ended = run("orders", "--feed", "user_events=a=b", "--broker", "kafka-1:9092", "--feed", "user_events=-")
+    assert ended.code == 41, ended.err
+    feeds = [Feed("user_events", "a=b"), Feed("user_events", "-")]
+    assert fed == [(feeds, ["kafka-1:9092"], {"security_protocol": "SSL"})]
+
+
+def test_without_feed_nothing_is_sent(run: Run, write: Write, fed: list[Any]) -> None:
+    write("orders.py", ORDERS)
+    assert run("orders").code == 0
+    assert fed == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(FeedError("f:3: no"), 1), (BrokerUnavailableError("none"), 3), (ConfigurationError("no"), 1)]
+)
+def test_a_feed_that_fails_ends_with_its_code_and_the_app_does_not_run(
+    run: Run, write: Write, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run_command, "feed", fail)
+    write("orders.py", ORDERS)
+    ended = run("orders", "--feed", "user_events=f")
+    assert (ended.code, ended.app) == (code, None)
+    assert f"karafka-lite: {error}\n" in ended.err
+    assert ended.err.endswith("to try it without Kafka, add --broker embedded\n") is (code == 3)
+
+
+@pytest.mark.parametrize(
+    ("feed", "words"),
+    [
+        ("usr_events=f", "the App does not consume 'usr_events'; its topics: user_events, clicks"),
+        ("user_events", "--feed expects TOPIC=FILE, got 'user_events'"),
+        ("user_events=", "--feed expects TOPIC=FILE, got 'user_events='"),
+        ("=f", "--feed expects TOPIC=FILE, got '=f'"),
+    ],
+)
+def test_a_feed_that_reaches_nobody_is_a_usage_error_with_the_apps_topics(
+    run: Run, write: Write, fed: list[Any], feed: str, words: str
+) -> None:
+    write("orders.py", ORDERS + "@app.topic('clicks', 'user_events', group_id='other')\ndef two(batch, ctx): ...\n")
+    refused(run("orders", "--feed", feed), words, "usage: karafka-lite run")
+    assert fed == []
