@@ -1,0 +1,57 @@
+"""A module's tests are found by its name.
+
+``core/marks.py`` has ``test_marks.py``, in whichever folder of tests/; where two modules share a name, the folder goes
+before it: ``cli/produce.py`` has ``test_cli_produce.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "karafka_lite"
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+# Why a module has no file of its name, and where its tests are.
+ELSEWHERE = {
+    # An App is what most tests are about; these are about how it starts and ends.
+    "app.py": "kafka/test_stop.py",
+    "version.py": "house/test_metadata.py",
+    "__main__.py": "unit/test_main.py",
+    # The parts of the embedded broker are tested as its clients meet them: by the protocol.
+    "broker/embedded.py": "broker/test_embedded_clients.py",
+    "broker/groups.py": "broker/test_embedded_protocol.py",
+    "broker/log.py": "broker/test_embedded_protocol.py",
+    "broker/topics.py": "broker/test_embedded_protocol.py",
+    "broker/transactions.py": "broker/test_embedded_protocol.py",
+    "broker/wire.py": "broker/test_embedded_robustness.py",
+    # Options that the commands share are tested with each command.
+    "cli/options.py": "unit/test_main.py",
+    # What it sends, and what it does with an answer, is seen by a broker only.
+    "client/producer.py": "kafka/test_produce.py",
+    # The parts of karafka_lite.testing, as a user's tests meet them.
+    "testing/client.py": "unit/test_testing.py",
+    "testing/plain.py": "unit/test_testing.py",
+    "testing/record.py": "unit/test_testing.py",
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_module_has_its_file_of_tests(module: str) -> None:
+    folder, name = Path(module).parent.name, Path(module).stem
+    named = [path for own in (f"test_{name}.py", f"test_{folder}_{name}.py") for path in ROOT.glob(f"tests/*/{own}")]
+    if module in ELSEWHERE:
+        assert (ROOT / "tests" / ELSEWHERE[module]).exists()
+    else:
+        assert named, f"no tests/*/test_{name}.py; write one, or say in ELSEWHERE where its tests are, and why"
+
+
+def test_exceptions_are_of_modules_that_exist() -> None:
+    assert set(ELSEWHERE) <= set(MODULES)
+
+
+def test_no_two_files_of_tests_share_a_name_so_that_all_can_be_imported() -> None:
+    names = [path.name for path in ROOT.glob("tests/*/test_*.py")]
+    assert sorted(names) == sorted(set(names))
