@@ -290,15 +290,16 @@ class Groups:
             return group, member
 
         answer, found = call.attempt(begin)
-        if found is not None:
-            group, member = found
-            _resolve(member.sync, errors.RebalanceInProgressError.errno)
-            waiting = member.sync = asyncio.get_running_loop().create_future()
-            if group.state is State.STABLE:
-                _resolve(waiting, 0)
-            elif member.id == group.leader:
-                group.share_out({one.member_id: bytes(one.assignment) for one in r.assignments}, _now())
-            answer["error_code"] = await asyncio.shield(waiting)
+        if found is None:
+            return {**answer, "assignment": b""}
+        group, member = found
+        _resolve(member.sync, errors.RebalanceInProgressError.errno)
+        waiting = member.sync = asyncio.get_running_loop().create_future()
+        if group.state is State.STABLE:
+            _resolve(waiting, 0)
+        elif member.id == group.leader:
+            group.share_out({one.member_id: bytes(one.assignment) for one in r.assignments}, _now())
+        answer["error_code"] = await asyncio.shield(waiting)
         if answer["error_code"]:
             return {**answer, "assignment": b""}
         names = {"protocol_type": group.protocol_type, "protocol_name": group.protocol}

@@ -5,15 +5,17 @@ Pure bytes: the broker patches a batch's base offset and never looks into its re
 
 from __future__ import annotations
 
-import asyncio
 import bisect
 import struct
 from collections import deque
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kafka import errors
 from kafka.record import MemoryRecords
 from kafka.record.util import calc_crc32c
+
+if TYPE_CHECKING:
+    import asyncio
 
 NO_PRODUCER = -1
 TRANSACTIONAL, CONTROL, LOG_APPEND_TIME = 0x10, 0x20, 0x08
@@ -210,5 +212,5 @@ def _times(batch: Batch) -> list[tuple[int, int]]:
     try:
         records: Any = MemoryRecords(batch.data).next_batch()
         return [(record.offset, record.timestamp) for record in records]
-    except Exception:  # compressed with a codec that is not installed here: the batch's start is early, never late
+    except Exception:  # noqa: BLE001 - its codec is not installed: the batch's start is early, never late
         return [(batch.base, batch.max_timestamp)]

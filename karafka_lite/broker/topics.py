@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kafka import errors
 
 from karafka_lite.broker.log import TRANSACTIONAL, Header, PartitionLog
-from karafka_lite.broker.wire import Answer, Call, Handler
+
+if TYPE_CHECKING:
+    from karafka_lite.broker.wire import Answer, Call, Handler
 
 log = logging.getLogger("karafka_lite.broker")
 
@@ -124,7 +126,7 @@ class Topics:
             ]
 
         topics = []
-        for name in list(self.topics) if every else [topic.name for topic in r.topics]:
+        for name in list(self.topics) if every else [topic.name for topic in r.topics or ()]:
             answer, found = call.attempt(partitions, name)
             topics.append({**answer, "name": name, "partitions": found or []})
         broker = {"node_id": NODE, "host": self.address[0], "port": self.address[1]}

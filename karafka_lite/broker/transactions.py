@@ -7,14 +7,16 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kafka import errors
 
 from karafka_lite.broker.groups import Groups, Offset
-from karafka_lite.broker.log import Header
 from karafka_lite.broker.topics import Place, Topics, by_partition
-from karafka_lite.broker.wire import Answer, Call, Handler
+
+if TYPE_CHECKING:
+    from karafka_lite.broker.log import Header
+    from karafka_lite.broker.wire import Answer, Call, Handler
 
 MAX_TIMEOUT_MS = 900_000
 MAX_EPOCH = (1 << 15) - 1

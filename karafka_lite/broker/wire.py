@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from kafka import errors
 from kafka.protocol import admin, consumer, metadata, producer
+from typing_extensions import override
 
 log = logging.getLogger("karafka_lite.broker")
 
@@ -134,10 +135,11 @@ class Connection(asyncio.Protocol):
     # -- what asyncio tells
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
         self._server.connections.add(self)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
         self._stop_clock()
         self._buffer.clear()
@@ -197,7 +199,7 @@ class Connection(asyncio.Protocol):
         try:
             request = api.request.decode(frame, version=version, header=True)
             call = Call(request, version, request.header.client_id or "")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever was sent, the next client is served
             return self._refuse(f"{api.name} that cannot be read: {error!r}")
         faults = self._server.faults[api.name]
         fault = faults.popleft() if faults else None
@@ -205,8 +207,8 @@ class Connection(asyncio.Protocol):
             self._answering = self._loop.create_task(self._answer_later(api, call, correlation_id, fault))
             return None
         try:
-            return self._send(api, cast(Answer, api.handler(call)), version, correlation_id)
-        except Exception as error:
+            return self._send(api, cast("Answer", api.handler(call)), version, correlation_id)
+        except Exception as error:  # noqa: BLE001 - as above
             return self._refuse(f"{api.name} that cannot be answered: {error!r}")
 
     async def _answer_later(self, api: Api, call: Call, correlation_id: int, fault: Fault | None) -> None:
@@ -223,7 +225,7 @@ class Connection(asyncio.Protocol):
             if fault == "lose":
                 return self.cut()
             self._send(api, answer, call.version, correlation_id)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as above
             self._refuse(f"{api.name} that cannot be answered: {error!r}")
         self._answering = None
         self._go_on()
