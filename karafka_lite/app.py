@@ -8,15 +8,19 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 from typing_extensions import Unpack
 
 from karafka_lite.client.reader import choose_reader
-from karafka_lite.errors import ConfigurationError
-from karafka_lite.member import Exit, Member
-from karafka_lite.routing import Router
-from karafka_lite.runner import Runner
+from karafka_lite.errors import ConfigurationError, Exit
+from karafka_lite.observers.delivery import Observer
+from karafka_lite.observers.progress import Progress, Snapshot
+from karafka_lite.routing import Router, check_function
+from karafka_lite.runner import Member, Runner
 from karafka_lite.settings import Config, Settings, resolve_bootstrap_servers
+
+ObserverT = TypeVar("ObserverT", bound=Observer)
 
 log = logging.getLogger("karafka_lite")
 
@@ -74,6 +78,27 @@ class App(Router):
         )
         self._broker_option: str | None = None
         self._runner: Runner | None = None
+        self._observers: list[Observer] = []
+
+    def observe(self, function: ObserverT) -> ObserverT:
+        """Call ``function(event)`` for each event of ``karafka_lite.events``; it is returned unchanged.
+
+        It is called on a thread of its own, in the order of the events, and may take its time. An exception is logged,
+        and never matters. Up to 10,000 events wait for it; what comes on top is dropped, and counted in the log.
+
+        Raises:
+            ConfigurationError: it is not a plain function of ``(event)``.
+
+        Example::
+
+            @app.observe
+            def count(event):
+                if isinstance(event, DeadLettered):
+                    statsd.increment("dead_letters", tags=[event.topic])
+        """
+        check_function("@app.observe", function, ("event",))
+        self._observers.append(function)
+        return function
 
     # -- running
 
@@ -106,7 +131,7 @@ class App(Router):
                 be had, or the client refused a setting.
         """
         self._runner = self._new_runner()
-        self._runner.start_aside()
+        self._runner.start_in_background()
 
     def stop(self) -> bool:
         """Stop as SIGTERM does, and wait for it: handlers end, ``on_shutdown`` hooks run, offsets are committed.
@@ -136,14 +161,24 @@ class App(Router):
         """One per group, of this run or of the last one; none before the first."""
         return self._runner.members if self._runner else ()
 
+    def snapshots(self) -> list[Snapshot]:
+        """How far each group of this run, or of the last one, has come."""
+        snapshots: list[Snapshot] = []
+        progress = self._runner.progress if self._runner else Progress()
+        for member in self.members:
+            with member.lock:
+                member.positions_wanted = True
+                snapshots.append(progress.snapshot(member.group, member.group_id, member.topics))
+        return snapshots
+
     def _new_runner(self) -> Runner:
         if not self.groups:
             raise ConfigurationError('no topic is registered: decorate a function with @app.topic("name")')
-        if self._runner is not None and not self._runner.ended:
+        if self._runner is not None and not self._runner.ended.is_set():
             raise ConfigurationError("this app runs already; stop() it first")
         choose_reader()  # raises here, before anything is started
-        leftovers = self._runner.leftovers() if self._runner else {}
-        return Runner(self.config, self.brokers(), self.groups, leftovers)
+        leftovers = {member.group_id: list(member.group.leftovers.values()) for member in self.members}
+        return Runner(self.config, self.brokers(), self.groups, self._observers, leftovers)
 
 
 @contextmanager
@@ -170,4 +205,4 @@ def _signals(runner: Runner) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one that C code installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -9,10 +10,10 @@ from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from karafka_lite.core.options import Target, Time
-from karafka_lite.core.ownership import Partition, Run, State
+from karafka_lite.core.options import SeekTarget, Timestamp
+from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.errors import ConfigurationError
-from karafka_lite.messages import Message, Outgoing, next_offset_after, where
+from karafka_lite.messages import Batch, Message, Outgoing, next_offset_after, where
 
 log = logging.getLogger("karafka_lite")
 
@@ -20,28 +21,31 @@ REASON_CHARACTERS = 2000  # a text that quotes its payload must not make a messa
 
 
 class Shell(Protocol):
-    """What a context needs from whoever runs the handler."""
+    """What a context asks of whoever runs the handler: the runner, or a recorder in tests."""
 
-    def owns(self, partition: Partition) -> bool:
+    def owns(self, ownership: Ownership) -> bool:
         """Whether marks still count, asked live."""
 
-    def mark(self, partition: Partition, offset: int) -> bool:
-        """Store the next offset to read; False when not the owner."""
+    def mark(self, ownership: Ownership, offset: int) -> bool:
+        """Store the next offset to read; False when not the owner. Raises ProduceError: a message was refused."""
 
-    def request_commit(self, partition: Partition) -> bool:
+    def request_commit(self, ownership: Ownership) -> bool:
         """Ask for a commit of everything stored; False when not the owner."""
 
-    def commit(self, partition: Partition, timeout_ms: int) -> bool:
-        """Wait until everything stored is on the broker; False when ownership ended first; raises CommitError."""
+    def commit(self, ownership: Ownership, timeout_ms: int) -> bool:
+        """Wait until everything stored is on the broker; False when ownership ended first.
 
-    def redirect(self, partition: Partition, target: Target) -> bool:
+        Raises CommitError: not in time; ProduceError: a message that was sent before was refused.
+        """
+
+    def redirect(self, ownership: Ownership, target: SeekTarget) -> bool:
         """Have the next batch start at ``target``; False when not the owner."""
 
-    def rest(self, partition: Partition, ms: float) -> bool:
+    def pause(self, ownership: Ownership, ms: float) -> bool:
         """Hand over no batch for ``ms``; False when not the owner."""
 
     def send(self, run: Run, message: Outgoing) -> Future[tuple[int, int]]:
-        """Send a message; what ``run`` marks from now on waits for it. Raises the failure of an earlier one."""
+        """Send a message; what ``run`` marks from now on waits for it. Raises ProduceError: an earlier one failed."""
 
 
 class Context:
@@ -52,15 +56,16 @@ class Context:
         attempt: 1 at the first try of this batch; back to 1 after a run that did not raise and with a new ownership.
     """
 
-    __slots__ = ("_dead_letter", "_ownership", "_run", "_shell", "attempt", "group_id", "partition", "topic")
+    __slots__ = ("_dead_letter", "_marks", "_ownership", "_run", "_shell", "attempt", "group_id", "partition", "topic")
 
     def __init__(self, shell: Shell, run: Run, group_id: str, dead_letter: str | Literal[False] | None = None) -> None:
-        self.topic, self.partition = run.partition.place
+        self.topic, self.partition = run.ownership.tp
         self.group_id = group_id
         self.attempt = run.attempt
         self._shell = shell
         self._run = run
-        self._ownership = run.partition
+        self._ownership = run.ownership
+        self._marks = run.ownership.marks
         self._dead_letter = dead_letter
 
     # -- offsets
@@ -69,8 +74,8 @@ class Context:
         """Say that ``message``, and with it everything before it, is processed.
 
         ``message.next_offset`` is stored at once and committed with the next interval, hand-over or stop. A batch that
-        fails later is repeated from behind the last mark. An older message than the last mark is stored too: the last
-        mark wins, its successors are read again.
+        fails later is repeated from the last mark on. An older message than the last mark is stored too: the last mark
+        wins, later messages are delivered again.
 
         Args:
             sync: wait until the broker has acknowledged it, also when it had been marked before without ``sync``.
@@ -95,20 +100,21 @@ class Context:
                 if not ctx.mark_as_consumed(message):
                     return
         """
-        ownership = self._ownership
+        marks = self._marks
         if (
             not isinstance(message, Message)
             or message.topic != self.topic
             or message.partition != self.partition
-            or not ownership.lowest <= message.offset < ownership.delivered
+            or not marks.lowest <= message.offset < marks.delivered
         ):
             raise self._refusal("mark_as_consumed", message)
-        last_mark, offset = ownership.stored, next_offset_after(message.offset)
-        if not self._shell.mark(ownership, offset):
+        last_mark, offset = marks.stored, next_offset_after(message.offset)
+        if not self._shell.mark(self._ownership, offset):
             return False
         if last_mark is not None and offset < last_mark:
-            log.warning("%s marked behind the last mark (%s): what follows it will be read again", message, last_mark)
-        return self._shell.commit(ownership, timeout_ms) if sync else True
+            text = "%s is older than the last mark (next offset %s); later messages will be delivered again"
+            log.warning(text, message, last_mark)
+        return self._shell.commit(self._ownership, timeout_ms) if sync else True
 
     def commit_offsets(self, *, sync: bool = False, timeout_ms: int = 30_000) -> bool:
         """Ask for a commit of everything that is stored, without waiting for the interval.
@@ -130,6 +136,8 @@ class Context:
 
     # -- flow
 
+    _takes_any_message = False  # in a test of a plain function, where nothing was handed over
+
     def each(self, batch: Iterable[Message]) -> Iterator[Message]:
         """The messages of ``batch``, each marked when the loop asks for the next one.
 
@@ -143,7 +151,7 @@ class Context:
                 save(message.payload)
         """
         run = self._run
-        for message in batch:
+        for message in self._checked(batch):
             run.in_hand = message.offset
             if self.stopping or self.revoked:
                 return
@@ -151,6 +159,28 @@ class Context:
             if not self.mark_as_consumed(message):
                 return
         run.in_hand = None
+
+    def _checked(self, batch: Iterable[Message]) -> Iterable[Message]:
+        """``batch``, if ``each`` may mark its messages one after the other."""
+        handed = self._run.records
+        if isinstance(batch, Batch) and batch.is_of(self._ownership.tp, handed):
+            return batch
+        messages = list(itertools.islice(batch, len(handed) + 1)) if handed else list(batch)
+        offsets, before = {record.offset for record in handed}, -1
+        for message in messages:
+            if not isinstance(message, Message) or (message.topic, message.partition) != self._ownership.tp:
+                raise self._refusal("each", message)
+            if message.offset not in offsets and not self._takes_any_message:
+                raise ValueError(
+                    f"each takes messages of the batch that was handed to this call, which {message} is not"
+                )
+            if message.offset <= before:
+                raise ValueError(
+                    f"each takes messages in rising order of their offsets: it would mark {message} after offset "
+                    f"{before}. Loop over the batch, and mark at the end with ctx.mark_as_consumed(batch.last)"
+                )
+            before = message.offset
+        return messages
 
     def seek(self, to: int | Literal["earliest", "latest"] | datetime) -> bool:
         """Have the next batch start elsewhere; the batch in hand goes on, and is not marked by itself.
@@ -167,7 +197,7 @@ class Context:
         Raises:
             TypeError, ValueError: nothing to seek to: a negative offset, another word, a datetime without a time zone.
         """
-        return self._shell.redirect(self._ownership, _target("seek", to))
+        return self._shell.redirect(self._ownership, _seek_target("seek", to))
 
     def pause(self, ms: float, *, offset: int | None = None) -> bool:
         """Have no batch of this partition for ``ms`` milliseconds; other partitions go on.
@@ -185,15 +215,15 @@ class Context:
             raise TypeError(f"pause takes milliseconds, not {ms!r}; for example: ctx.pause(5000)")
         if not 0 <= ms < float("inf"):
             raise ValueError(f"pause takes milliseconds from 0, not {ms!r}")
-        if offset is not None and not isinstance(_target("pause", offset), int):
+        if offset is not None and not isinstance(_seek_target("pause", offset), int):
             raise TypeError(f"pause starts again at an offset, not at {offset!r}; type ctx.seek({offset!r}) as well")
-        if not self._shell.rest(self._ownership, ms):
+        if not self._shell.pause(self._ownership, ms):
             return False
         return offset is None or self._shell.redirect(self._ownership, offset)
 
     def resume(self) -> bool:
         """End a ``pause`` early; may be called from another thread. False: the partition is no longer ours."""
-        return self._shell.rest(self._ownership, 0)
+        return self._shell.pause(self._ownership, 0)
 
     # -- messages that leave
 
@@ -254,18 +284,18 @@ class Context:
             if "id" not in message.payload:
                 ctx.dead_letter(message, "no id")
         """
-        attempts = self._ownership.tries(getattr(message, "offset", -1)).all + 1
-        return self.send_dead_letter(message, reason, attempts)
+        attempts = self._ownership.retries.tries_of(getattr(message, "offset", -1)).all + 1
+        return self._shell.send(self._run, self.as_dead_letter(message, reason, attempts))
 
-    def send_dead_letter(self, message: Message, reason: str, attempts: int) -> Future[tuple[int, int]]:
-        """What ``dead_letter`` and the end of a budget have in common."""
+    def as_dead_letter(self, message: Message, reason: str, attempts: int) -> Outgoing:
+        """What is sent for ``message`` to the route's dead-letter topic."""
         if not self._dead_letter:
             raise ConfigurationError(
                 f"topic {self.topic} has no topic for dead letters: type @app.topic({self.topic!r}, "
                 f'dead_letter="{self.topic}.dead")'
             )
-        foreign = not isinstance(message, Message) or (message.topic, message.partition) != self._ownership.place
-        if foreign or not self._ownership.was_handed(message.offset):
+        foreign = not isinstance(message, Message) or (message.topic, message.partition) != self._ownership.tp
+        if foreign or not self._marks.was_handed(message.offset):
             raise self._refusal("dead_letter", message)
         source = {
             "source-topic": message.topic,
@@ -277,7 +307,7 @@ class Context:
         }
         own = [(name, value or b"") for name, value in message.headers]  # kafka-python sends no header of null
         headers = [*own, *((name, text.encode(errors="replace")) for name, text in source.items())]
-        return self._shell.send(self._run, Outgoing(self._dead_letter, message.value, message.key, headers))
+        return Outgoing(self._dead_letter, message.value, message.key, headers)
 
     # -- ownership
 
@@ -313,25 +343,25 @@ class Context:
                 f"{verb} takes a Message, not {type(message).__name__}; "
                 f"pass the message itself (batch.last, or the loop's variable), not its payload"
             )
-        if (message.topic, message.partition) != self._ownership.place:
+        if (message.topic, message.partition) != self._ownership.tp:
             return ValueError(
                 f"{message} does not belong to {where(self.topic, self.partition)}, the partition of this context; "
                 f"use the context that came with it"
             )
         return ValueError(
             f"{message} was never handed to this ownership of {where(self.topic, self.partition)}, which was handed "
-            f"messages up to {self._ownership.delivered}; marking it would skip unread ones"
+            f"messages up to {self._marks.delivered}; marking it would skip unread ones"
         )
 
     def __repr__(self) -> str:
         return f"<Context {where(self.topic, self.partition)} group={self.group_id} attempt={self.attempt}>"
 
 
-def _target(what: str, to: object) -> Target:
+def _seek_target(what: str, to: object) -> SeekTarget:
     if isinstance(to, datetime):
         if to.utcoffset() is None:
             raise ValueError(f"{to!r} has no time zone; for example: datetime(2026, 1, 31, tzinfo=timezone.utc)")
-        return Time(int(to.timestamp() * 1000))
+        return Timestamp(int(to.timestamp() * 1000))
     if to == "earliest" or to == "latest":
         return to
     if isinstance(to, bool) or not isinstance(to, int | str):

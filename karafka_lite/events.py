@@ -7,9 +7,10 @@ Seconds are floats; offsets are *next* offsets (the next one to read) unless a f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
+from karafka_lite.errors import CRITICAL
 from karafka_lite.messages import TopicPartition
 
 
@@ -92,7 +93,6 @@ class CallEnded(Call):
         error: what it raised, or why a message that it sent was refused; None where it succeeded.
         retry_offset: where the next try begins; None where there is none (success, a hook, a partition that ends).
         retry_s: seconds until then.
-        critical: the error stops the app (SystemExit, KeyboardInterrupt, MemoryError).
     """
 
     seconds: float
@@ -100,7 +100,11 @@ class CallEnded(Call):
     error: BaseException | None = None
     retry_offset: int | None = None
     retry_s: float = 0.0
-    critical: bool = False
+
+    @property
+    def critical(self) -> bool:
+        """The error stops the app: SystemExit, KeyboardInterrupt, MemoryError."""
+        return isinstance(self.error, CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,20 @@ class Unreachable(Event):
 
 
 @dataclass(frozen=True)
+class ClientLogged(Event):
+    """kafka-python has logged something at WARNING or above; for the debug log, and only emitted if that is enabled.
+
+    Attributes:
+        logger: kafka-python's.
+        level: the one that kafka-python chose: it logs an ERROR for each ordinary disconnect.
+    """
+
+    logger: str
+    level: int
+    message: str
+
+
+@dataclass(frozen=True)
 class TopicsCreated(Event):
     """Topics for dead letters that did not exist."""
 
@@ -203,8 +221,14 @@ class Uncommitted(Event):
 
 @dataclass(frozen=True)
 class Left(Event):
-    """The member has left its group. ``error``: it could not say so; the broker notices after the session timeout."""
+    """The member has left its group.
 
+    Attributes:
+        unmarked: by partition, how many offsets of processed messages are past the last mark.
+        error: why the broker could not be told; it notices after ``session_timeout_ms``.
+    """
+
+    unmarked: Mapping[TopicPartition, int]
     error: Exception | None = None
 
 
@@ -213,4 +237,4 @@ class Crashed(Event):
     """A thread of ours has died of a bug; the app stops with exit code 1."""
 
     thread: str
-    error: BaseException = field(compare=False)
+    error: BaseException

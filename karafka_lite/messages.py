@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from enum import Enum
 from typing import Any, NamedTuple, Protocol, cast, overload
 
 from karafka_lite.errors import DeserializationError
@@ -65,7 +67,13 @@ def as_deserializer(deserializer: Deserializer | Loads | None) -> Deserializer |
     return loads or cast("Deserializer | None", deserializer)
 
 
-_MISSING: Any = object()
+class _Missing(Enum):
+    """A payload that is not decoded yet. An enum: it stays the same object when it is pickled or copied."""
+
+    MISSING = "missing"
+
+
+_MISSING: Any = _Missing.MISSING
 
 
 class Message:
@@ -74,7 +82,7 @@ class Message:
     Make one in a test with ``Message("user_events", 0, 5, value=b'{"id": 1}')``.
 
     Attributes:
-        topic, partition, offset: where it stands.
+        topic, partition, offset: its position.
         key, value: ``bytes`` or None; a ``value`` of None is a tombstone.
         headers: list of ``(str, bytes)``.
         timestamp_ms: Unix time in milliseconds, -1 where Kafka has none.
@@ -125,6 +133,29 @@ class Message:
         """The offset that is stored when this message is marked: the next one to read."""
         return next_offset_after(self.offset)
 
+    def __eq__(self, other: object) -> bool:
+        """Equal where all that Kafka knows of them is."""
+        return self._known() == other._known() if isinstance(other, Message) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.topic, self.partition, self.offset))
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """For pickle and copy. Where the deserializer cannot be pickled, the payload is decoded now."""
+        state = {name: getattr(self, name) for name in self.__slots__}
+        if self._payload is _MISSING:
+            try:
+                pickle.dumps(self._deserialize)
+            except Exception:  # noqa: BLE001 - it may raise anything
+                state["_payload"] = self.payload
+        if state["_payload"] is not _MISSING:
+            state["_deserialize"] = None
+        return None, state
+
+    def _known(self) -> tuple[object, ...]:
+        position = self.topic, self.partition, self.offset, self.timestamp_ms
+        return (*position, self.key, self.value, [tuple(header) for header in self.headers])
+
     def _decode(self) -> Any:
         if self.value is None or self._deserialize is None:
             return self.value
@@ -164,7 +195,7 @@ class Batch(Sequence[Message]):
             if (after.topic, after.partition) != (self.topic, self.partition):
                 raise ValueError(f"a batch is of one partition: {before} and {after} are not")
             if after.offset <= before.offset:
-                raise ValueError(f"a batch is in offset order: {after} stands behind {before}")
+                raise ValueError(f"a batch is in offset order: {after} comes after {before}")
         self._messages: list[Message | None] = list(given)
         self._records: Sequence[Message | Record] = given
         self._payloads: list[Any] | None = None
@@ -184,6 +215,10 @@ class Batch(Sequence[Message]):
         batch._end = end_offset
         batch._deserialize = deserialize
         return batch
+
+    def is_of(self, tp: TopicPartition, records: Sequence[object]) -> bool:
+        """Whether this is the batch of ``records`` of ``tp``."""
+        return self._records is records and (self.topic, self.partition) == tp
 
     @property
     def first(self) -> Message:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from karafka_lite.context import Context
 from karafka_lite.core.backoff import Backoff
-from karafka_lite.core.options import Hook, Policy
+from karafka_lite.core.options import Hook, Options, RegisteredHook
 from karafka_lite.core.ownership import Run
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.messages import Batch, Deserializer, Loads, as_deserializer
@@ -100,15 +100,15 @@ class Router:
         refuse(*_dead_letter_mistakes(dead_letter, max_retries, topics))
         backoff = Backoff(backoff_ms, backoff_max_ms)
         budget = None if dead_letter is None else 1 + (DEFAULT_MAX_RETRIES if max_retries is None else max_retries)
-        options = Policy(manual_offsets, max_messages, batch_timeout_ms, backoff, budget=budget)
+        options = Options(manual_offsets, max_messages, batch_timeout_ms, backoff, budget=budget)
 
         def register(handler: HandlerT) -> HandlerT:
             refuse(*_function_mistakes("@app.topic", handler, ("batch", "ctx")))
             refuse(*_taken_mistakes(self.groups.get(group, {}), topics, handler))
-            # All routes of a handler share one dict, so that a hook reaches also those registered after the hook.
+            # All routes of a handler share one list, so that a hook reaches also those registered after the hook.
             first = self._route_of(handler)
-            hooks, every_ms = (first.hooks, first.every_ms) if first else ({kind: [] for kind in Hook}, [])
-            self._routes.append(Route(topics, handler, group, options, decode, hooks, every_ms, dead_letter))
+            hooks = first.hooks if first else []
+            self._routes.append(Route(topics, handler, group, options, decode, hooks, dead_letter))
             return handler
 
         return register
@@ -170,12 +170,11 @@ class Router:
             )
         if kind is Hook.EVERY:
             refuse(*int_mistakes("ms", ms))
-        hooks, every_ms = route.hooks, route.every_ms
+        hooks = route.hooks
 
         def register(function: HookT) -> HookT:
             refuse(*_function_mistakes(decorator, function, ("ctx",)))
-            hooks[kind].append(function)
-            every_ms.extend([ms] if kind is Hook.EVERY else [])
+            hooks.append(RegisteredHook(kind, function, ms))
             return function
 
         return register
@@ -189,19 +188,16 @@ class Route:
     """A handler with the topics and options of one ``@app.topic``; equal only to itself.
 
     Attributes:
-        options: those that the rules about offsets depend on; see ``policy``.
-        deserialize: ``bytes -> payload``; None: payloads stay bytes.
-        hooks: the functions of each kind in the order of registration, shared by all routes of the handler.
-        every_ms: the interval of each function of ``every``, shared likewise.
+        deserialize: ``bytes -> payload``; None where payloads stay bytes.
+        hooks: in the order of registration, shared by all routes of the handler.
     """
 
     topics: tuple[str, ...]
     handler: Handler
     group_id: str
-    options: Policy
+    options_without_hooks: Options
     deserialize: Deserializer | None
-    hooks: dict[Hook, list[HookFunction]]
-    every_ms: list[int]
+    hooks: list[RegisteredHook]
     dead_letter: DeadLetter = None
 
     @property
@@ -210,19 +206,18 @@ class Route:
         return name_of(self.handler)
 
     @property
-    def policy(self) -> Policy:
-        """``options`` with the hooks registered so far; ``hooks`` are the kinds that have a function."""
-        kinds = frozenset(kind for kind, functions in self.hooks.items() if functions)
-        return self.options._replace(hooks=kinds, every_ms=tuple(self.every_ms))
+    def options(self) -> Options:
+        """What the rules about offsets need to know, with the hooks registered so far."""
+        return self.options_without_hooks._replace(hooks=tuple(self.hooks))
 
-    def called(self, run: Run) -> str:
-        """The name, in messages, of what a run calls."""
-        return ", ".join(map(name_of, self.functions(run))) if run.hook else self.name
+    def batch_of(self, run: Run) -> Batch:
+        """The messages of a call of the handler."""
+        return Batch.of_records(run.ownership.tp, run.records, run.chunk.end_offset, self.deserialize)
 
-    def functions(self, run: Run) -> list[HookFunction]:
-        """The functions that a run of a hook calls."""
-        functions = self.hooks[run.hook] if run.hook else []
-        return functions[run.number : run.number + 1] if run.hook is Hook.EVERY else functions
+
+def check_function(decorator: str, function: object, parameters: tuple[str, ...]) -> None:
+    """Raises ConfigurationError where ``function`` is not a plain function of ``parameters``."""
+    refuse(*_function_mistakes(decorator, function, parameters))
 
 
 def check_topic(topic: str) -> None:

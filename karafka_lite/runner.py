@@ -1,23 +1,633 @@
-"""One run of an app: its groups, its workers, and the order in which they end."""
+"""The runner: every thread of the package, all waiting, and the one lock of each group. It decides nothing.
+
+    poller      one per group   the poll step in a loop, also while handlers run; at the end it winds down and leaves
+    committer   one per group   the commit step in a loop: the only caller of ``Client.commit``
+    workers     ``concurrency`` user code; they never touch a client
+    main                        waits for a reason to stop, and stops in order
+    kafka-python's IO thread    calls ``on_assigned``, ``on_revoke`` and ``on_lost`` at a rebalance; must not be blocked
+
+What is decided, ``core/`` decides; what knows Kafka is ``client/``; what people are shown comes from ``observers/``. A
+step takes the time and returns the seconds to rest. ``testing`` and the simulation of the tests drive the same steps.
+
+Under a group's lock nothing is logged, sent, or called back. Events are collected there and emitted after its release.
+"""
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, NamedTuple
 
-from karafka_lite.client.producer import Outbox
-from karafka_lite.core.ownership import Partition
-from karafka_lite.member import Event, Exit, Member
-from karafka_lite.routing import Route
+from karafka_lite import errors, events, forks
+from karafka_lite.client import consumer, producer
+from karafka_lite.client.protocol import Client, Outbox
+from karafka_lite.context import Context
+from karafka_lite.core.group import Group
+from karafka_lite.core.marks import Send
+from karafka_lite.core.options import SeekTarget
+from karafka_lite.core.ownership import Ownership, Run, State
+from karafka_lite.errors import CommitError, Exit, KarafkaLiteError, ProduceError, describe
+from karafka_lite.messages import Outgoing, TopicPartition, where
+from karafka_lite.observers.delivery import Deliveries, Observer
+from karafka_lite.observers.frames import stacks
+from karafka_lite.observers.news import News
+from karafka_lite.observers.progress import Progress
+from karafka_lite.observers.report import report_delivery
+from karafka_lite.routing import Route, name_of
 from karafka_lite.settings import Config
-from karafka_lite.workers import Workers
 
-log = logging.getLogger("karafka_lite")
-
+LOOK_AGAIN_S = 0.1  # how late a thread that waits sees that the membership was lost
+TOPICS_CHECK_S = 1.0  # between two looks for missing topics, and two tries to connect again
 SIGNALS_S = 0.5  # how late a signal may be seen that came at a bad moment
+SPINS = 1000  # tries of a mark to get the lock before it waits in the lock's queue
+THREAD_END_S, STUCK_END_S = 5.0, 0.1  # for a thread of ours that has nothing to do any more, and for a stuck one
+DeadLetterAt = tuple[str, int, int] | None  # topic, partition, offset
+ANSWER_SLACK_S = 5.0  # beyond delivery_timeout_ms: then nothing waits for an answer any longer
+
+
+class ExitRequest(NamedTuple):
+    """What a thread asks of the main thread: stop, with this exit code; ``left``: that member has ended."""
+
+    exit: Exit = Exit.CLEAN
+    left: Member | None = None
+
+
+# -- what the members of a run share: tests pass others ----------------------------------------------------------------
+
+
+class System:
+    """Locks, threads and the clock of the operating system."""
+
+    now = staticmethod(time.monotonic)
+    lock = staticmethod(threading.Lock)
+    condition = staticmethod(threading.Condition)
+    queue: Callable[[], Any] = staticmethod(queue.SimpleQueue)
+    event = staticmethod(threading.Event)
+    thread_id = staticmethod(threading.get_ident)
+    yield_now = staticmethod(partial(time.sleep, 0))
+
+    def thread(self, name: str, function: Callable[[], None]) -> Any:
+        """A thread that is not started yet."""
+        return threading.Thread(target=function, name=name, daemon=True)
+
+
+class Workers:
+    """``concurrency`` threads for user code, shared by all groups of a process."""
+
+    def __init__(self, system: System, concurrency: int, crashed: Callable[[BaseException], None]) -> None:
+        self._thread_id = system.thread_id
+        self._crashed = crashed
+        self._jobs = system.queue()
+        self.inside: dict[int, Run] = {}  # thread id -> the user code that it runs
+        self._threads = [system.thread(f"karafka-worker-{number}", self._work) for number in range(concurrency)]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, member: Member, ownership: Ownership) -> None:
+        """Have a worker call what is due for ``ownership``."""
+        self._jobs.put((member, ownership))
+
+    def stop(self) -> None:
+        """End the threads and wait for them, but not for those that are stuck in user code."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(STUCK_END_S if thread.ident in self.inside else THREAD_END_S)
+
+    def am_i_inside(self) -> bool:
+        """Whether the caller is user code."""
+        return self._thread_id() in self.inside
+
+    def _work(self) -> None:
+        try:
+            while (job := self._jobs.get()) is not None:
+                member, ownership = job
+                member.run(ownership, self._thread_id(), self.inside)
+        except BaseException as bug:  # noqa: BLE001 - user code is caught further in, so this is a bug of ours
+            self._crashed(bug)
+
+
+class Shared(NamedTuple):
+    """What the members of one run share. A client calls the ``on_…`` functions of its member; ``emit`` never blocks."""
+
+    config: Config
+    system: System
+    workers: Workers
+    outbox: Outbox
+    make_client: Callable[[Member], Client]
+    emit: Callable[[events.Event], None]
+    requests: queue.SimpleQueue[ExitRequest]
+
+
+# -- one group ---------------------------------------------------------------------------------------------------------
+
+
+class Member:
+    """One consumer group in this process: its rules (``core.Group``), its lock, its client, its steps."""
+
+    def __init__(
+        self, shared: Shared, group_id: str, routes: Mapping[str, Route], leftovers: Iterable[Ownership] = ()
+    ) -> None:
+        config, system = shared.config, shared.system
+        self.group_id = group_id
+        self.connected = system.event()  # or it could not: then ``error`` is set
+        self.error: KarafkaLiteError | None = None
+        self._shared = shared
+        self._now = system.now
+        self._routes, self.topics = routes, list(routes)
+        self._drain_s = config.drain_timeout_ms / 1000
+        self._client = shared.make_client(self)
+        self._connected = False
+        self._subscribed: set[str] = set()
+        self._look_for_topics_at = 0.0
+        self.positions_wanted = False
+        options, reset = {topic: route.options for topic, route in routes.items()}, self._client.reset
+        self.group = Group(options, **config.of_group, reset=reset, leftovers=leftovers, now=self._now())
+        self.lock = system.lock()
+        self._changed = system.condition(self.lock)
+        self._changes = 0  # how often ``_changed`` was notified
+        self._news = News(group_id, self._name, shared.emit)
+        self._handing_over = False  # a rebalance waits for us
+        self._commit_error: Exception | None = None  # of the last commit
+        self._closed = False
+        self._at_stop: list[Ownership] = []  # what was ours when the stop began
+        self._wind_down_until = 0.0
+        self._poller = system.thread(f"karafka-poller-{group_id}", self._live)
+        self._committer = system.thread(f"karafka-committer-{group_id}", self._commit_until_closed)
+        forks.watch(self)
+
+    def _name(self, run: Run) -> str:
+        return ", ".join(name_of(hook.function) for hook in run.hooks) or self._routes[run.ownership.tp[0]].name
+
+    # -- the lock
+
+    @contextmanager
+    def locked(self) -> Iterator[float]:
+        """Hold the lock, knowing the time and whether we are still a member; then pass on what was decided."""
+        try:
+            with self.lock:
+                now = self._now()
+                try:
+                    self._check_membership(now)
+                    yield now
+                finally:
+                    self._dispatch()
+        finally:
+            self._news.emit()
+
+    def _check_membership(self, now: float) -> None:
+        """See whether everything was lost; asked live, before ``poll`` knows."""
+        if self.group.owned and self._client.lost(now):
+            self._news.lost(self.group.lose(now, rejoin=True))
+
+    def _dispatch(self) -> None:
+        """Pass on what the group has decided: to workers, and to who waits."""
+        for ownership in self.group.take_ready():
+            self._shared.workers.put(self, ownership)
+        if self.group.changed:
+            self.group.changed = False
+            self._changes += 1
+            self._changed.notify_all()
+            if self._handing_over:
+                self._client.wake_rebalance()
+
+    def _repeat(self, step: Callable[[float], float | None]) -> None:
+        """Call ``step`` with the time, and rest as long as it says, until it returns None."""
+        while True:
+            changes = self._changes
+            rest = step(self._now())
+            if rest is None:
+                return
+            if rest > 0:
+                with self.lock:
+                    if self._changes == changes:
+                        self._changed.wait(rest)
+
+    # -- the poller's thread, from the first connection to the leaving
+
+    def start(self) -> None:
+        self._poller.start()
+
+    def _live(self) -> None:
+        """Whatever ends it, what runs is drained and what is stored is committed."""
+        code = self._tell_how_it_ends("poller", self._poll_until_stopped) or Exit.CLEAN
+        end = self._tell_how_it_ends("poller", self._wind_down)
+        code = code if end is Exit.CLEAN else end or code
+        self.connected.set()
+        self._shared.requests.put(ExitRequest(code, left=self))
+
+    def _tell_how_it_ends(self, thread: str, story: Callable[[], Exit | None]) -> Exit | None:
+        """Run a part of this member's life. Returns the exit code; None where nothing is wrong."""
+        try:
+            return story()
+        except KarafkaLiteError as mistake:
+            self.error = mistake
+            self.begin_stop(mistake)
+            return Exit.NO_BROKER if isinstance(mistake, errors.BrokerUnavailableError) else Exit.ERROR
+        except BaseException as bug:  # noqa: BLE001 - no thread of ours dies unnoticed
+            self._news.emit_now(events.Crashed, thread, bug)
+            return Exit.ERROR
+
+    def _poll_until_stopped(self) -> None:
+        self._client.connect()
+        self._connected = True
+        self._committer.start()
+        topics = {route.dead_letter for route in self._routes.values() if route.dead_letter}
+        if topics and (created := self._client.ensure_topics(topics)):
+            self._news.emit_now(events.TopicsCreated, tuple(sorted(created)))
+        self.connected.set()
+        self._repeat(self.poll_step)
+
+    # -- the poll step
+
+    def poll_step(self, now: float) -> float | None:
+        """Join, find out where partitions begin, fetch. Returns the seconds to rest; None: the app stops."""
+        if self.group.stopping:
+            return None
+        try:
+            if not self._connected:
+                self._client.connect()
+                self._connected = True
+            return self._poll(now)
+        except errors.BrokerUnavailableError as error:
+            self._news.emit_now(events.Unreachable, str(error))
+            return TOPICS_CHECK_S
+        except errors.PollError as error:
+            self._news.emit_now(events.PollFailed, error)
+            return LOOK_AGAIN_S
+        except KarafkaLiteError:
+            raise
+        except Exception as error:  # noqa: BLE001 - kafka-python itself is broken: its IO thread has died, say
+            self._news.emit_now(events.ClientFailed, error)
+            self._replace_client()
+            return 0.0
+
+    def _poll(self, now: float) -> float:
+        self._subscribe_to_what_exists(now)
+        if not self._subscribed:
+            return TOPICS_CHECK_S
+        self._find_offsets()
+        self._apply_plan()
+        try:
+            fetched = self._client.poll(paused=bool(self.group.paused))
+        except errors.FetchError as error:
+            with self.locked() as now:
+                wait = self.group.fetch_failed((error.topic, error.partition), now)
+                if wait is not None:
+                    self._news.add(events.Unreadable, error.topic, error.partition, error, wait)
+            return 0.0
+        if fetched:
+            with self.locked() as now:
+                for records in fetched:
+                    self.group.fetched(*records, now)
+        if self.positions_wanted:
+            self.positions_wanted = False
+            positions = self._client.positions()
+            with self.lock:
+                self.group.polled(positions)
+        return 0.0
+
+    def _subscribe_to_what_exists(self, now: float) -> None:
+        """Join for the topics that exist, and look for the others from time to time. A topic stays subscribed."""
+        unsubscribed = self._routes.keys() - self._subscribed
+        if not unsubscribed or now < self._look_for_topics_at:
+            return
+        self._look_for_topics_at = now + TOPICS_CHECK_S
+        found = unsubscribed - self._client.missing_topics(self._routes)
+        if found:
+            self._subscribed |= found
+            self._client.subscribe(self._subscribed)
+        if found != unsubscribed:
+            self._news.emit_now(events.Waiting, tuple(sorted(unsubscribed - found)))
+
+    def _find_offsets(self) -> None:
+        """Ask the cluster for what only it knows: starting positions, and where user code wants to go."""
+        with self.lock:
+            unstarted, sought = self.group.unstarted(), self.group.sought()
+        for ownership, target in sought.items():
+            offset = self._client.offset_of(ownership.tp, target)
+            if offset is not None:
+                with self.locked() as now:
+                    self.group.found(ownership, target, offset, now)
+        if unstarted:
+            starts = self._client.starts([ownership.tp for ownership in unstarted])
+            known = {ownership: starts[ownership.tp] for ownership in unstarted if ownership.tp in starts}
+            with self.locked() as now:
+                for ownership, (offset, reason) in list(known.items()):
+                    if not self.group.started(ownership, offset, committed=reason == "committed", now=now):
+                        del known[ownership]
+                self._news.assigned(known)
+
+    def _apply_plan(self) -> None:
+        with self.locked() as now:
+            self.group.advance(now)
+            self._news.slow(self.group.slow(now), now)
+            plan = self.group.poll_plan(now)
+        if not plan.is_empty:
+            self._client.apply(plan)
+            with self.locked() as now:
+                self.group.applied(plan, now)
+
+    def _replace_client(self) -> None:
+        """The new client joins as somebody new."""
+        with self.locked() as now:
+            self._news.lost(self.group.lose(now, rejoin=False))
+            broken, self._client = self._client, self._shared.make_client(self)
+        self._connected = False
+        self._subscribed = set()
+        self._look_for_topics_at = 0.0
+        broken.close()
+
+    # -- a call of user code, on a worker
+
+    def run(self, ownership: Ownership, thread: int, inside: dict[int, Run]) -> None:
+        """Call what is due for ``ownership``, wait for the answers to what it sent, and end the run."""
+        with self.locked() as now:  # it asks for the membership right before a batch is handed over
+            run = self.group.begin(ownership, now)
+        if run is None:
+            return
+        inside[thread] = run
+        try:
+            self._run(run)
+        except BaseException:  # a bug of ours: the partition does not stay in the hands of a dead thread
+            with self.locked() as now:
+                if ownership.run is run:
+                    self.group.end(run, failed=True, now=now)
+            raise
+        finally:
+            del inside[thread]
+
+    def _run(self, run: Run) -> None:
+        route = self._routes[run.ownership.tp[0]]
+        context = Context(self, run, self.group_id, route.dead_letter)
+        error, unsent = self._call(run, route, context), self._await_answers(run)
+        if error is None and unsent is not None:
+            error = unsent
+            if run.hooks:
+                self._news.hook_ended(run, None, self._now() - run.began, unsent)
+        if error is None or isinstance(error, errors.CRITICAL) or not self._gives_up(run):
+            self._end(run, error)
+        elif route.dead_letter:
+            self._send_dead_letter(run, route, context, error)
+        else:
+            self._end(run, error, given_up=True)
+        if isinstance(error, errors.CRITICAL) and not run.hooks:
+            self._shared.requests.put(ExitRequest(Exit.ERROR))
+
+    def _call(self, run: Run, route: Route, context: Context) -> BaseException | None:
+        """Call the handler, or each of the hooks. Returns what the last one that failed raised."""
+        failed: BaseException | None = None
+        functions: list[Callable[..., object]] = [hook.function for hook in run.hooks] or [route.handler]
+        arguments = (context,) if run.hooks else (route.batch_of(run), context)
+        for function in functions:
+            began, error = self._now(), None
+            try:
+                function(*arguments)
+            except BaseException as raised:  # noqa: BLE001 - user code may raise anything
+                failed = error = raised
+            if run.hooks:
+                self._news.hook_ended(run, name_of(function), self._now() - began, error)
+                self._news.emit()
+        return failed
+
+    def _await_answers(self, run: Run) -> BaseException | None:
+        """Wait until everything that was sent is acknowledged or has failed. Returns the first failure."""
+        marks, outbox = run.ownership.marks, self._shared.outbox
+        limit_s = outbox.answer_timeout_s + ANSWER_SLACK_S
+        deadline = self._now() + limit_s if marks.in_flight else 0.0
+        while True:
+            with self.lock:
+                if marks.in_flight and self._now() >= deadline:
+                    late = f"{run}: a message was not acknowledged within {limit_s:.0f} s; it may have arrived"
+                    marks.give_up_answers(ProduceError(late))
+                if not marks.in_flight:
+                    return marks.failure
+                self._changed.wait(LOOK_AGAIN_S)
+            outbox.check()
+
+    def _gives_up(self, run: Run) -> bool:
+        with self.lock:
+            return run.ownership.gives_up(run)
+
+    def _send_dead_letter(self, run: Run, route: Route, context: Context, error: BaseException) -> None:
+        """Give the only message of ``run`` up once its dead letter is acknowledged; else the run has failed."""
+        attempts = run.ownership.retries.tries_of(run.records[0].offset).all
+        try:
+            dead_letter = context.as_dead_letter(route.batch_of(run).first, describe(error), attempts)
+            sent = self.send(run, dead_letter, after_failure=True)
+            self._await_answers(run)
+            partition, offset = sent.result(0)
+        except Exception as refused:  # noqa: BLE001 - whatever it is, the run has to end
+            reason = f"could not send to the dead-letter topic ({describe(refused)})"
+            self._end(run, ProduceError(f"{reason}; handler error was {describe(error)}"))
+        else:
+            self._end(run, error, given_up=True, at=(dead_letter.topic, partition, offset))
+
+    def _end(self, run: Run, error: BaseException | None, given_up: bool = False, at: DeadLetterAt = None) -> None:
+        """End the run; ``at``: where the dead letter of the message is that is given up."""
+        with self.locked() as now:
+            end = self.group.give_up if given_up else partial(self.group.end, failed=error is not None)
+            outcome = end(run, now=now)
+            if not run.hooks:  # they have been reported one by one
+                self._news.batch_ended(run, outcome, error, at)
+
+    # -- what a context asks (``context.Shell``), on the thread of user code
+
+    def owns(self, ownership: Ownership) -> bool:
+        if not ownership.over and self._client.lost(self._now()):
+            with self.locked():
+                pass
+        return not ownership.over
+
+    def mark(self, ownership: Ownership, offset: int) -> bool:
+        if self._client.lost(self._now()):
+            with self.locked():  # it finds out what was lost
+                pass
+        lock, marks = self.lock, ownership.marks
+        if not lock.acquire(False):
+            self._acquire_soon()
+        try:
+            ours = marks.mark(offset)
+            if marks.failure is not None and ours:
+                raise ProduceError.from_failure(marks.failure)
+            return ours
+        finally:
+            lock.release()
+
+    def _acquire_soon(self) -> None:
+        # Who waits in the lock's queue gets it while another thread has the interpreter, which then waits in turn: two
+        # workers would hand over both at each mark, for 7 us instead of 0.4, until their batches end.
+        for _ in range(SPINS):
+            self._shared.system.yield_now()
+            if self.lock.acquire(False):
+                return
+        self.lock.acquire()
+
+    def request_commit(self, ownership: Ownership) -> bool:
+        with self.locked():
+            if not ownership.over:
+                self.group.request_commit()
+            return not ownership.over
+
+    def commit(self, ownership: Ownership, timeout_ms: int) -> bool:
+        marks = ownership.marks
+        with self.locked() as now:
+            deadline, wanted, last_failure = now + timeout_ms / 1000, marks.version, marks.last_failure
+            if marks.committed_version < wanted:
+                self.group.request_commit()
+            while marks.committed_version < wanted:
+                self._check_membership(now)
+                self._dispatch()
+                if ownership.state >= State.REVOKED:
+                    return False
+                if failure := marks.failure or (marks.last_failure is not last_failure and marks.last_failure):
+                    raise ProduceError.from_failure(failure)
+                if now >= deadline:
+                    waits_for = describe(self._commit_error) if self._commit_error else marks.waits_for
+                    raise CommitError.after(timeout_ms, where(*ownership.tp, marks.stored), waits_for)
+                self._changed.wait(min(LOOK_AGAIN_S, deadline - now))
+                now = self._now()
+        return True
+
+    def redirect(self, ownership: Ownership, target: SeekTarget) -> bool:
+        with self.locked() as now:
+            return self.group.redirect(ownership, target, now)
+
+    def pause(self, ownership: Ownership, ms: float) -> bool:
+        with self.locked() as now:
+            return self.group.pause(ownership, now + ms / 1000, now)
+
+    def send(self, run: Run, message: Outgoing, *, after_failure: bool = False) -> Future[tuple[int, int]]:
+        ownership = run.ownership
+        with self.lock:
+            if ownership.run is not run:
+                raise RuntimeError(f"cannot produce after the handler has returned ({run})")
+            if ownership.marks.failure is not None and not after_failure:
+                raise ProduceError.from_failure(ownership.marks.failure)
+            send = ownership.marks.sending()
+        try:
+            future = self._shared.outbox.send(message)
+        except BaseException:  # it cannot be a message: nothing has left
+            self._answered(ownership, send, None)
+            raise
+        future.add_done_callback(lambda done: self._answered(ownership, send, done.exception()))
+        return future
+
+    def _answered(self, ownership: Ownership, send: Send, failure: BaseException | None) -> None:
+        with self.locked() as now:
+            self.group.answered(ownership, send, failure, now)
+
+    # -- the commit step
+
+    def commit_step(self, now: float) -> float | None:
+        """Commit what is due. Returns the seconds to rest; None: the member has left."""
+        with self.locked() as now:
+            self.group.advance(now)
+            commits = self.group.commit_batch(now)
+            if not commits:
+                return None if self._closed else max(0.0, self.group.wake_at(now) - now)
+            client, generation = self._client, self._client.generation()
+        offsets = {ownership.tp: offset for ownership, offset, _ in commits}
+        self._commit_error = error = client.commit(offsets, generation)
+        with self.locked() as now:
+            if error is None:
+                self.group.commit_succeeded(commits, now)
+                self._news.add(events.Committed, offsets)
+            else:
+                self.group.commit_failed(commits, now)
+                self._news.add(events.CommitFailed, offsets, error)
+        return 0.0
+
+    def _commit_until_closed(self) -> None:
+        if code := self._tell_how_it_ends("committer", partial(self._repeat, self.commit_step)):
+            self._shared.requests.put(ExitRequest(code))
+
+    # -- a rebalance, on the client's IO thread. What a client says that was replaced changes nothing.
+
+    def on_assigned(self, client: Client, tps: Collection[TopicPartition]) -> None:
+        with self.lock:
+            if client is self._client:
+                self.group.assigned(tps, self._now())
+                self._dispatch()
+
+    def on_revoke(self, client: Client, tps: Collection[TopicPartition]) -> Callable[[], float | None]:
+        """Returns a question: seconds to wait before it is asked again, or None when ``tps`` may be given away."""
+        began, leaving = self._now(), list[Ownership]()
+        with self.lock:
+            if client is self._client:
+                leaving = self.group.revoke(tps, began)
+                self._handing_over = True
+                self._dispatch()
+        return partial(self._hand_over, client, leaving, began)
+
+    def _hand_over(self, client: Client, leaving: Sequence[Ownership], began: float) -> float | None:
+        with self.locked() as now:
+            if client is not self._client:
+                return None
+            self.group.advance(now)
+            self._news.slow(self.group.slow(now), now)
+            self._handing_over = not self.group.released(leaving)
+            if self._handing_over:
+                return min(LOOK_AGAIN_S, max(0.001, self.group.wake_at(now) - now))
+            self._news.handed_over(leaving, now - began)
+            return None
+
+    def on_lost(self, client: Client) -> None:
+        with self.lock:
+            if client is self._client:
+                self._news.lost(self.group.lose(self._now(), rejoin=False))
+                self._dispatch()
+        self._news.emit()
+
+    # -- the end
+
+    def begin_stop(self, error: BaseException | None = None) -> None:
+        """Hand over nothing more. ``error``: why; None for a plain stop."""
+        with self.locked() as now:
+            if not self.group.stopping:
+                self._at_stop = list(self.group.owned.values())
+                self.group.stop(now)
+                self._news.add(events.Stopping, error)
+
+    def wind_down_step(self, now: float) -> float | None:
+        """Wait for handlers, ``on_shutdown`` hooks and the last commit, inside the bounds. None: that is over.
+
+        Nothing is polled meanwhile: heartbeats go on, and no new assignment can come in between.
+        """
+        with self.locked() as now:
+            self._wind_down_until = self._wind_down_until or now + self._drain_s
+            self.group.advance(now)
+            self._news.slow(self.group.slow(now), now)
+            waits = self.group.owned or (self.group.leftovers and now < self._wind_down_until)
+            return LOOK_AGAIN_S if waits else None
+
+    def _wind_down(self) -> Exit:
+        """Stop in order; say what is stuck and what could not be committed; leave the group."""
+        self.begin_stop()
+        self._repeat(self.wind_down_step)
+        with self.locked() as now:
+            stuck = stacks(self._shared.workers.inside, self.group.leftovers.values())
+            uncommitted = [o for o in self._at_stop if o.state is State.REVOKED and o.marks.pending]
+            self._news.uncommitted(uncommitted)
+            self._news.stuck(stuck, self._drain_s * 1000)
+            self._closed = True
+            self.group.close(now)
+            self.group.changed = True
+        if self._committer.ident is not None:
+            self._committer.join(self._drain_s)
+            unmarked = {ownership.tp: ownership.unmarked for ownership in self._at_stop}
+            self._news.emit_now(events.Left, unmarked, self._client.close())
+        return Exit.FORCED if stuck or uncommitted else Exit.CLEAN
+
+
+# -- a run of the app --------------------------------------------------------------------------------------------------
 
 
 class Runner:
@@ -28,85 +638,88 @@ class Runner:
         config: Config,
         bootstrap_servers: Sequence[str],
         routes: Mapping[str, Mapping[str, Route]],
-        leftovers: Mapping[str, Iterable[Partition]],
+        observers: Sequence[Observer] = (),
+        leftovers: Mapping[str, Iterable[Ownership]] | None = None,
     ) -> None:
-        # SimpleQueue.put is reentrant: a signal handler may call it.
-        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._workers = Workers(config.concurrency)
-        self._outbox = Outbox(bootstrap_servers, config.settings)
-        self.members = [
-            Member(
-                self._workers, self.events, group_id, config, bootstrap_servers, topics,
-                leftovers.get(group_id, ()), self._outbox,
-            )
-            for group_id, topics in routes.items()
-        ]  # fmt: skip
-        self._ended = threading.Event()
+        system = System()
+        self.progress = Progress()
+        self._deliveries = Deliveries(self.progress.observe, report_delivery(), observers)
+        self._emit = emit = self._deliveries.emit
+        self._requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()  # ``put`` may be called by signal handlers
+        self._workers = Workers(system, config.concurrency, self._crashed)
+        self._outbox = producer.Outbox(bootstrap_servers, config.settings, emit)
+        settings = config.settings
+        shared = Shared(
+            config,
+            system,
+            self._workers,
+            self._outbox,
+            lambda member: consumer.Client(member.group_id, bootstrap_servers, settings, member, emit),
+            emit,
+            self._requests,
+        )
+        left = leftovers or {}
+        self.members = [Member(shared, name, topics, left.get(name, ())) for name, topics in routes.items()]
+        self.ended = threading.Event()  # stuck handlers may have been left behind
         self._exit = Exit.CLEAN
-
-    @property
-    def ended(self) -> bool:
-        """Whether this run is over (stuck handlers may have been left behind)."""
-        return self._ended.is_set()
 
     def start(self) -> None:
         """Start all threads; the pollers connect."""
+        self._deliveries.start()
         self._workers.start()
         for member in self.members:
             member.start()
 
-    def start_aside(self) -> None:
+    def start_in_background(self) -> None:
         """Start, serve in a thread of its own, and return when every group has reached a broker.
 
-        Raises:
-            BrokerUnavailableError, ConfigurationError: of the first group that could not.
+        Raises BrokerUnavailableError, ConfigurationError, ClusterError: of the first group that could not.
         """
         self.start()
         threading.Thread(target=self.serve, name="karafka-main", daemon=True).start()
         for member in self.members:
             member.connected.wait()
-        if errors := [member.error for member in self.members if member.error is not None]:
-            self._ended.wait()
-            raise errors[0]
+        if mistakes := [member.error for member in self.members if member.error is not None]:
+            self.ended.wait()
+            raise mistakes[0]
 
     def serve(self) -> Exit:
-        """Wait for a reason to stop, stop, and say how it ended."""
+        """Wait for a reason to stop, stop in order, and say how it ended."""
         left: set[Member] = set()
         while not all(member in left for member in self.members):
-            event = self._next_event()
-            if event.error is not None:
-                log.critical("stopping: %s", event.error)
-            if event.exit is Exit.FORCED or self._exit is Exit.CLEAN:
-                self._exit = event.exit
-            if event.left is not None:
-                left.add(event.left)
+            request = self._next_request()
+            if request.exit is Exit.FORCED or self._exit is Exit.CLEAN:
+                self._exit = request.exit
+            if request.left is not None:
+                left.add(request.left)
             for member in self.members:
                 member.begin_stop()
                 if not member.connected.is_set():
                     left.add(member)  # nothing was joined: its thread ends by itself when the client gives up
         self._workers.stop()
         self._outbox.close()
-        self._ended.set()
+        self._deliveries.stop()
+        self.ended.set()
         return self._exit
 
-    def _next_event(self) -> Event:
-        # Never for good: a signal that comes right before a wait is handled behind it, and not at all without an end.
+    def _next_request(self) -> ExitRequest:
+        # Bounded: a signal that comes right before a wait is handled after it, and never without an end.
         while True:
             with suppress(queue.Empty):
-                return self.events.get(timeout=SIGNALS_S)
+                return self._requests.get(timeout=SIGNALS_S)
 
     def ask_to_stop(self) -> None:
         """Stop soon; returns at once. May be called from a signal handler and from user code."""
-        self.events.put(Event())
+        self._requests.put(ExitRequest())
 
     def stop(self) -> Exit:
         """Stop and wait for the end; from inside user code, which the end would wait for, only ask."""
         self.ask_to_stop()
         if self._workers.am_i_inside():
             return Exit.CLEAN
-        self._ended.wait()
+        self.ended.wait()
         return self._exit
 
-    def leftovers(self) -> dict[str, list[Partition]]:
-        """Per group, the ownerships whose user code has not returned."""
-        return {member.group_id: list(member.group.leftovers.values()) for member in self.members}
+    def _crashed(self, bug: BaseException) -> None:
+        self._emit(events.Crashed("", "worker", bug))
+        self._requests.put(ExitRequest(Exit.ERROR))

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypedDict, get_args, get_type_hints
 
 from karafka_lite.errors import ConfigurationError
 
+MAX_POLL_INTERVAL_MS = 300_000  # kafka-python's default
 Servers = str | Sequence[str]  # as in kafka-python: "a:9092,b:9092" or a list
 
 
@@ -112,6 +113,15 @@ class Config:
     auto_commit_interval_ms: int
     drain_timeout_ms: int
     settings: dict[str, Any] = field(repr=False)
+
+    @property
+    def of_group(self) -> dict[str, Any]:
+        """What the rules of a group need to know."""
+        return {
+            "commit_interval_ms": self.auto_commit_interval_ms,
+            "drain_timeout_ms": self.drain_timeout_ms,
+            "max_poll_interval_ms": self.settings.get("max_poll_interval_ms", MAX_POLL_INTERVAL_MS),
+        }
 
     @classmethod
     def validated(

@@ -17,5 +17,5 @@ class Backoff(NamedTuple):
 
     def delay_ms(self, attempt: int) -> int:
         """Milliseconds between the failed ``attempt`` (1 for the first) and the next one."""
-        doublings = min(attempt - 1, 62)  # 62 are beyond any max_ms; unbounded attempts would build huge integers
+        doublings = min(attempt - 1, 62)  # 2**62 exceeds any max_ms; unbounded attempts would build huge integers
         return min(self.max_ms, self.base_ms << doublings)

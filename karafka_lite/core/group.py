@@ -1,81 +1,126 @@
 """All partitions of one consumer group in this process: takes what happened, answers what to do.
 
 Pure: no I/O, no clock, no threads, no user code. The caller holds one lock around every call and passes the time in
-(``now``, monotonic seconds). Two shells carry out the answers: the runner with its threads, and tests without any.
+(``now``, monotonic seconds). One shell carries out the answers, ``runner.py``.
 
-    what happened                                     what to do
-    ------------------------------------------------  ----------------------------------------------------
-    assigned, started, fetched, fetch_failed          unstarted, poll_plan  start, seek, pause, join anew (poller)
-    begin, end, mark                                  take_ready            partitions that need a worker
-    request_commit, commit_succeeded, commit_failed   commit_batch          offsets to commit (committer)
-    revoke, lose, stop, advance (time has passed)     wake_at               when to call ``advance`` next
-                                                      news                  somebody who waits should look again
+    what happened                                          what to do                      who asks
+    -----------------------------------------------------  ------------------------------  ------------
+    assigned, started, found, fetched, fetch_failed        unstarted, sought, poll_plan    poller
+    begin, end, give_up, redirect, pause, answered         take_ready                      all: for workers
+    request_commit, commit_succeeded, commit_failed        commit_batch                    committer
+    revoke, lose, stop, close, advance (time has passed)   wake_at, changed                who waits
+
+An answer stands until its result is reported: ``poll_plan`` until ``applied``, ``unstarted`` until ``started``,
+``sought`` until ``found``. Nothing is given away before it is done. A call costs what has changed, not what is owned.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from karafka_lite.core.backoff import Backoff
-from karafka_lite.core.intake import Room
-from karafka_lite.core.options import Policy, Target
-from karafka_lite.core.ownership import Partition, Run, Send, State
+from karafka_lite.core.intake import BufferLimits
+from karafka_lite.core.marks import Send
+from karafka_lite.core.options import Options, SeekTarget
+from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.messages import Record, TopicPartition
 
-ROOM = Room(messages=100_000, size_bytes=64 << 20)  # shared by the queues of all partitions
+BUFFER_LIMITS = BufferLimits(messages=100_000, size_bytes=64 << 20)  # shared by the queues of all partitions
 FINAL_COMMIT_S = 5.0  # a last commit is tried at least so long, also when the handlers used up the whole drain
 COMMIT_RETRY = Backoff(100, 1000)
+FOREIGN_S = 0.2  # how late it is noticed that a handler of an earlier run of the app has returned
+SLOW_POLL, SLOW_DRAIN = 0.8, 0.5  # parts of max_poll_interval_ms and drain_timeout_ms after which a call takes long
+MOST_TIMERS = 100
+NEVER = float("inf")
 
 
 class Commit(NamedTuple):
     """One offset on its way to the broker."""
 
-    partition: Partition
+    ownership: Ownership
     offset: int
     version: int
+
+
+class Slow(NamedTuple):
+    """A run that takes long, and gets in the way of ``what``, which has a limit."""
+
+    run: Run
+    what: Literal["stop", "rebalance", "poll"]
+    limit_ms: float
+
+
+class Outcome(NamedTuple):
+    """How a run ended, after ``seconds``.
+
+    ``messages``: how many are done. ``retry_offset``: where the next try begins, in ``retry_s`` seconds; None without
+    one. ``attempts``: after how many its message was given up; 0 where it was not.
+    """
+
+    seconds: float
+    messages: int = 0
+    attempts: int = 0
+    retry_offset: int | None = None
+    retry_s: float = 0.0
 
 
 @dataclass
 class PollPlan:
     """What the poller does before its next poll."""
 
-    seeks: dict[TopicPartition, int] = field(default_factory=dict)
-    pause: list[TopicPartition] = field(default_factory=list)
-    resume: list[TopicPartition] = field(default_factory=list)
-    join_anew: bool = False
+    seeks: dict[Ownership, int] = field(default_factory=dict)
+    pause: list[Ownership] = field(default_factory=list)
+    resume: list[Ownership] = field(default_factory=list)
+    rejoin: bool = False  # the member found out by itself that it was lost: the client has to join again
+
+    @property
+    def is_empty(self) -> bool:
+        """There is nothing to do."""
+        return not (self.seeks or self.pause or self.resume or self.rejoin)
 
 
 class Group:
     """The rules about offsets and ownership.
 
-    ``policies`` by topic; ``reset`` is ``auto_offset_reset``; ``leftovers`` are ownerships of an earlier run of this
+    ``options`` by topic; ``reset`` is ``auto_offset_reset``; ``leftovers`` are ownerships of an earlier run of this
     process whose handlers have not returned yet: their successors wait for them.
     """
 
     def __init__(
         self,
-        policies: Mapping[str, Policy],
+        options: Mapping[str, Options],
         *,
         commit_interval_ms: int = 5000,
         drain_timeout_ms: int = 60_000,
+        max_poll_interval_ms: int = 300_000,
         reset: str = "earliest",
-        leftovers: Iterable[Partition] = (),
-        room: Room = ROOM,
+        leftovers: Iterable[Ownership] = (),
+        limits: BufferLimits = BUFFER_LIMITS,
         now: float = 0.0,
     ) -> None:
-        self._policies = policies
+        self._options = options
         self._interval = commit_interval_ms / 1000
         self._drain = drain_timeout_ms / 1000
+        self._max_poll = max_poll_interval_ms / 1000
         self._reset = reset
-        self._room = room
-        self.owned: dict[TopicPartition, Partition] = {}
-        self.leftovers: dict[TopicPartition, Partition] = {p.place: p for p in leftovers}
+        self._limits = limits
+        self.owned: dict[TopicPartition, Ownership] = {}
+        self.leftovers: dict[TopicPartition, Ownership] = {o.tp: o for o in leftovers}
         self.stopping = False
-        self.news = False
-        self._ready: list[Partition] = []
-        self._join_anew = False
+        self.changed = False  # who waits should look again
+        self.paused: set[Ownership] = set()  # of which the client fetches nothing
+        self._rejoin = False
+        self._ready: list[Ownership] = []
+        self._unknown: dict[Ownership, None] = {}  # where they go on, only the cluster knows
+        self._to_plan: dict[Ownership, None] = {}  # may need a seek, a pause or a resume
+        self._leaving: dict[Ownership, None] = {}  # DRAINING or RELEASING
+        self._running: dict[Run, None] = {}
+        self._timers: list[tuple[float, int, Ownership]] = []  # a heap; an entry counts while it is ``timer``
+        self._numbers = itertools.count()  # ownerships have no order
         self._commit_at = now + self._interval
         self._commit_requested = False
         self._commit_failures = 0
@@ -85,287 +130,382 @@ class Group:
 
     # -- assignment
 
-    def assigned(self, places: Iterable[TopicPartition], now: float) -> list[Partition]:
-        """The broker gave us ``places``. Returns the new ownerships (none while stopping: nothing would be done)."""
+    def assigned(self, tps: Iterable[TopicPartition], now: float) -> list[Ownership]:
+        """The broker gave us ``tps``. Returns the new ownerships (none while stopping: nothing would be done)."""
         if self.stopping:
             return []
         fresh = []
-        for place in places:
-            if place in self.owned:  # never seen; but two ownerships of one partition must not exist
-                self._finish(self.owned[place], State.LOST)
-            predecessor = self.leftovers.get(place)
-            self.owned[place] = Partition(place, self._policies[place[0]], predecessor)
-            fresh.append(self.owned[place])
-        self._join_anew = False  # it has just joined
-        self.news = True
+        for tp in tps:
+            if tp in self.owned:  # never seen; but two ownerships of one partition must not exist
+                self._finish(self.owned[tp], State.LOST, now)
+            ownership = self.owned[tp] = Ownership(tp, self._options[tp[0]], self.leftovers.get(tp))
+            fresh.append(ownership)
+            self._note_unknown(ownership)
+        self._to_plan.update(dict.fromkeys(self.owned.values()))  # they share the limits
+        self._rejoin = False  # it has just joined
+        self.changed = True
         return fresh
 
-    def started(self, place: TopicPartition, offset: int, *, committed: bool, now: float) -> None:
-        """``place`` begins at ``offset``: ``committed``, or where ``auto_offset_reset`` points to.
+    def unstarted(self) -> list[Ownership]:
+        """Ownerships whose starting position is not known: ask the cluster, then call ``started``."""
+        return [o for o in self._unknown if o.intake.start is None]
+
+    def started(self, ownership: Ownership, offset: int, *, committed: bool, now: float) -> bool:
+        """``ownership`` begins at ``offset``: ``committed``, or where ``auto_offset_reset`` points to.
 
         A start at the end of the log is committed before anything is handed over: whoever owns the partition next would
-        else start at the *new* end, and what lay between would be skipped.
+        else start at the *new* end, and what lay between would be skipped. False: it is over, or has begun already.
         """
-        partition = self.owned.get(place)
-        if partition and partition.start is None:
-            partition.begin_at(offset, committed=committed, commit_start=self._reset == "latest")
-            if partition.pending:
-                self.request_commit()
+        if not self._is_ours(ownership) or ownership.intake.start is not None:
+            return False
+        ownership.begin_at(offset, committed=committed, commit_start=self._reset == "latest")
+        if ownership.marks.pending:
+            self.request_commit()
+        self._note_unknown(ownership)
+        self._settle(ownership, now)
+        return True
 
-    def revoke(self, places: Iterable[TopicPartition], now: float) -> list[Partition]:
-        """A rebalance asks for ``places``. Returns the ownerships that end now; ``released`` says when they have."""
-        leaving = [p for place in places if (p := self.owned.get(place))]
-        for partition in leaving:
-            if partition.state is State.ASSIGNED:
-                partition.drain(now + self._drain, stopping_app=False)
-            self._settle(partition, now)
-        self.news = True
+    def revoke(self, tps: Iterable[TopicPartition], now: float) -> list[Ownership]:
+        """A rebalance asks for ``tps``. Returns the ownerships that end now; ``released`` says when they have."""
+        leaving = [o for tp in tps if (o := self.owned.get(tp))]
+        for ownership in leaving:
+            self._drain_one(ownership, now, stopping_app=False)
+        self.changed = True
         return leaving
 
-    def released(self, partitions: Collection[Partition]) -> bool:
-        """Whether all ``partitions`` are over, so that they can be given to somebody else."""
-        return all(p.state >= State.REVOKED for p in partitions)
+    def released(self, ownerships: Collection[Ownership]) -> bool:
+        """Whether all ``ownerships`` are over, so that their partitions can be given to another member."""
+        return all(o.state >= State.REVOKED for o in ownerships)
 
-    def lose(self, now: float, *, join_anew: bool) -> list[Partition]:
+    def lose(self, now: float, *, rejoin: bool) -> list[Ownership]:
         """The membership is gone: every ownership ends at once, nothing more is committed.
 
-        ``join_anew``: we found out by ourselves, so the client must be told. Returns the ownerships that were lost.
+        ``rejoin``: we found out by ourselves, so the client must be told. Returns the ownerships that were lost.
         """
         lost = list(self.owned.values())
-        for partition in lost:
-            self._finish(partition, State.LOST)
+        for ownership in lost:
+            self._finish(ownership, State.LOST, now)
         if lost:
-            self._join_anew = join_anew
-            self.news = True
+            self._rejoin = rejoin
+            self.changed = True
         return lost
 
     def stop(self, now: float) -> None:
         """The app stops: nothing new is handed over; done when nothing is ``owned`` and there are no ``leftovers``."""
         self.stopping = True
-        for partition in list(self.owned.values()):
-            if partition.state is State.ASSIGNED:
-                partition.drain(now + self._drain, stopping_app=True)
-            self._settle(partition, now)
-        self.news = True
+        for ownership in list(self.owned.values()):
+            self._drain_one(ownership, now, stopping_app=True)
+        self.changed = True
 
-    def close(self) -> None:
+    def close(self, now: float) -> None:
         """No worker will come any more: hooks that had no time are left out, so that no successor waits for them."""
-        for partition in list(self.leftovers.values()):
-            partition.hook_due = None
-            self._settle(partition, 0.0)
+        for ownership in list(self.leftovers.values()):
+            ownership.hook_due = None
+            self._settle(ownership, now)
+
+    def _drain_one(self, ownership: Ownership, now: float, *, stopping_app: bool) -> None:
+        if ownership.state is State.ASSIGNED:
+            ownership.drain(now + self._drain, stopping_app=stopping_app)
+            self._leaving[ownership] = None
+        self._settle(ownership, now)
+
+    def _is_ours(self, ownership: Ownership) -> bool:
+        return self.owned.get(ownership.tp) is ownership
 
     # -- messages
 
+    def sought(self) -> dict[Ownership, SeekTarget]:
+        """Where user code wants to begin, and only the cluster knows the offset: ask it, then call ``found``."""
+        return {o: o.intake.target for o in self._unknown if o.intake.target is not None and o.intake.start is not None}
+
+    def found(self, ownership: Ownership, target: SeekTarget, offset: int, now: float) -> None:
+        """``target`` is at ``offset``; changes nothing where user code wants to go elsewhere by now."""
+        if self._is_ours(ownership) and ownership.intake.target == target:
+            ownership.redirect(offset)
+            self._note_unknown(ownership)
+            self._settle(ownership, now)
+
+    def poll_plan(self, now: float) -> PollPlan:
+        """What has to be done before the next poll. It stands until it is ``applied``."""
+        plan = PollPlan(rejoin=self._rejoin)
+        limits = self._limits.shared_by(len(self.owned) or 1)
+        for ownership in list(self._to_plan):
+            intake = ownership.intake
+            pause = intake.wants_pause(limits, now)
+            if ownership.state is not State.ASSIGNED or (intake.seek_to is None and pause is intake.paused):
+                del self._to_plan[ownership]
+                continue
+            if intake.seek_to is not None:
+                plan.seeks[ownership] = intake.seek_to
+            if pause is not intake.paused:
+                (plan.pause if pause else plan.resume).append(ownership)
+        return plan
+
+    def applied(self, plan: PollPlan, now: float) -> None:
+        """The client has done what ``plan`` says. What has changed since then stands in the next plan."""
+        if plan.rejoin:
+            self._rejoin = False
+        for ownership, offset in plan.seeks.items():
+            ownership.intake.sought(offset)
+        for ownership in filter(self._is_ours, plan.pause):
+            ownership.intake.paused = True
+            self.paused.add(ownership)
+            self._settle(ownership, now)
+        for ownership in plan.resume:
+            ownership.intake.paused = False
+            self.paused.discard(ownership)
+
     def fetched(
-        self, place: TopicPartition, records: Sequence[Record], end_offset: int | None, size_bytes: int, now: float
+        self, tp: TopicPartition, records: Sequence[Record], end_offset: int | None, size_bytes: int, now: float
     ) -> bool:
         """Records arrived; ``end_offset`` is the partition's end. False where they are not wanted (any more)."""
-        partition = self.owned.get(place)
-        if partition is None or not partition.fetched(records, end_offset, size_bytes, now):
+        ownership = self.owned.get(tp)
+        if ownership is None or not ownership.fetched(records, end_offset, size_bytes, now):
             return False
-        self._settle(partition, now)
+        self._settle(ownership, now)
         return True
 
     def polled(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Where fetching goes on behind what ``fetched`` was told: also behind messages that nobody will ever see."""
-        for place, position in positions.items():
-            partition = self.owned.get(place)
-            if partition and partition.start is not None and partition.seek_to is None:
-                partition.position = position
+        """Where fetching goes on: past what was ``fetched``, and past offsets that hold no message for consumers."""
+        for tp, position in positions.items():
+            ownership = self.owned.get(tp)
+            if ownership and not ownership.intake.moving:
+                ownership.intake.position = position
 
-    def fetch_failed(self, place: TopicPartition, now: float) -> float | None:
-        """What stands next in ``place`` cannot be read. Returns the seconds until it is tried again."""
-        partition = self.owned.get(place)
-        return partition.fetch_failed(now) if partition else None
-
-    def unstarted(self) -> list[TopicPartition]:
-        """Ownerships whose starting position is not known: ask the cluster, then call ``started``."""
-        return [place for place, partition in self.owned.items() if partition.start is None]
-
-    def sought(self) -> dict[TopicPartition, Target]:
-        """Where the user wants to begin, and only the cluster knows the offset: ask it, then call ``found``."""
-        return {place: p.target for place, p in self.owned.items() if p.target is not None and p.start is not None}
-
-    def found(self, place: TopicPartition, target: Target, offset: int) -> None:
-        """``target`` in ``place`` is ``offset``."""
-        partition = self.owned.get(place)
-        if partition and partition.target == target:
-            partition.redirect(offset)
-
-    def poll_plan(self, now: float) -> PollPlan:
-        """What has to be done before the next poll; each answer is given once."""
-        plan = PollPlan(join_anew=self._join_anew)
-        self._join_anew = False
-        room = self._room.shared_by(len(self.owned) or 1)
-        for place, partition in self.owned.items():
-            if partition.state is not State.ASSIGNED:
-                continue
-            if partition.seek_to is not None:
-                plan.seeks[place] = partition.position = partition.seek_to
-                partition.seek_to = None
-            pause = partition.wants_pause(room, now)
-            if pause != partition.paused:
-                partition.paused = pause
-                (plan.pause if pause else plan.resume).append(place)
-        return plan
+    def fetch_failed(self, tp: TopicPartition, now: float) -> float | None:
+        """What comes next in ``tp`` cannot be read. Returns the seconds until it is tried again."""
+        ownership = self.owned.get(tp)
+        if ownership is None:
+            return None
+        wait = ownership.intake.unreadable(now)
+        self._settle(ownership, now)
+        return wait
 
     # -- user code
 
-    def take_ready(self) -> list[Partition]:
-        """Partitions for which a worker is needed; each is named once until ``begin`` was called for it."""
+    def take_ready(self) -> list[Ownership]:
+        """Ownerships for which a worker is needed; each is named once until ``begin`` was called for it."""
         ready, self._ready = self._ready, []
         return ready
 
-    def begin(self, partition: Partition, now: float) -> Run | None:
-        """A worker has time for ``partition``: what it has to run; None when that has passed."""
-        run = partition.begin(now)
+    def begin(self, ownership: Ownership, now: float) -> Run | None:
+        """A worker has time for ``ownership``: what it has to run; None when that has passed."""
+        run = ownership.begin(now)
         if run is None:
-            self._settle(partition, now)
+            self._settle(ownership, now)
+        else:
+            self._running[run] = None
+            self._to_plan[ownership] = None  # its queue has room
         return run
 
-    def end(self, run: Run, *, failed: bool, now: float) -> None:
-        """The user code of ``run`` has ended; ``failed``: it raised."""
-        run.partition.end(run, failed=failed, now=now)
+    def end(self, run: Run, *, failed: bool, now: float) -> Outcome:
+        """The user code of ``run`` has ended; ``failed``: it raised, or a message that it sent was refused."""
+        ownership, seconds = run.ownership, now - run.began
+        done = ownership.processed(run, failed=failed)
+        ownership.end(run, failed=failed, now=now)
+        self.changed |= failed
         self._ended(run, now)
-        self.news |= failed
+        if failed and ownership.state is State.ASSIGNED:
+            retry_s = max(0.0, ownership.retries.not_before - now)
+            return Outcome(seconds, done, retry_offset=ownership.intake.next_offset, retry_s=retry_s)
+        return Outcome(seconds, done)
 
-    def set_aside(self, run: Run, now: float) -> None:
-        """The message at which ``run`` failed once too often is in safety: go on without it."""
-        run.partition.set_aside(run)
+    def give_up(self, run: Run, *, now: float) -> Outcome:
+        """The message at which ``run`` failed once too often is given up: go on without it."""
+        outcome = Outcome(now - run.began, attempts=run.ownership.retries.tries_of(run.records[0].offset).all)
+        run.ownership.give_up(run)
+        self.changed = True
         self._ended(run, now)
-        self.news = True
+        return outcome
 
     def _ended(self, run: Run, now: float) -> None:
-        self._settle(run.partition, now)
-        successor = self.owned.get(run.partition.place)
-        if successor is not None and successor is not run.partition:
+        self._running.pop(run, None)
+        self._note_unknown(run.ownership)
+        self._settle(run.ownership, now)
+        successor = self.owned.get(run.ownership.tp)
+        if successor is not None and successor is not run.ownership:
             self._settle(successor, now)
 
-    def redirect(self, partition: Partition, target: Target, now: float) -> bool:
+    def redirect(self, ownership: Ownership, target: SeekTarget, now: float) -> bool:
         """User code wants the next batch to start at ``target``; a running one goes on. False when not the owner."""
-        if partition.over:
+        if ownership.over:
             return False
-        if partition.run and not partition.run.hook:
-            partition.run.redirect = target
+        if ownership.run and not ownership.run.hook:
+            ownership.run.redirect = target
         else:
-            partition.redirect(target)
-        self._settle(partition, now)
-        self.news = True
+            ownership.redirect(target)
+            self._note_unknown(ownership)
+        self._settle(ownership, now)
+        self.changed = True
         return True
 
-    def rest(self, partition: Partition, until: float, now: float) -> bool:
+    def pause(self, ownership: Ownership, until: float, now: float) -> bool:
         """User code wants no batch before ``until``. False when not the owner."""
-        if partition.over:
+        if ownership.over:
             return False
-        partition.rests_until = until
-        self._settle(partition, now)
-        self.news = True
+        ownership.intake.paused_until = until
+        self._settle(ownership, now)
+        self.changed = True
         return True
+
+    def slow(self, now: float) -> list[Slow]:
+        """Runs that take so long that they get in the way; each once."""
+        slow = []
+        for run in self._running:
+            ownership, what = run.ownership, None
+            if run.reported:
+                continue
+            if ownership.state is State.DRAINING and ownership.deadline - now < SLOW_DRAIN * self._drain:
+                what = Slow(run, "stop" if ownership.stopping_app else "rebalance", self._drain * 1000)
+            elif ownership.state is State.ASSIGNED and now - run.began > SLOW_POLL * self._max_poll:
+                what = Slow(run, "poll", self._max_poll * 1000)
+            if what is not None:
+                run.reported = True
+                slow.append(what)
+        return slow
+
+    def _note_unknown(self, ownership: Ownership) -> None:
+        intake = ownership.intake
+        if self._is_ours(ownership) and (intake.start is None or intake.target is not None):
+            self._unknown[ownership] = None
+        else:
+            self._unknown.pop(ownership, None)
 
     # -- offsets
 
     def request_commit(self) -> None:
         """Commit what is stored without waiting for the interval."""
         self._commit_requested = True
-        self.news = True
+        self.changed = True
 
-    def answered(self, partition: Partition, send: Send, failure: BaseException | None, now: float) -> None:
-        """A message that user code of ``partition`` has sent is acknowledged, or has failed."""
-        partition.answered(send, failure)
-        waited_for = partition.state is State.RELEASING or self._commit_requested
-        self.news |= waited_for or failure is not None or not partition.unanswered
-        self._settle(partition, now)
+    def answered(self, ownership: Ownership, send: Send, failure: BaseException | None, now: float) -> None:
+        """A message that user code of ``ownership`` has sent is acknowledged, or has failed."""
+        ownership.marks.answered(send, failure)
+        waited_for = ownership.state is State.RELEASING or self._commit_requested
+        self.changed |= waited_for or failure is not None or not ownership.marks.in_flight
+        self._settle(ownership, now)
 
     def commit_batch(self, now: float) -> list[Commit]:
         """What has to be committed now; empty when nothing has to."""
-        if now < self._commit_retry_at:
+        due = now >= self._commit_at or self._commit_requested or self._leaving
+        if now < self._commit_retry_at or not due:
             return []
-        ready = [p for p in self.owned.values() if p.committable]
+        ready = [o for o in self.owned.values() if o.marks.committable]
         if now >= self._commit_at:
             self._commit_at = now + self._interval
-        elif not self._commit_requested and not any(p.state is State.RELEASING for p in ready):
+        elif not self._commit_requested and not any(o.state is State.RELEASING for o in ready):
             return []
         # A request waits for what has yet to be acknowledged.
-        self._commit_requested &= any(p.version != p.backed[1] for p in self.owned.values())
-        if self._refusing.intersection(p.place[0] for p in ready):
+        self._commit_requested &= any(o.marks.version != o.marks.commit_point[1] for o in self.owned.values())
+        if self._refusing.intersection(o.tp[0] for o in ready):
             # One topic that refuses (deleted, not authorized) must not hold up the others: each goes by itself.
-            topic = min((p.place[0] for p in ready), key=lambda name: self._commit_turns.get(name, 0))
+            topic = min((o.tp[0] for o in ready), key=lambda name: self._commit_turns.get(name, 0))
             self._commit_turns[topic] = max(self._commit_turns.values(), default=0) + 1
             self._commit_requested = True
-            ready = [p for p in ready if p.place[0] == topic]
-        return [Commit(p, offset, version) for p in ready for offset, version in [p.backed] if offset is not None]
+            ready = [o for o in ready if o.tp[0] == topic]
+        points = ((o, *o.marks.commit_point) for o in ready)
+        return [Commit(o, offset, version) for o, offset, version in points if offset is not None]
 
     def commit_succeeded(self, commits: Iterable[Commit], now: float) -> None:
         """The broker has acknowledged ``commits``."""
-        for partition, offset, version in commits:
-            self._refusing.discard(partition.place[0])
-            if partition.state is not State.LOST:
-                partition.commit_succeeded(offset, version)
-                self._settle(partition, now)
+        for ownership, offset, version in commits:
+            self._refusing.discard(ownership.tp[0])
+            if ownership.state is not State.LOST:
+                ownership.marks.acknowledged(offset, version)
+                self._settle(ownership, now)
         if not self._refusing:
             self._commit_failures = 0
             self._commit_turns.clear()
-        self.news = True
+        self.changed = True
 
     def commit_failed(self, commits: Iterable[Commit], now: float) -> None:
         """The broker refused or did not answer: everything stays pending and is tried again soon."""
         self._commit_failures += 1
         self._commit_retry_at = now + COMMIT_RETRY.delay_ms(self._commit_failures) / 1000
         self._commit_requested = True
-        for partition, _, _ in commits:
-            self._refusing.add(partition.place[0])
-            self._settle(partition, now)
-        self.news = True
+        for ownership, _, _ in commits:
+            self._refusing.add(ownership.tp[0])
+            self._settle(ownership, now)
+        self.changed = True
 
     # -- time
 
     def advance(self, now: float) -> None:
         """Time has passed: bounds that are over, back-offs that ended."""
-        for partition in [*self.owned.values(), *self.leftovers.values()]:
-            self._settle(partition, now)
+        while self._timers and self._timers[0][0] <= now:
+            moment, _, ownership = heapq.heappop(self._timers)
+            if ownership.timer == moment:
+                ownership.timer = NEVER
+                self._settle(ownership, now)
 
     def wake_at(self, now: float) -> float:
         """When ``advance`` and ``commit_batch`` may have something to do, if nothing happens before."""
+        while self._timers and self._timers[0][2].timer != self._timers[0][0]:
+            heapq.heappop(self._timers)
         times = [max(self._commit_at, self._commit_retry_at)]
-        for partition in self.owned.values():
-            if partition.state in (State.DRAINING, State.RELEASING):
-                times.append(partition.deadline)
-            ready_at = partition.ready_at()
-            if ready_at is not None and not partition.enlisted:
-                times.append(ready_at)
-            if partition.committable and (partition.state is State.RELEASING or self._commit_requested):
+        if self._timers:
+            times.append(self._timers[0][0])
+        waiting = self.owned if self._commit_requested else {o.tp: o for o in self._leaving}
+        for ownership in waiting.values():
+            if ownership.marks.committable and (self._commit_requested or ownership.state is State.RELEASING):
                 times.append(self._commit_retry_at)
+                break
         return max(now, min(times))
 
-    def _settle(self, partition: Partition, now: float) -> None:
+    def _settle(self, ownership: Ownership, now: float) -> None:
         """Bring one ownership to where it belongs now: the only place where time and facts move states on."""
-        if partition.predecessor is not None and not partition.predecessor.busy:
-            partition.predecessor = None
-        if partition.state is State.DRAINING and (not partition.busy or now >= partition.deadline):
-            partition.release(max(partition.deadline, now + FINAL_COMMIT_S))
-            self.news = True
-        if partition.state is State.RELEASING and (not partition.pending or now >= partition.deadline):
-            self._finish(partition, State.REVOKED)
-        if partition.state >= State.REVOKED and not partition.busy:
-            self._forget_leftover(partition)
-        ready_at = partition.ready_at()
-        if ready_at is None or partition.enlisted:
-            return
+        if ownership.predecessor is not None and not ownership.predecessor.busy:
+            ownership.predecessor = None
+        if ownership.state is State.DRAINING and (not ownership.busy or now >= ownership.deadline):
+            ownership.release(max(ownership.deadline, now + FINAL_COMMIT_S))
+            self.changed = True
+        if ownership.state is State.RELEASING and (not ownership.marks.pending or now >= ownership.deadline):
+            self._finish(ownership, State.REVOKED, now)
+        if ownership.state >= State.REVOKED and not ownership.busy:
+            self._forget_leftover(ownership)
+        self._to_plan[ownership] = None
+        ready_at = NEVER if (moment := ownership.ready_at()) is None or ownership.scheduled else moment
         if ready_at <= now:
-            partition.enlisted = True
-            self._ready.append(partition)
-        else:
-            self.news = True  # who sleeps until ``wake_at`` may have to get up earlier
+            ownership.scheduled = True
+            self._ready.append(ownership)
+            ready_at = NEVER
+        self._set_timer(ownership, min(ready_at, self._bound_of(ownership, now)))
 
-    def _finish(self, partition: Partition, state: State) -> None:
-        partition.finish(state)
-        del self.owned[partition.place]
-        if partition.busy:
-            self.leftovers[partition.place] = partition
-            self._settle(partition, 0.0)
-        self.news = True
+    def _bound_of(self, ownership: Ownership, now: float) -> float:
+        """When an ownership moves on although nothing happens to it."""
+        if ownership in self._leaving:
+            return ownership.deadline
+        if ownership.state is not State.ASSIGNED:
+            return NEVER
+        if ownership.predecessor is not None:
+            return now + FOREIGN_S  # it may be of another group, which does not know of us
+        return ownership.intake.fetch_at if ownership.intake.fetch_at > now else NEVER
 
-    def _forget_leftover(self, partition: Partition) -> None:
-        if self.leftovers.get(partition.place) is partition:
-            del self.leftovers[partition.place]
-            self.news = True
+    def _set_timer(self, ownership: Ownership, moment: float) -> None:
+        """Look at ``ownership`` at ``moment``. An earlier timer stays: it finds out that it was too early."""
+        if moment >= ownership.timer:
+            return
+        # Who sleeps until ``wake_at`` may have to get up earlier.
+        self.changed |= not self._timers or moment < self._timers[0][0]
+        ownership.timer = moment
+        heapq.heappush(self._timers, (moment, next(self._numbers), ownership))
+        if len(self._timers) > MOST_TIMERS + 4 * len(self.owned):  # most of them do not count any more
+            counting = [o for o in (*self.owned.values(), *self.leftovers.values()) if o.timer < NEVER]
+            self._timers = [(o.timer, next(self._numbers), o) for o in counting]
+            heapq.heapify(self._timers)
+
+    def _finish(self, ownership: Ownership, state: State, now: float) -> None:
+        ownership.finish(state)
+        del self.owned[ownership.tp]
+        self._unknown.pop(ownership, None)
+        self._leaving.pop(ownership, None)
+        self.paused.discard(ownership)
+        if ownership.busy:
+            self.leftovers[ownership.tp] = ownership
+            self._settle(ownership, now)
+        self.changed = True
+
+    def _forget_leftover(self, ownership: Ownership) -> None:
+        if self.leftovers.get(ownership.tp) is ownership:
+            del self.leftovers[ownership.tp]
+            self.changed = True

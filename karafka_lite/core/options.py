@@ -1,15 +1,17 @@
-"""What a route asks of its partitions."""
+"""What a route asks of the partitions of its topics."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from karafka_lite.core.backoff import Backoff
 
 
 class Hook(Enum):
-    """What a user may hang on a handler, by the moment at which it runs."""
+    """The kinds of hooks of a handler, by the moment at which they run."""
 
     ON_SHUTDOWN = "on_shutdown"
     BEFORE_REVOKE = "before_revoke"
@@ -17,22 +19,39 @@ class Hook(Enum):
     EVERY = "every"
 
 
-class Time(NamedTuple):
-    """The first message that is not older, as a place to begin at."""
+@dataclass(frozen=True, eq=False)
+class RegisteredHook:
+    """A user's function and when it is called; ``every_ms`` counts for ``EVERY`` only."""
+
+    kind: Hook
+    function: Callable[[Any], object]
+    every_ms: int = 0
+
+
+class Timestamp(NamedTuple):
+    """A seek target: the first message that is not older than ``ms``, Unix time in milliseconds."""
 
     ms: int
 
 
-Target = int | Literal["earliest", "latest"] | Time  # where a batch may begin; only the cluster knows the latter
+# Where a batch may be asked to begin. Only the cluster knows the offsets of all but the first.
+SeekTarget = int | Literal["earliest", "latest"] | Timestamp
 
 
-class Policy(NamedTuple):
-    """What a route asks of its partitions."""
+class Options(NamedTuple):
+    """What a route asks of its partitions.
+
+    ``hooks``: in the order of their registration. ``budget``: how often a batch, and then a message alone, may be tried
+    before the message is given up; None: never.
+    """
 
     manual_offsets: bool = False
     max_messages: int = 500
     batch_timeout_ms: int = 0
     backoff: Backoff = Backoff()
-    hooks: frozenset[Hook] = frozenset()
-    every_ms: tuple[int, ...] = ()  # of each function that is called again and again
-    budget: int | None = None  # tries, first of a batch and then of a message by itself; None: it never gives up
+    hooks: tuple[RegisteredHook, ...] = ()
+    budget: int | None = None
+
+    def hooks_of(self, kind: Hook) -> tuple[RegisteredHook, ...]:
+        """The hooks of one kind, in the order of their registration."""
+        return tuple(hook for hook in self.hooks if hook.kind is kind)

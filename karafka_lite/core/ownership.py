@@ -1,28 +1,30 @@
-"""One ownership of one partition: what was handed over, what is stored, what is committed.
+"""One ownership of one partition: its states, and which user code is due.
 
-A new assignment always makes a new Partition, so whoever still holds an old one can never touch its successor.
-Offsets here are *next* offsets (the one to read next), but for those of records.
+A new assignment always makes a new Ownership, so code that still holds an old one can never touch its successor.
 
-The states, forwards only, and who changes them:
+The states, forwards only, and what changes them:
 
     ASSIGNED   ours; batches are handed over            -> DRAINING   a rebalance wants it, or the app stops
     DRAINING   ours; user code ends, its marks count    -> RELEASING  user code has ended, or the bound is over
     RELEASING  marks are closed, the rest is committed  -> REVOKED    committed, or given up
     REVOKED    over, in good order
     LOST       over, the broker gave it away            <- any of the first three
+
+The rest is in three parts: ``Marks`` (what is stored and committed), ``Retries`` (attempts and budgets) and ``Intake``
+(the queue, and where fetching goes on).
 """
 
 from __future__ import annotations
 
-import sys
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
-from karafka_lite.core.intake import Backlog, Room
-from karafka_lite.core.options import Hook, Policy, Target
+from karafka_lite.core.intake import Chunk, Intake
+from karafka_lite.core.marks import Marks
+from karafka_lite.core.options import Hook, Options, RegisteredHook, SeekTarget
+from karafka_lite.core.retries import Retries
 from karafka_lite.messages import Record, TopicPartition, next_offset_after, where
 
 
@@ -36,413 +38,304 @@ class State(IntEnum):
     LOST = 5
 
 
-RELEASING = State.RELEASING  # looking up a member of an enum costs more than all the rest of a mark
-
-
 @dataclass(eq=False)
 class Run:
-    """One call of user code: a batch (``hook`` is None) or a hook (no records)."""
+    """One call of user code: of the handler with a batch, or of hooks of one kind without one."""
 
-    partition: Partition
-    hook: Hook | None
-    records: Sequence[Record]
-    end_offset: int | None
+    ownership: Ownership
     attempt: int
+    began: float
+    chunk: Chunk = Chunk((), None, 0)
+    hooks: Sequence[RegisteredHook] = ()
+    begin_offset: int = 0  # where the batch begins; before its first message where offsets are missing
     version: int = 0  # of the marks when it began
-    in_hand: int | None = None  # ``each`` stands at this message, which is not marked
-    redirect: Target | None = None  # where the user wants the next batch to start
-    number: int = 0  # which of the functions of ``every``
-    began: float = 0.0
-    told: bool = False  # that it takes long
+    in_hand: int | None = None  # offset of the message that ``each`` has handed out and not marked
+    redirect: SeekTarget | None = None  # where the user wants the next batch to start
+    reported: bool = False  # as one that takes long
+
+    @property
+    def hook(self) -> Hook | None:
+        """The kind of the hooks; None for a batch."""
+        return self.hooks[0].kind if self.hooks else None
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """The batch; empty for hooks."""
+        return self.chunk.records
+
+    def as_call(self, group_id: str, function: str) -> tuple[str, str, int, str, str | None, int, int, int]:
+        """The fields of ``events.Call``."""
+        if self.hook:
+            return group_id, *self.ownership.tp, function, self.hook.value, -1, -1, self.attempt
+        first, last = self.records[0].offset, self.records[-1].offset
+        return group_id, *self.ownership.tp, function, None, first, last, self.attempt
 
     def __str__(self) -> str:
         if self.hook:
-            return f"{self.partition} {self.hook.value}"
-        return f"{self.partition}@{self.records[0].offset}..{self.records[-1].offset}"
+            return f"{self.ownership} {self.hook.value}"
+        return f"{self.ownership}@{self.records[0].offset}..{self.records[-1].offset}"
 
 
-class Tries(NamedTuple):
-    """How often the handler failed at a message."""
-
-    all: int = 0
-    alone: int = 0  # as the only one of its batch
-
-
-@dataclass(eq=False)
-class Send:
-    """A message on its way, and where the marks stood when it was sent."""
-
-    stored: int | None
-    version: int
-    retry_position: int
-    acknowledged: bool = False
-
-
-class Partition:
+class Ownership:
     """What this process knows of one ownership. Changed under its group's lock only."""
 
-    __slots__ = (  # more than 30 attributes would be looked up more slowly; a mark has seven of them
-        "_sends", "_set_aside", "_tries", "attempt", "backlog", "committed", "committed_version", "deadline",
-        "delivered", "enlisted", "every_at", "failure", "fetch_at", "fetch_failures", "handed", "hook_due", "lowest",
-        "not_before", "paused", "place", "policy", "position", "predecessor", "processed", "queued_since",
-        "rests_until", "retry_position", "run", "seek_to", "start", "state", "stopping_app", "stored", "target",
-        "unanswered", "user_state", "version")  # fmt: skip
+    __slots__ = (
+        "deadline",
+        "every_at",
+        "handed",
+        "hook_due",
+        "intake",
+        "marks",
+        "options",
+        "predecessor",
+        "retries",
+        "run",
+        "scheduled",
+        "state",
+        "stopping_app",
+        "timer",
+        "tp",
+        "user_state",
+    )
 
-    def __init__(self, place: TopicPartition, policy: Policy, predecessor: Partition | None = None) -> None:
-        self.place = place
-        self.policy = policy
+    def __init__(self, tp: TopicPartition, options: Options, predecessor: Ownership | None = None) -> None:
+        self.tp = tp
+        self.options = options
         self.predecessor = predecessor  # an earlier ownership whose user code still runs: we wait for it
         self.state = State.ASSIGNED
         self.stopping_app = False  # DRAINING because the app stops, not because of a rebalance
         self.deadline = 0.0  # of the drain; later of the last commit
-
-        self.start: int | None = None  # where this ownership begins; None until known
-        self.seek_to: int | None = None  # the next fetch must begin here; until then what is fetched is dropped
-        self.target: Target | None = None  # the same, while only the cluster knows the offset
-        self.position: int | None = None  # where fetching goes on
-        self.paused = False  # as the client was told last
-        self.fetch_failures = 0
-        self.fetch_at = 0.0
-        self.backlog = Backlog()
-        self.queued_since = 0.0
-
-        self.run: Run | None = None  # a worker is inside this partition's user code
-        self.enlisted = False  # waits for a worker
-        self.hook_due: Hook | None = None
-        self.handed = False  # at least one batch was handed over
-        self.every_at: list[float] = []  # when each function of ``every`` is due; from the first batch on
-        self.lowest = sys.maxsize  # of all that was handed over
-        self.delivered = 0  # behind the highest message that was handed over
-        self.processed = 0  # behind the last message of a run that did not raise, or where the next one begins
-        self.attempt = 1
-        self.not_before = 0.0  # end of the back-off
-        self.rests_until = 0.0  # the user's own pause
-        self.retry_position = 0
-        self._tries: dict[int, Tries] = {}  # by offset; only where a budget is
-        self._set_aside: dict[int, int] = {}  # the position before a message that was given up -> its offset
-
-        self.stored: int | None = None
-        self.committed: int | None = None
-        self.version = 0  # counts changes of ``stored``; ``committed_version`` says which of them the broker has
-        self.committed_version = 0
-        self._sends: deque[Send] = deque()  # from the oldest unacknowledged one on
-        self.unanswered = 0  # of what the running code has sent
-        self.failure: BaseException | None = None  # of a send; until the run has ended marks are void
+        self.marks = Marks()
+        self.retries = Retries(options.backoff, options.budget)
+        self.intake = Intake(options)
         self.user_state: dict[Any, Any] = {}
+        self.run: Run | None = None  # a worker is inside this ownership's user code
+        self.scheduled = False  # waits for a worker
+        self.handed = False  # at least one batch was handed over
+        self.hook_due: Hook | None = None  # the last one before the end, or the one after it
+        self.every_at: dict[RegisteredHook, float] = {}  # when each is due; from the first batch on
+        self.timer = float("inf")  # the group's: when it looks at this ownership next
 
     # -- questions
 
     @property
     def over(self) -> bool:
         """True as soon as marks are refused."""
-        return self.state >= RELEASING
-
-    @property
-    def running(self) -> bool:
-        """User code of this ownership runs."""
-        return self.run is not None
+        return self.marks.closed
 
     @property
     def busy(self) -> bool:
         """User code of this ownership runs, or has yet to run."""
-        return self.running or self.hook_due is not None
-
-    @property
-    def pending(self) -> bool:
-        """Something is stored that the broker does not have."""
-        return self.version != self.committed_version
-
-    @property
-    def backed(self) -> tuple[int | None, int]:
-        """The newest mark, and its version, before which everything that was sent is acknowledged."""
-        mark = self._sends[0] if self._sends else self
-        return mark.stored, mark.version
-
-    @property
-    def committable(self) -> bool:
-        """Something may be committed that the broker does not have."""
-        return self.backed[1] != self.committed_version
+        return self.run is not None or self.hook_due is not None
 
     @property
     def done(self) -> int | None:
         """Nothing before this offset is left to do; None while something may have to be repeated."""
-        goes_on = self.state is State.ASSIGNED and self.start is not None
-        if not goes_on or self.seek_to is not None or self.target is not None:
+        intake = self.intake
+        if self.state is not State.ASSIGNED or intake.moving:
             return None
-        at_rest = not self.backlog.size and not self.busy and self.predecessor is None
-        return max(self.processed, self.position or 0) if at_rest else self.processed
+        at_rest = not intake.size and not self.busy and self.predecessor is None
+        return max(intake.next_offset, intake.position or 0) if at_rest else intake.next_offset
 
     @property
     def collects(self) -> bool:
         """A first try waits for ``max_messages`` or ``batch_timeout_ms``."""
-        return bool(self.backlog.size and self.policy.batch_timeout_ms and self.attempt == 1 and not self._isolates())
+        first_try = self.retries.attempt == 1 and not self._isolates()
+        return bool(self.intake.size and self.options.batch_timeout_ms and first_try)
 
     @property
     def unmarked(self) -> int:
-        """How many offsets of processed messages are behind the last mark, or behind the start without one."""
-        return max(0, self.processed - (self.start or 0 if self.stored is None else self.stored))
+        """How many offsets of processed messages are past the last mark, or past the start without one."""
+        stored = self.marks.stored
+        return max(0, self.intake.next_offset - (self.intake.start or 0 if stored is None else stored))
 
-    def was_handed(self, offset: int) -> bool:
-        """Whether the message at ``offset`` was handed over by this ownership."""
-        return self.lowest <= offset < self.delivered
+    def processed(self, run: Run, *, failed: bool) -> int:
+        """How many messages of a batch are done: all, or those that were marked."""
+        if not failed and run.in_hand is None:
+            return len(run.records)
+        marks = self.marks
+        marked = marks.stored or 0 if marks.version != run.version else 0
+        done = marked if run.in_hand is None else max(marked, run.in_hand)
+        return sum(record.offset < done for record in run.records)
+
+    # -- which user code is due
 
     def ready_at(self) -> float | None:
         """When the next piece of user code may run (0.0: now); None: not before something else happens."""
-        if self.running or (self.predecessor and self.predecessor.busy):
+        if self.run is not None or (self.predecessor and self.predecessor.busy):
             return None
         if self.hook_due:
             return 0.0
+        return min((moment for moment, _, _ in self._due()), default=None)
+
+    def _due(self) -> Iterator[tuple[float, float, RegisteredHook | None]]:
+        """When a batch (None) and each function of ``every`` may run, and since when it waits: turns go by that."""
         if self.state is not State.ASSIGNED:
-            return None
+            return
         batch_at = self._batch_at()
-        return min(self.every_at if batch_at is None else [batch_at, *self.every_at], default=None)
+        if batch_at is not None:
+            yield batch_at, max(batch_at, self.intake.queued_since), None
+        for hook, moment in self.every_at.items():
+            yield moment, moment, hook
 
     def _batch_at(self) -> float | None:
-        if not self.backlog.size:
+        intake = self.intake
+        if not intake.size:
             return None
-        if self.pending and not self.handed:  # a starting position that has to be on the broker first
+        if self.marks.pending and not self.handed:  # a starting position that has to be on the broker first
             return None
-        ready_at = max(self.not_before, self.rests_until)
-        enough = self.backlog.size >= self.policy.max_messages or self.paused  # paused: no more comes
-        if enough or not self.policy.batch_timeout_ms or self._isolates():
+        ready_at = max(self.retries.not_before, intake.paused_until)
+        enough = intake.size >= self.options.max_messages or intake.paused  # paused: no more comes
+        if enough or not self.options.batch_timeout_ms or self._isolates():
             return ready_at
-        return max(ready_at, self.queued_since + self.policy.batch_timeout_ms / 1000)
+        return max(ready_at, intake.queued_since + self.options.batch_timeout_ms / 1000)
+
+    def _isolates(self) -> bool:
+        return self.retries.counting and any(map(self.retries.is_isolated, self.intake.peek(1)))
 
     # -- messages
 
     def begin_at(self, start: int, *, committed: bool, commit_start: bool) -> None:
-        """The starting position is known. ``committed``: the broker has it; ``commit_start``: it has to get it."""
-        self.start = self.seek_to = self.retry_position = self.delivered = self.processed = start
-        if committed:
-            self.stored = self.committed = start
-        elif commit_start:
-            self.mark(start)
+        """The starting position is known; see ``Marks.begin_at``."""
+        self.intake.begin_at(start)
+        self.marks.begin_at(start, committed=committed, commit_start=commit_start)
 
     def fetched(self, records: Sequence[Record], end_offset: int | None, size_bytes: int, now: float) -> bool:
         """Queue what was fetched; False where it was dropped because it is not what is to be read next."""
-        if self.state is not State.ASSIGNED or self.start is None:
+        if self.state is not State.ASSIGNED or self.intake.moving:
             return False
-        if self.seek_to is not None or self.target is not None:
-            return False
-        self.fetch_failures = 0
-        if self._set_aside:  # fetched again, because something before them is not marked
-            gone = set(self._set_aside.values())
-            records = [record for record in records if record.offset not in gone]
-        if not records:
-            return True
-        if not self.backlog.size:
-            self.queued_since = now
-        self.backlog.add(records, end_offset, size_bytes)
+        if self.marks.has_given_up:  # fetched again, because something before them is not marked
+            records = [record for record in records if not self.marks.is_given_up(record.offset)]
+        self.intake.accept(records, end_offset, size_bytes, now)
         return True
 
-    def fetch_failed(self, now: float) -> float:
-        """What stands next cannot be read: wait, then read it again. Returns the seconds until then."""
-        self.fetch_failures += 1
-        wait = self.policy.backoff.delay_ms(self.fetch_failures) / 1000
-        self.fetch_at = now + wait
-        return wait
+    def redirect(self, target: SeekTarget) -> None:
+        """The user wants the next batch to start there, and to be repeated from there."""
+        self.intake.go_to(target)
+        if isinstance(target, int):
+            self.marks.retry_position = target
+            self.marks.forget_given_up(from_offset=target)
 
-    def wants_pause(self, room: Room, now: float) -> bool:
-        """Whether fetching should rest: the queue is full (and not yet half empty again), or reading failed."""
-        limit = 0.5 if self.paused else 1
-        return self.backlog.filled(self.policy.max_messages, room) >= limit or now < self.fetch_at
-
-    def _limit(self) -> int:
-        """How many messages the next batch may have: one that has to be tried by itself is."""
-        limit = self.policy.max_messages
-        alone = (number for number, record in enumerate(self.backlog.peek(limit)) if self._is_isolated(record))
-        return max(next(alone, limit), 1)
-
-    def _isolates(self) -> bool:
-        return bool(self._tries) and any(map(self._is_isolated, self.backlog.peek(1)))
-
-    def _is_isolated(self, record: Record) -> bool:
-        return self.policy.budget is not None and self.tries(record.offset).all >= self.policy.budget
-
-    # -- user code
+    # -- a call of user code
 
     def begin(self, now: float) -> Run | None:
         """Hand over what is due; None when nothing is (any more)."""
-        self.enlisted = False
-        due = self.ready_at()
-        if due is None or due > now:
+        self.scheduled = False
+        ready_at = self.ready_at()
+        if ready_at is None or ready_at > now:
             return None
         if self.hook_due:
-            hook, self.hook_due = self.hook_due, None
-            self.run = Run(self, hook, (), None, self.attempt, began=now)
+            kind, self.hook_due = self.hook_due, None
+            self.run = Run(self, self.retries.attempt, now, hooks=self.options.hooks_of(kind))
             return self.run
-        number = next((i for i, at in enumerate(self.every_at) if at <= now), None)
-        if number is not None:
-            self.run = Run(self, Hook.EVERY, (), None, self.attempt, number=number, began=now)
-            return self.run
-        records, end_offset = self.backlog.take(self._limit() if self._tries else self.policy.max_messages)
-        self.queued_since = now
-        first, behind = records[0].offset, next_offset_after(records[-1].offset)
-        self.lowest = min(self.lowest, first)
-        self.delivered = max(self.delivered, behind)
-        if not self.handed:
-            self.every_at = [now + ms / 1000 for ms in self.policy.every_ms]
-        self.handed = True
-        if not self.policy.manual_offsets:
-            self.retry_position = first
-        self.run = Run(self, None, records, end_offset, self.attempt, self.version, began=now)
+        due = [(since, index, what) for index, (moment, since, what) in enumerate(self._due()) if moment <= now]
+        what = min(due, key=lambda one: one[:2])[2]
+        if what is None:
+            self.run = self._begin_batch(now)
+        else:
+            self.run = Run(self, self.retries.attempt, now, hooks=(what,))
         return self.run
 
+    def _begin_batch(self, now: float) -> Run:
+        intake, marks, most = self.intake, self.marks, self.options.max_messages
+        chunk = intake.take(self.retries.limit(intake.peek(most), most), now)
+        first = chunk.records[0].offset
+        marks.handed_over(first, next_offset_after(chunk.records[-1].offset))
+        if not self.handed:
+            self.handed = True
+            self.every_at = {hook: now + hook.every_ms / 1000 for hook in self.options.hooks_of(Hook.EVERY)}
+        if not self.options.manual_offsets:
+            marks.retry_position = first
+        return Run(self, self.retries.attempt, now, chunk, begin_offset=intake.next_offset, version=marks.version)
+
     def gives_up(self, run: Run) -> bool:
-        """The handler failed: count the try. True: the only message has no budget left and is to be ``set_aside``."""
-        if self.policy.budget is None or run.hook:
+        """The handler has failed: count the try. True: the only message of ``run`` has no tries left."""
+        if run.hook or self.options.budget is None:
             return False
-        self._tries = {offset: tries for offset, tries in self._tries.items() if offset >= self.retry_position}
-        alone = len(run.records) == 1
-        for record in run.records:
-            reached = run.in_hand is None or record.offset <= run.in_hand  # a loop over ``each`` knows who it was
-            if reached and record.offset >= self.retry_position:
-                before = self.tries(record.offset)
-                self._tries[record.offset] = Tries(before.all + 1, before.alone + alone)
-        offset = run.records[0].offset
-        if run.redirect is not None or self.over or self.tries(offset).alone < self.policy.budget:
-            return False
-        self.failure = None  # a new send, of the message itself, may do
-        return True
+        self.retries.count(run.records, run.in_hand, self.marks.retry_position)
+        return run.redirect is None and not self.over and self.retries.is_exhausted(run.records[0].offset)
 
-    def tries(self, offset: int) -> Tries:
-        """How often the handler has failed at the message."""
-        return self._tries.get(offset, Tries())
-
-    def set_aside(self, run: Run) -> None:
-        """The only message of ``run`` is in safety: go on behind it, but not past what waits unmarked before it."""
-        self._ended()
-        self.attempt = 1
+    def give_up(self, run: Run) -> None:
+        """The only message of ``run`` is given up: go on after it, but not past earlier messages without a mark."""
+        self._end_run()
         self.user_state.clear()
-        (record,) = run.records
-        before, self.processed = self._past_set_aside(self.processed), next_offset_after(record.offset)
-        self._tries.pop(record.offset, None)
-        if not self.policy.manual_offsets:
-            self.mark(self.processed)
-            return
-        self._set_aside[before] = record.offset
-        if before == self.retry_position:
-            self.mark(before)
-        else:  # what is not marked has to come again, as after each failure
-            self.begin_next_at(self.retry_position)
-
-    def _past_set_aside(self, offset: int) -> int:
-        """Messages that were set aside count as marked as soon as everything before them is."""
-        while offset in self._set_aside:
-            offset = next_offset_after(self._set_aside[offset])
-        return offset
+        position = self.marks.past_given_up(self.intake.next_offset)
+        self.retries.succeeded(run.records)
+        self.intake.done(run.records)
+        if self.options.manual_offsets:
+            self.marks.give_up(position, self.intake.next_offset)
+            if position == self.marks.retry_position:
+                self.marks.mark(position)
+            else:  # earlier messages have no mark: as after each failure they come again
+                self.intake.go_to(self.marks.retry_position)
+        else:
+            self.marks.mark(self.intake.next_offset)
+        if run.redirect is not None:
+            self.redirect(run.redirect)
 
     def end(self, run: Run, *, failed: bool, now: float) -> None:
         """The run is over. What the user wants to come next comes next; else what succeeded is marked (automatic), and
-        a failed batch is read again after its back-off."""
-        unsent = self.failure is not None
-        self._ended()
-        if run.hook is Hook.EVERY:  # from its end on, so that one that takes long leaves room for batches
-            self.every_at[run.number] = now + self.policy.every_ms[run.number] / 1000
+        a failed batch comes again after its back-off."""
+        unsent = self.marks.failure is not None
+        self._end_run()
         if run.hook:
-            if unsent and self.state is State.ASSIGNED:  # it may have forgotten what it sent
-                self._repeat(now + self.policy.backoff.delay_ms(1) / 1000, self.target)
-            return
-        if failed:
-            wait = self.policy.backoff.delay_ms(self.attempt) / 1000
-            self.attempt += 1
-            self._repeat(now + wait, run.redirect)
-            return
-        self.attempt = 1
-        if run.redirect is not None:
-            self.processed = next_offset_after(run.records[-1].offset)
+            self._end_hooks(run, unsent, now)
+        elif failed:
+            self.retries.failed(now)
+            self._repeat(run)
+        elif run.redirect is not None:
+            self.retries.attempt = 1
+            self.intake.done(run.records)
             self.redirect(run.redirect)
         elif run.in_hand is not None:
-            done = [record.offset for record in run.records if record.offset < run.in_hand]
-            self.begin_next_at(next_offset_after(done[-1]) if done else self.processed)
-            if self.version == run.version:  # else it might spin
-                self.not_before = now + self.policy.backoff.delay_ms(1) / 1000
+            self._end_left(run, now)
         else:
-            self.processed = next_offset_after(run.records[-1].offset)
-            self._forget(run.records)
-            if not self.policy.manual_offsets:
-                self.mark(self.processed)
+            self._end_processed(run)
 
-    def _repeat(self, not_before: float, redirect: Target | None) -> None:
+    def _end_hooks(self, run: Run, unsent: bool, now: float) -> None:
+        for hook in run.hooks:
+            if hook in self.every_at:  # from its end on, so that one that takes long leaves room for batches
+                self.every_at[hook] = now + hook.every_ms / 1000
+        if unsent and self.state is State.ASSIGNED:  # user code may have forgotten what it could not send
+            self.retries.back_off(now)
+            self.user_state.clear()
+            if self.intake.target is None:
+                self.intake.go_to(self.marks.retry_position)
+
+    def _repeat(self, run: Run) -> None:
         """What is not marked comes again, unless the user wants to go on elsewhere."""
-        self.not_before = max(self.not_before, not_before)
         self.user_state.clear()  # a buffer would hold it twice
-        if redirect is None:
-            self.begin_next_at(self.retry_position)
+        if run.redirect is None:
+            self._go_on_at(run, self.marks.retry_position)
         else:
-            self.redirect(redirect)
+            self.redirect(run.redirect)
 
-    def _forget(self, records: Sequence[Record]) -> None:
-        """``records`` are processed: their failures count no more, nor does what was set aside before them and is
-        committed (until there is a newer one, the message before it may be marked again)."""
-        for record in records if self._tries else ():
-            self._tries.pop(record.offset, None)
-        if self._set_aside:
-            needed = min(self.committed or 0, records[0].offset)
-            self._set_aside = {before: gone for before, gone in self._set_aside.items() if gone >= needed}
+    def _end_left(self, run: Run, now: float) -> None:
+        """A loop over ``each`` was left: the next batch begins with the message in hand."""
+        self.retries.attempt = 1
+        done = [record.offset for record in run.records if record.offset < (run.in_hand or 0)]
+        self._go_on_at(run, next_offset_after(done[-1]) if done else run.begin_offset)
+        if self.marks.version == run.version:  # else it might spin
+            self.retries.back_off(now)
 
-    def _ended(self) -> None:
-        self.run = self.failure = None
+    def _end_processed(self, run: Run) -> None:
+        self.intake.done(run.records)
+        self.retries.succeeded(run.records)
+        # What was given up before them, and is committed, cannot come again (until there is a newer commit, the message
+        # before it may be marked again).
+        self.marks.forget_given_up(before=min(self.marks.committed or 0, run.records[0].offset))
+        if not self.options.manual_offsets:
+            self.marks.mark(self.intake.next_offset)
 
-    def redirect(self, target: Target) -> None:
-        """The user wants the next batch to start there, and to be repeated from there."""
-        self.begin_next_at(target)
-        if isinstance(target, int):
-            self.retry_position = target
-            self._set_aside = {before: gone for before, gone in self._set_aside.items() if gone < target}
-
-    def begin_next_at(self, target: Target) -> None:
-        """The next batch starts there, whatever has been fetched."""
-        self.backlog.clear()
-        if isinstance(target, int):
-            self.target = None
-            self.seek_to = self.processed = target
+    def _go_on_at(self, run: Run, offset: int) -> None:
+        """The next batch begins at ``offset``: with what ``run`` had, put back; or fetched again where it is older."""
+        if self.state is State.ASSIGNED and offset >= run.begin_offset:
+            self.intake.put_back(run.chunk, offset)
         else:
-            self.target, self.seek_to = target, None
+            self.intake.go_to(offset)
 
-    # -- offsets
-
-    def mark(self, offset: int) -> bool:
-        """Store the next offset to read; False, and nothing stored, when marks are closed.
-
-        Behind the ``failure`` of a send it is void: nothing is stored, although the partition is ours.
-        """
-        if self.state >= RELEASING:
-            return False
-        if self.failure is not None:
-            return True
-        offset = self._past_set_aside(offset) if self._set_aside else offset
-        self.retry_position = offset
-        if offset != self.stored:
-            self.stored = offset
-            self.version += 1
-        return True
-
-    def sending(self) -> Send:
-        """The running code sends a message: later marks are not committed before it is acknowledged."""
-        send = Send(self.stored, self.version, self.retry_position)
-        self._sends.append(send)
-        self.unanswered += 1
-        return send
-
-    def answered(self, send: Send, failure: BaseException | None) -> None:
-        """``send`` is acknowledged; or it has failed, and the marks behind it are void."""
-        self.unanswered -= 1
-        send.acknowledged = failure is None
-        if failure is not None:
-            self.failure = self.failure or failure
-            if send in self._sends:
-                while self._sends[-1] is not send:
-                    self._sends.pop()
-                self._sends.pop()
-                self.stored, self.version, self.retry_position = send.stored, send.version, send.retry_position
-        while self._sends and self._sends[0].acknowledged:
-            self._sends.popleft()
-
-    def commit_succeeded(self, offset: int, version: int) -> None:
-        """The broker has the offset that was stored as ``version``."""
-        self.committed = offset
-        self.committed_version = version
+    def _end_run(self) -> None:
+        self.run = self.marks.failure = None
 
     # -- the end
 
@@ -451,29 +344,32 @@ class Partition:
         self.state = State.DRAINING
         self.stopping_app = stopping_app
         self.deadline = deadline
-        self.backlog.clear()
-        self._due(Hook.ON_SHUTDOWN if stopping_app else Hook.BEFORE_REVOKE)
+        self.intake.clear()
+        self._make_due(Hook.ON_SHUTDOWN if stopping_app else Hook.BEFORE_REVOKE)
 
     def release(self, commit_deadline: float) -> None:
         """Close the marks; a hook that had no time is left out."""
         self.state = State.RELEASING
+        self.marks.closed = True
         self.deadline = commit_deadline
         self.hook_due = None
 
     def finish(self, state: State) -> None:
         """The ownership is over: ``state`` is REVOKED or LOST. A stop in good order runs no ``on_revoked``."""
         self.state = state
-        self.backlog.clear()
+        self.marks.closed = True
+        self.intake.clear()
         self.hook_due = None
         if state is State.LOST or not self.stopping_app:
-            self._due(Hook.ON_REVOKED)
+            self._make_due(Hook.ON_REVOKED)
 
-    def _due(self, hook: Hook) -> None:
-        if self.handed and hook in self.policy.hooks:
-            self.hook_due = hook
+    def _make_due(self, kind: Hook) -> None:
+        if self.handed and self.options.hooks_of(kind):
+            self.hook_due = kind
 
     def __str__(self) -> str:
-        return where(*self.place)
+        return where(*self.tp)
 
     def __repr__(self) -> str:
-        return f"<Partition {self} {self.state.name} stored={self.stored} committed={self.committed}>"
+        marks = self.marks
+        return f"<Ownership {self} {self.state.name} stored={marks.stored} committed={marks.committed}>"

@@ -1,102 +1,204 @@
-"""What people are told when a handler fails, or takes long: what, where, and what to do about it.
-
-Whoever calls holds nothing that another thread waits for, but ``slow`` is called under the group's lock.
-"""
+"""Log lines: what happened, where, and what to do about it."""
 
 from __future__ import annotations
 
 import logging
-import os
-import traceback
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
+from typing import Any
 
-from karafka_lite.client.consumer import MAX_POLL_INTERVAL_MS
-from karafka_lite.core.ownership import Partition, Run, State
+from karafka_lite import events
 from karafka_lite.errors import ProduceError, describe
 from karafka_lite.messages import TopicPartition, where
-from karafka_lite.settings import Config
+from karafka_lite.observers.delivery import Delivery
+from karafka_lite.observers.frames import line_that_called_us
+from karafka_lite.version import PLEASE_REPORT
 
 log = logging.getLogger("karafka_lite")
 
-CRITICAL = (SystemExit, KeyboardInterrupt, MemoryError)
-NEAR = 0.8  # of max_poll_interval_ms
-HALF = 0.5  # of drain_timeout_ms
-_HERE = os.path.dirname(__file__)
+SAY_AGAIN_S = 30.0  # the same warning, while its reason lasts
+NAMED = 10  # partitions that a line names; of more it says how many, and names all at debug
 
 
-class Failures:
-    """Of one group."""
+def report_delivery() -> Delivery:
+    """Log lines on a thread of their own: a full pipe does not hold up anything else."""
+    report = Report()
+    return Delivery("karafka-log", [report.observe], report.wants)
 
-    def __init__(self, name: Callable[[Run], str], config: Config) -> None:
-        self._name = name
-        self._drain_s = config.drain_timeout_ms / 1000
-        self._max_poll_s = config.settings.get("max_poll_interval_ms", MAX_POLL_INTERVAL_MS) / 1000
-        self._last: dict[TopicPartition, str] = {}
 
-    def failed(self, run: Run, error: BaseException, wait: float | None) -> bool:
-        """The handler raised and is called again in ``wait`` seconds (None: by the partition's next owner).
+class Report:
+    """Logs the events of one run."""
 
-        A traceback is shown for an error of the user's own, and once while it repeats. Returns whether the app has to
-        stop for it.
-        """
-        if isinstance(error, CRITICAL):
-            log.critical("%s: %s raised %r; nothing is marked, the app stops", run, self._name(run), error)
-            return True
-        again = "the partition is ending, its next owner repeats it"
-        if wait is not None:
-            again = f"again from {where(*run.partition.place, run.partition.retry_position)} in {max(wait, 0):.1f} s"
-        self._tell(run, error, f"failed at attempt {run.attempt}", again)
-        return False
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._last_errors: dict[tuple[str, TopicPartition], str] = {}  # by group and partition
+        self._said: dict[tuple[object, ...], float] = {}  # when a warning was logged last, by kind
+        self._commits_fail: set[str] = set()  # groups
 
-    def set_aside(self, run: Run, error: BaseException, tries: int, safe_in: str) -> None:
-        """The message of ``run`` was given up after ``tries``; ``safe_in``: where it is now."""
-        self._tell(
-            run, error, f"failed {tries} times, the last time", f"goes on without it; the message is in {safe_in}"
-        )
+    def wants(self, event: events.Event) -> bool:
+        """Whether there is something to log: not for what goes well many times a second."""
+        if isinstance(event, events.CallEnded):
+            return event.error is not None or log.isEnabledFor(logging.DEBUG)
+        return not isinstance(event, events.Committed) or event.group_id in self._commits_fail
 
-    def _tell(self, run: Run, error: BaseException, how: str, again: str) -> None:
-        place = run.partition.place
-        said = describe(error)
-        what = f"{run}: {self._name(run)} {how}"
-        repeats = run.attempt > 1 and self._last.get(place) == said
-        self._last[place] = said
-        if (line := _line_that_called_us(error)) is not None:
-            log.error("%s, %s (%s); %s", what, said, line, again)
-        elif isinstance(error, ProduceError):
-            log.error("%s, %s; %s", what, said, again)
-        elif repeats:
-            log.error("%s as before, %s; %s", what, said, again)
+    def observe(self, event: events.Event) -> None:
+        """Log ``event``."""
+        log_it = getattr(self, f"_{type(event).__name__.lower()}", None)
+        if log_it is not None:
+            log_it(event)
+
+    # -- partitions
+
+    def _assigned(self, event: events.Assigned) -> None:
+        starts = sorted(event.starts.items())
+        self._list(event.group_id, "assigned", [f"{where(*tp, offset)} ({why})" for tp, (offset, why) in starts])
+
+    def _revoked(self, event: events.Revoked) -> None:
+        offsets = [where(*tp) + f"@{offset}" for tp, offset in sorted(event.committed.items())]
+        self._list(event.group_id, "handed over", offsets, f" in {event.seconds:.3f} s")
+
+    def _lost(self, event: events.Lost) -> None:
+        told = _some([where(*tp) for tp in sorted(event.partitions)])
+        log.warning("group %s: membership lost, nothing more is committed for %s", event.group_id, told)
+
+    def _list(self, group_id: str, what: str, offsets: list[str], how: str = "") -> None:
+        log.info("group %s: %s %s%s", group_id, what, _some(offsets), how)
+        if len(offsets) > NAMED:
+            log.debug("group %s: %s %s%s", group_id, what, ", ".join(offsets), how)
+
+    def _waiting(self, event: events.Waiting) -> None:
+        names, command = ", ".join(event.topics), "kafka-topics.sh --create --topic NAME"
+        text = "group %s: waiting for missing topics: %s (or no Describe permission). Create them with %s"
+        self._warn((event.group_id, "topics", names), text, event.group_id, names, command)
+
+    def _topicscreated(self, event: events.TopicsCreated) -> None:
+        log.info("group %s: created topics for dead letters: %s", event.group_id, ", ".join(event.topics))
+
+    # -- calls of user code
+
+    def _callended(self, event: events.CallEnded) -> None:
+        error = event.error
+        if error is None:
+            log.debug("%s: %s took %.3f s (attempt %d)", event, event.function, event.seconds, event.attempt)
+        elif event.hook:
+            called_us = line_that_called_us(error) or isinstance(error, ProduceError)
+            text = "marks made after that send were discarded" if called_us else "everything else goes on"
+            log.error("%s: %s failed, %s; %s", event, event.function, describe(error), text, exc_info=_info(error))
+        elif event.critical:
+            log.critical("%s: %s raised %s; nothing is marked, the app stops", event, event.function, describe(error))
         else:
-            log.error("%s; %s", what, again, exc_info=error)
+            again = "the partition is being revoked; the next owner will retry"
+            if event.retry_offset is not None:
+                again = f"retrying from {where(*event.tp, event.retry_offset)} in {_duration(event.retry_s)}"
+            self._failed(event, error, f"failed at attempt {event.attempt}", again)
 
-    def slow(self, partitions: Iterable[Partition], now: float) -> None:
-        """Warn, once for each run, of what takes so long that it gets in the way."""
-        for partition in partitions:
-            run = partition.run
-            if run is None or run.told:
-                continue
-            took = now - run.began
-            if partition.state is State.DRAINING and partition.deadline - now < HALF * self._drain_s:
-                run.told = True
-                log.warning(
-                    "%s: %s has been running for %.0f s and holds up a %s, which goes on without it past "
-                    "drain_timeout_ms=%.0f. Return when ctx.stopping is True, make batches smaller (max_messages), or "
-                    "raise drain_timeout_ms",
-                    run, self._name(run), took, "stop" if partition.stopping_app else "rebalance", self._drain_s * 1000,
-                )  # fmt: skip
-            elif partition.state is State.ASSIGNED and took > NEAR * self._max_poll_s:
-                run.told = True
-                log.warning(
-                    "%s: %s has been running for %.0f s; no rebalance waits longer than max_poll_interval_ms=%.0f. "
-                    "Make batches smaller (max_messages), or raise max_poll_interval_ms",
-                    run, self._name(run), took, self._max_poll_s * 1000,
-                )  # fmt: skip
+    def _deadlettered(self, event: events.DeadLettered) -> None:
+        then = f"skipped after {event.attempts} failed attempts (dead_letter=False)"
+        if event.dead_letter is not None:
+            then = f"sent to {where(*event.dead_letter)} after {event.attempts} failed attempts"
+        assert event.error is not None
+        self._failed(event, event.error, "failed", then)
+
+    def _failed(self, event: events.CallEnded, error: BaseException, how: str, then: str) -> None:
+        """A traceback is logged for an error of the user's own, and once while it repeats."""
+        key, text = (event.group_id, event.tp), describe(error)
+        repeats = event.attempt > 1 and self._last_errors.get(key) == text
+        self._last_errors[key] = text
+        what = f"{event}: {event.function} {how}"
+        if (line := line_that_called_us(error)) is not None:
+            log.error("%s, %s (%s); %s", what, text, line, then)
+        elif isinstance(error, ProduceError):
+            log.error("%s, %s; %s", what, text, then)
+        elif repeats:
+            log.error("%s as before, %s; %s", what, text, then)
+        else:
+            log.error("%s; %s", what, then, exc_info=_info(error))
+
+    def _takeslong(self, event: events.TakesLong) -> None:
+        what = f"{event}: {event.function} has been running for {event.seconds:.0f} s"
+        if event.what == "poll":
+            text = "no rebalance waits longer than max_poll_interval_ms=%.0f. Make batches smaller (max_messages), or "
+            log.warning("%s; " + text + "raise max_poll_interval_ms", what, event.limit_ms)
+        else:
+            text = "and holds up a %s, which goes on without it after drain_timeout_ms=%.0f. Return when ctx.stopping "
+            text += "is True, make batches smaller (max_messages), or raise drain_timeout_ms"
+            log.warning("%s " + text, what, event.what, event.limit_ms)
+
+    def _unreadable(self, event: events.Unreadable) -> None:
+        log.error("%s; next try in %s", event.error, _duration(event.retry_s))
+
+    # -- commits
+
+    def _commitfailed(self, event: events.CommitFailed) -> None:
+        if event.group_id not in self._commits_fail:
+            self._commits_fail.add(event.group_id)
+            offsets = _some([where(*tp, offset) for tp, offset in sorted(event.offsets.items())])
+            text = "group %s: commit of %s failed, the offsets stay pending and are tried again: %s"
+            log.warning(text, event.group_id, offsets, describe(event.error))
+
+    def _committed(self, event: events.Committed) -> None:
+        if event.group_id in self._commits_fail:
+            self._commits_fail.discard(event.group_id)
+            log.info("group %s: commits work again", event.group_id)
+
+    def _uncommitted(self, event: events.Uncommitted) -> None:
+        offsets = _some([where(*tp, offset) for tp, offset in sorted(event.offsets.items())])
+        log.error("final commit failed; messages from these offsets will be delivered again: %s", offsets)
+
+    # -- the client and its threads
+
+    def _pollfailed(self, event: events.PollFailed) -> None:
+        text = "group %s: polling failed, retrying: %s"
+        self._warn((event.group_id, "poll", type(event.error)), text, event.group_id, event.error)
+
+    def _clientfailed(self, event: events.ClientFailed) -> None:
+        text = "group %s: the Kafka client has broken down; a new one joins"
+        log.error(text, event.group_id, exc_info=_info(event.error))
+
+    def _unreachable(self, event: events.Unreachable) -> None:
+        self._warn((event.group_id, "broker"), "cannot reach a broker, retrying: %s", event.reason)
+
+    def _clientlogged(self, event: events.ClientLogged) -> None:
+        logging.getLogger("karafka_lite.kafka").debug("%s: %s", event.logger, event.message)
+
+    def _crashed(self, event: events.Crashed) -> None:
+        of = f"group {event.group_id}: " if event.group_id else ""
+        log.critical("%sthe %s has crashed; %s", of, event.thread, PLEASE_REPORT, exc_info=_info(event.error))
+
+    # -- the end
+
+    def _stopping(self, event: events.Stopping) -> None:
+        if event.error is not None:
+            log.critical("stopping: %s", event.error)
+
+    def _stuck(self, event: events.Stuck) -> None:
+        text = "%s: %s has not returned within drain_timeout_ms=%.0f; its marks are committed, the rest will be "
+        stack = event.stack or "  (it has ended, and waits for what it sent to be acknowledged)"
+        log.error(text + "delivered again. Stack:\n%s", event, event.function, event.limit_ms, stack)
+
+    def _left(self, event: events.Left) -> None:
+        if event.error is None:
+            log.info("group %s: left", event.group_id)
+        else:
+            text = "group %s: could not leave the group cleanly (%s); the broker will notice after session_timeout_ms"
+            log.warning(text, event.group_id, describe(event.error))
+
+    def _warn(self, kind: tuple[object, ...], text: str, *arguments: object) -> None:
+        """A warning, but not the same one again and again."""
+        now = self._now()
+        if now - self._said.get(kind, float("-inf")) > SAY_AGAIN_S:
+            self._said = {kind: at for kind, at in self._said.items() if now - at <= SAY_AGAIN_S}
+            self._said[kind] = now
+            log.warning(text, *arguments)
 
 
-def _line_that_called_us(error: BaseException) -> str | None:
-    """``file:line`` of the user's code where it called what raised in here; None for an error of the user's own."""
-    steps = traceback.extract_tb(error.__traceback__)
-    if not steps or os.path.dirname(steps[-1].filename) != _HERE:
-        return None
-    users = [step for step in steps if os.path.dirname(step.filename) != _HERE]
-    return f"{users[-1].filename}:{users[-1].lineno}" if users else None
+def _some(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= NAMED else f"{len(names)} partitions (the list is logged at debug)"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
+def _info(error: BaseException) -> Any:
+    return type(error), error, error.__traceback__

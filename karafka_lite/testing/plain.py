@@ -8,8 +8,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from karafka_lite.context import Context
-from karafka_lite.core.options import Policy, Target
-from karafka_lite.core.ownership import Partition, Run, State
+from karafka_lite.core.options import Options, SeekTarget
+from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.messages import Message, Outgoing
 from karafka_lite.testing.record import Record
 
@@ -25,9 +25,10 @@ class RecordingContext(Context):
 
     __slots__ = ("marks", "paused_ms", "produced", "sought")
 
+    _takes_any_message = True
     marks: list[int]
     produced: list[Message]
-    sought: Target | None
+    sought: SeekTarget | None
     paused_ms: float | None
 
 
@@ -50,11 +51,12 @@ def context(
         store(Batch([Message("user_events", 0, 5, value=b"{}")]), ctx)
         assert ctx.marks == []
     """
-    ownership = Partition((topic, partition), Policy(manual_offsets=True))
-    ownership.lowest, ownership.delivered = 0, sys.maxsize  # as if everything had been handed over
+    ownership = Ownership((topic, partition), Options(manual_offsets=True))
+    ownership.marks.lowest, ownership.marks.delivered = 0, sys.maxsize  # as if everything had been handed over
     ownership.user_state.update(state or {})
+    ownership.marks.closed = revoked
     ownership.state = State.REVOKED if revoked else State.DRAINING if stopping else State.ASSIGNED
-    run = ownership.run = Run(ownership, None, (), None, attempt)
+    run = ownership.run = Run(ownership, attempt, 0.0)
     recorder = _Recorder()
     made = RecordingContext(recorder, run, group_id, dead_letter)
     made.marks, made.produced, made.sought, made.paused_ms = [], [], None, None
@@ -67,28 +69,28 @@ class _Recorder:
 
     context: RecordingContext
 
-    def owns(self, partition: Partition) -> bool:
-        return not partition.over
+    def owns(self, ownership: Ownership) -> bool:
+        return not ownership.over
 
-    def mark(self, partition: Partition, offset: int) -> bool:
-        ours = partition.mark(offset)
+    def mark(self, ownership: Ownership, offset: int) -> bool:
+        ours = ownership.marks.mark(offset)
         if ours:
             self.context.marks.append(offset)
         return ours
 
-    def request_commit(self, partition: Partition) -> bool:
-        return not partition.over
+    def request_commit(self, ownership: Ownership) -> bool:
+        return not ownership.over
 
-    def commit(self, partition: Partition, timeout_ms: int) -> bool:
-        return not partition.over
+    def commit(self, ownership: Ownership, timeout_ms: int) -> bool:
+        return not ownership.over
 
-    def redirect(self, partition: Partition, target: Target) -> bool:
+    def redirect(self, ownership: Ownership, target: SeekTarget) -> bool:
         self.context.sought = target
-        return not partition.over
+        return not ownership.over
 
-    def rest(self, partition: Partition, ms: float) -> bool:
+    def pause(self, ownership: Ownership, ms: float) -> bool:
         self.context.paused_ms = ms
-        return not partition.over
+        return not ownership.over
 
     def send(self, run: Run, message: Outgoing) -> Future[tuple[int, int]]:
         sent = self.context.produced

@@ -1,0 +1,115 @@
+"""What the runner needs of a client: Kafka's, TestClient's in memory, and the simulation's are three of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from karafka_lite.messages import Outgoing, Record, TopicPartition
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from karafka_lite.core.group import PollPlan
+    from karafka_lite.core.options import SeekTarget
+
+
+class Fetched(NamedTuple):
+    """Records of one partition from one poll, some ``size_bytes``; ``end_offset``: where the partition ended then."""
+
+    tp: TopicPartition
+    records: Sequence[Record]
+    end_offset: int | None
+    size_bytes: int
+
+
+class Start(NamedTuple):
+    """Where a new ownership begins, and why."""
+
+    offset: int
+    reason: Literal["committed", "earliest", "latest"]
+
+
+class Rebalance(Protocol):
+    """What a client calls at a rebalance, naming itself. None of these may block or raise."""
+
+    def on_assigned(self, client: Client, tps: Collection[TopicPartition]) -> None: ...
+
+    def on_revoke(self, client: Client, tps: Collection[TopicPartition]) -> Callable[[], float | None]:
+        """Returns a question: seconds to wait before it is asked again, or None when ``tps`` may be given away."""
+
+    def on_lost(self, client: Client) -> None: ...
+
+
+class Client(Protocol):
+    """A member of a group, from ``connect`` to ``close``: one connection, which is not used again.
+
+    ``commit`` belongs to the committer. ``lost``, ``generation`` and ``wake_rebalance`` never block: they are called
+    under the group's lock. All else belongs to the poller; ``poll`` and ``close`` call the ``Rebalance``.
+    """
+
+    @property
+    def reset(self) -> str:
+        """``auto_offset_reset``: where a partition without a commit begins."""
+
+    def connect(self) -> None:
+        """Reach a broker, for up to ``bootstrap_timeout_ms``. Raises BrokerUnavailableError, ConfigurationError."""
+
+    def ensure_topics(self, topics: Collection[str]) -> Collection[str]:
+        """Create those of ``topics`` that do not exist; returns them. Raises ClusterError, BrokerUnavailableError."""
+
+    def missing_topics(self, topics: Collection[str]) -> set[str]:
+        """Those of ``topics`` that do not exist, or that we may not see. Raises PollError."""
+
+    def subscribe(self, topics: Collection[str]) -> None:
+        """Join the group for ``topics`` with the next poll."""
+
+    def starts(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, Start]:
+        """Where ``tps`` begin, without those for which the cluster cannot say it now. Raises ConfigurationError."""
+
+    def offset_of(self, tp: TopicPartition, target: SeekTarget) -> int | None:
+        """Where ``target`` is; None while the cluster cannot say it."""
+
+    def apply(self, plan: PollPlan) -> None:
+        """Carry out what the group wants before the next poll. A partition that is not assigned is left alone."""
+
+    def poll(self, *, paused: bool) -> Sequence[Fetched]:
+        """Wait for records; shorter when something is ``paused``. Rebalances happen in here.
+
+        Raises FetchError, PollError (the next poll may work), ConfigurationError.
+        """
+
+    def positions(self) -> Mapping[TopicPartition, int]:
+        """Where fetching goes on: past what ``poll`` has returned, and past offsets without a message."""
+
+    def commit(self, offsets: Mapping[TopicPartition, int], generation: int) -> Exception | None:
+        """Commit if the group is still in ``generation``; one attempt. Returns what went wrong."""
+
+    def generation(self) -> int:
+        """Of the group, as the client knows it: what is owned now is owned in it."""
+
+    def lost(self, now: float) -> bool:
+        """Whether the membership is known to be gone. It may turn back to False: remember it."""
+
+    def wake_rebalance(self) -> None:
+        """Have a rebalance that waits for us ask again."""
+
+    def close(self) -> Exception | None:
+        """Leave the group at once. Returns why the broker could not be told."""
+
+
+class Outbox(Protocol):
+    """Where messages leave."""
+
+    @property
+    def answer_timeout_s(self) -> float:
+        """After so long there is an answer to every message, or there will be none."""
+
+    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
+        """The future holds (partition, offset), or a ProduceError. TypeError, ValueError: this cannot be a message."""
+
+    def check(self) -> None:
+        """Have the futures fail whose messages no living thread will send any more; never blocks."""
+
+    def close(self) -> None:
+        """What is unanswered fails."""

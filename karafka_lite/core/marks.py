@@ -1,0 +1,195 @@
+"""What is stored, what may be committed, and what is committed.
+
+Three offsets of one ownership, each the *next* offset to read:
+
+    stored      marked by the handler, or automatically after it returned
+    pending     stored, and not known to be on the broker (``version`` differs from ``committed_version``)
+    committed   acknowledged by the broker
+
+A mark may be committed only when every message that was sent before it is acknowledged (``commit_point``). When a send
+fails, the marks made after it are void.
+"""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_right, insort
+from collections import deque
+from dataclasses import dataclass
+
+
+@dataclass(eq=False)
+class Send:
+    """A message on its way, and where the marks were when it was sent."""
+
+    stored: int | None
+    version: int
+    retry_position: int
+
+
+class Marks:
+    """The ledger of offsets of one ownership. Changed under the group's lock only."""
+
+    __slots__ = (
+        "_given_up",
+        "_open",
+        "_sends",
+        "_versions",
+        "closed",
+        "committed",
+        "committed_version",
+        "delivered",
+        "failure",
+        "last_failure",
+        "lowest",
+        "retry_position",
+        "stored",
+        "version",
+    )
+
+    def __init__(self) -> None:
+        self.stored: int | None = None
+        self.committed: int | None = None
+        self.version = 0  # of ``stored``; never used twice
+        self.committed_version = 0
+        self.retry_position = 0  # where the next batch starts after a failure
+        self.closed = False  # marks are refused
+        self.lowest = sys.maxsize  # offset of the first message that was handed over
+        self.delivered = 0  # next offset after the highest message that was handed over
+        self.failure: BaseException | None = None  # of a send of the running code: until it ends, marks are void
+        self.last_failure: BaseException | None = None  # of any send
+        self._versions = 0
+        self._open: set[Send] = set()  # sends without an answer
+        self._sends: deque[Send] = deque()  # from the oldest one without an answer on
+        self._given_up: list[tuple[int, int]] = []  # ranges [from, to), sorted: what is in them was given up
+
+    # -- marking
+
+    def begin_at(self, start: int, *, committed: bool, commit_start: bool) -> None:
+        """The ownership begins at ``start``. ``committed``: the broker has it; ``commit_start``: it has to get it."""
+        self.retry_position = self.delivered = start
+        if committed:
+            self.stored = self.committed = start
+        elif commit_start:
+            self.mark(start)
+
+    def handed_over(self, first_offset: int, next_offset: int) -> None:
+        """Messages from ``first_offset`` up to before ``next_offset`` were handed to user code."""
+        self.lowest = min(self.lowest, first_offset)
+        self.delivered = max(self.delivered, next_offset)
+
+    def was_handed(self, offset: int) -> bool:
+        """Whether the message at ``offset`` was handed over by this ownership."""
+        return self.lowest <= offset < self.delivered
+
+    def mark(self, offset: int) -> bool:
+        """Store the next offset to read. False, and nothing is stored, when marks are closed.
+
+        After the ``failure`` of a send the mark is void: nothing is stored, although the partition is ours.
+        """
+        if self.closed:
+            return False
+        if self.failure is not None:
+            return True
+        if self._given_up:
+            offset = self.past_given_up(offset)
+        self.retry_position = offset
+        if offset != self.stored:
+            self.stored = offset
+            self.version = self._versions = self._versions + 1
+        return True
+
+    # -- committing
+
+    @property
+    def pending(self) -> bool:
+        """Something is stored that the broker does not have."""
+        return self.version != self.committed_version
+
+    @property
+    def commit_point(self) -> tuple[int | None, int]:
+        """The newest offset, and its version, before which every send is acknowledged."""
+        mark = self._sends[0] if self._sends else self
+        return mark.stored, mark.version
+
+    @property
+    def committable(self) -> bool:
+        """Something may be committed that the broker does not have."""
+        return self.commit_point[1] != self.committed_version
+
+    @property
+    def waits_for(self) -> str:
+        """Why what is stored is not committed yet."""
+        return "a message that was sent before it has no answer yet" if self._open else "no answer yet"
+
+    def acknowledged(self, offset: int, version: int) -> None:
+        """The broker has ``offset``, which was stored as ``version``."""
+        self.committed = offset
+        self.committed_version = version
+
+    # -- sends
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages that the running code has sent have no answer yet."""
+        return len(self._open)
+
+    def sending(self) -> Send:
+        """The running code sends a message: marks from now on are not committed before it is acknowledged."""
+        send = Send(self.stored, self.version, self.retry_position)
+        self._sends.append(send)
+        self._open.add(send)
+        return send
+
+    def answered(self, send: Send, failure: BaseException | None) -> None:
+        """``send`` is acknowledged; or it has failed, and the marks made after it are void. A second answer is none."""
+        if send not in self._open:
+            return
+        self._open.remove(send)
+        if failure is not None:
+            self.failure = self.failure or failure
+            self.last_failure = failure
+            if send in self._sends:  # else an older one has failed, and this one went with it
+                while self._sends.pop() is not send:
+                    pass
+                self.stored, self.version, self.retry_position = send.stored, send.version, send.retry_position
+        while self._sends and self._sends[0] not in self._open:
+            self._sends.popleft()
+
+    def give_up_answers(self, failure: BaseException) -> None:
+        """Nothing waits any longer for answers: sends without one have failed."""
+        for send in list(self._open):
+            self.answered(send, failure)
+
+    # -- messages that were given up
+
+    def give_up(self, position: int, next_offset: int) -> None:
+        """The only message from ``position`` up to before ``next_offset`` counts as marked once all before it is."""
+        insort(self._given_up, (position, next_offset))
+        merged: list[tuple[int, int]] = []
+        for begin, end in self._given_up:
+            if merged and begin <= merged[-1][1]:
+                merged[-1] = merged[-1][0], max(end, merged[-1][1])
+            else:
+                merged.append((begin, end))
+        self._given_up = merged
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether there are messages that were given up and may be fetched again."""
+        return bool(self._given_up)
+
+    def is_given_up(self, offset: int) -> bool:
+        """Whether the message at ``offset`` was given up."""
+        return self.past_given_up(offset) != offset
+
+    def past_given_up(self, offset: int) -> int:
+        """``offset``, or the next one after the messages from there on that were given up."""
+        index = bisect_right(self._given_up, (offset, sys.maxsize)) - 1
+        return max(offset, self._given_up[index][1]) if index >= 0 else offset
+
+    def forget_given_up(self, *, before: int = 0, from_offset: int = sys.maxsize) -> None:
+        """Messages before ``before`` cannot come again; those from ``from_offset`` on are wanted again."""
+        if self._given_up:
+            cut = ((max(begin, before), min(end, from_offset)) for begin, end in self._given_up)
+            self._given_up = [(begin, end) for begin, end in cut if begin < end]

@@ -1,0 +1,89 @@
+"""Events on their way to observers: nothing that an observer does can hold up the thread that emits."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+
+from karafka_lite.events import Event
+
+log = logging.getLogger("karafka_lite")
+
+MOST_WAITING = 10_000  # events that come on top are dropped, and counted
+END_S = 5.0  # how long the last events may take
+
+Observer = Callable[[Event], object]
+
+
+class Delivery:
+    """Calls ``observers`` with each event for which ``wants`` is True, in order, on a thread of its own."""
+
+    def __init__(self, name: str, observers: Sequence[Observer], wants: Callable[[Event], bool]) -> None:
+        self._observers = observers
+        self._wants = wants
+        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._deliver, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def emit(self, event: Event) -> None:
+        """Never blocks."""
+        if not self._wants(event):
+            return
+        if self._queue.qsize() < MOST_WAITING:
+            self._queue.put(event)
+        else:
+            self._dropped += 1
+
+    def stop(self) -> None:
+        """Deliver what was emitted, then end the thread; it is left behind where an observer hangs."""
+        self._queue.put(None)
+        if self._thread is not threading.current_thread():
+            self._thread.join(END_S)
+
+    def _deliver(self) -> None:
+        while (event := self._queue.get()) is not None:
+            if dropped := self._dropped:
+                self._dropped = 0
+                log.warning("%d events were dropped: an observer or the log's stream is too slow", dropped)
+            deliver(event, self._observers)
+
+
+def deliver(event: Event, observers: Sequence[Observer]) -> None:
+    """Call each observer. One that raises is logged, and never matters."""
+    for observer in observers:
+        try:
+            observer(event)
+        except Exception:
+            log.exception("observer %r raised; everything else goes on", observer)
+
+
+class Deliveries:
+    """Where the events of one run go: to ``immediate`` on the thread that emits, to others on threads of their own.
+
+    The log lines have a thread for themselves: an observer of the user's that hangs does not hold them up.
+    """
+
+    def __init__(self, immediate: Observer, report: Delivery, observers: Sequence[Observer]) -> None:
+        users = [Delivery("karafka-observers", observers, lambda event: True)] if observers else []
+        self._immediate = immediate
+        self._deliveries = [report, *users]
+
+    def start(self) -> None:
+        for delivery in self._deliveries:
+            delivery.start()
+
+    def emit(self, event: Event) -> None:
+        """Never blocks."""
+        self._immediate(event)
+        for delivery in self._deliveries:
+            delivery.emit(event)
+
+    def stop(self) -> None:
+        """Deliver what was emitted, and end the threads."""
+        for delivery in self._deliveries:
+            delivery.stop()

@@ -1,0 +1,87 @@
+"""What happens in one group, as events: collected under its lock, emitted after its release."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from karafka_lite import events
+from karafka_lite.client.protocol import Start
+from karafka_lite.core.group import Outcome, Slow
+from karafka_lite.core.ownership import Ownership, Run
+
+
+class News:
+    """Makes the events of one group. ``name``: what a run calls; ``emit`` never blocks."""
+
+    def __init__(self, group_id: str, name: Callable[[Run], str], emit: Callable[[events.Event], None]) -> None:
+        self._group_id = group_id
+        self._name = name
+        self._emit = emit
+        self.waiting: list[events.Event] = []
+
+    def add(self, kind: type[events.Event], *values: Any) -> None:
+        """An event of ``kind`` with these fields after ``group_id``."""
+        self.waiting.append(kind(self._group_id, *values))
+
+    def emit(self) -> None:
+        """Emit what was collected. Not to be called under the lock."""
+        while self.waiting:
+            self._emit(self.waiting.pop(0))
+
+    def emit_now(self, kind: type[events.Event], *values: Any) -> None:
+        """``add`` and ``emit``. Not to be called under the lock."""
+        self.add(kind, *values)
+        self.emit()
+
+    # -- partitions
+
+    def assigned(self, starts: Mapping[Ownership, Start]) -> None:
+        """Ownerships have begun."""
+        if starts:
+            self.add(events.Assigned, {ownership.tp: tuple(start) for ownership, start in starts.items()})
+
+    def handed_over(self, ownerships: Collection[Ownership], seconds: float) -> None:
+        """A rebalance has got ``ownerships``."""
+        if ownerships:
+            self.add(events.Revoked, {ownership.tp: ownership.marks.committed for ownership in ownerships}, seconds)
+
+    def lost(self, ownerships: Collection[Ownership]) -> None:
+        """The broker gave ``ownerships`` away."""
+        if ownerships:
+            self.add(events.Lost, tuple(ownership.tp for ownership in ownerships))
+
+    def uncommitted(self, ownerships: Collection[Ownership]) -> None:
+        """``ownerships`` are over, and what they had stored could not be committed."""
+        if ownerships:
+            self.add(events.Uncommitted, {ownership.tp: ownership.marks.stored or 0 for ownership in ownerships})
+
+    # -- calls of user code
+
+    def slow(self, runs: Sequence[Slow], now: float) -> None:
+        """``runs`` take long."""
+        for run, what, limit_ms in runs:
+            self.waiting.append(events.TakesLong(*self._call(run), now - run.began, what, limit_ms))
+
+    def stuck(self, stacks: Sequence[tuple[Run, str]], limit_ms: float) -> None:
+        """Runs have not ended in time."""
+        for run, stack in stacks:
+            self.waiting.append(events.Stuck(*self._call(run), stack, limit_ms))
+
+    def hook_ended(self, run: Run, function: str | None, seconds: float, error: BaseException | None) -> None:
+        """One function of the hooks of ``run`` (None: all of them) has ended."""
+        call = run.as_call(self._group_id, function or self._name(run))
+        self.waiting.append(events.CallEnded(*call, seconds, error=error))
+
+    def batch_ended(
+        self, run: Run, outcome: Outcome, error: BaseException | None, at: tuple[str, int, int] | None = None
+    ) -> None:
+        """The call of a handler has ended. Where its message was given up, ``at`` is where its dead letter is."""
+        call = *self._call(run), outcome.seconds, outcome.messages, error, outcome.retry_offset, outcome.retry_s
+        if outcome.attempts:
+            self.waiting.append(events.DeadLettered(*call, outcome.attempts, at))
+        else:
+            self.waiting.append(events.CallEnded(*call))
+
+    def _call(self, run: Run) -> tuple[str, str, int, str, str | None, int, int, int]:
+        return run.as_call(self._group_id, self._name(run))

@@ -1,0 +1,293 @@
+"""One group under test: the runner's own member, with a log of lists for a broker, and steps instead of threads."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from karafka_lite.client.protocol import Client, Fetched, Start
+from karafka_lite.core.group import PollPlan
+from karafka_lite.core.options import SeekTarget, Timestamp
+from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.events import CallEnded, Event
+from karafka_lite.messages import Outgoing, TopicPartition
+from karafka_lite.observers.delivery import Observer, deliver
+from karafka_lite.observers.report import Report
+from karafka_lite.routing import Route
+from karafka_lite.runner import ExitRequest, Member, Shared, System
+from karafka_lite.settings import Config
+from karafka_lite.testing.record import Record
+
+POLL_RECORDS = 2000  # as App's max_poll_records
+THREAD = 0  # the id of the only one
+
+
+class World(Protocol):
+    """What a member finds around it: the TestClient."""
+
+    now: float
+    logs: dict[TopicPartition, list[Record]]
+
+    @property
+    def observers(self) -> Sequence[Observer]:
+        """The functions of ``@app.observe``."""
+
+    def accept(self, message: Outgoing) -> Future[tuple[int, int]]:
+        """The app sends a message."""
+
+    def stop(self) -> None:
+        """A handler has raised a critical exception."""
+
+    def ended(self, member: TestMember, run: Run, call: CallEnded, marks: list[int]) -> None:
+        """A batch was handled, and these marks were stored."""
+
+
+class TestMember(Member):
+    """``step`` does one thing that is due, in the thread of the test."""
+
+    __test__ = False
+
+    def __init__(self, world: World, config: Config, group_id: str, routes: Mapping[str, Route]) -> None:
+        self.world = world
+        self.memory = MemoryClient(world, str(config.settings.get("auto_offset_reset", "earliest")))
+        self.newest: dict[TopicPartition, Ownership] = {}  # ownership of each
+        self._marked: list[int] = []  # by the call that runs
+        self._hand_overs: list[Callable[[], float | None]] = []  # rebalances that wait for us
+        self._report = Report(lambda: world.now)
+        self._jobs = Jobs()
+        jobs: Any = self._jobs  # what works without threads takes the places of them
+        requests: Any = Requests(world)
+        client: Any = self.memory
+        system = StepSystem(self)
+        shared = Shared(config, system, jobs, Sent(world), lambda _: client, self._observe, requests)
+        super().__init__(shared, group_id, routes)
+
+    # -- what happens to it
+
+    def assign(self, tps: Collection[TopicPartition]) -> None:
+        """The broker gives it ``tps``."""
+        self.memory.assign(tps)
+        self.on_assigned(self.memory, tps)
+        self.newest.update({tp: self.group.owned[tp] for tp in tps if tp in self.group.owned})
+
+    def revoke(self, tp: TopicPartition) -> None:
+        """A rebalance asks for ``tp``."""
+        self._hand_overs.append(self.on_revoke(self.memory, [tp]))
+
+    def step(self, *, batches: bool, stopping: bool) -> bool:
+        """One thing that is due; False when there is none. Without ``batches`` only hooks and commits are."""
+        now = self.world.now
+        if stopping:
+            self.begin_stop()
+            self.wind_down_step(now)
+        self.poll_step(now)
+        self._hand_overs = [hand_over for hand_over in self._hand_overs if hand_over() is not None]
+        ownership = self._jobs.take(lambda job: batches or job.hook_due is not None or _every_is_due(job, now))
+        if ownership is None:
+            return self.commit_what_is_due()
+        with _hooks_first(ownership, batches):
+            self.run(ownership, THREAD, self._jobs.inside)
+        return True
+
+    def commit_what_is_due(self) -> bool:
+        """Commit what is due; False when nothing is."""
+        return self.commit_step(self.world.now) == 0.0
+
+    def moments(self) -> Iterator[float]:
+        """When something falls due."""
+        yield self.group.wake_at(self.world.now)
+        for ownership in self.group.owned.values():
+            yield from ownership.every_at.values()
+
+    # -- what it does
+
+    def mark(self, ownership: Ownership, offset: int) -> bool:
+        ours = super().mark(ownership, offset)
+        if ours:
+            self._marked.append(offset)
+        return ours
+
+    def _observe(self, event: Event) -> None:
+        if isinstance(event, CallEnded):
+            marks, self._marked = self._marked, []
+            run = self._jobs.inside[THREAD]
+            if not run.hooks:
+                stored = run.ownership.marks.stored
+                if run.ownership.marks.version != run.version and stored is not None and marks[-1:] != [stored]:
+                    marks.append(stored)  # automatically
+                self.world.ended(self, run, event, marks)
+        if self._report.wants(event):
+            self._report.observe(event)
+        deliver(event, self.world.observers)
+
+
+def _every_is_due(ownership: Ownership, now: float) -> bool:
+    return any(moment <= now for moment in ownership.every_at.values())
+
+
+@contextmanager
+def _hooks_first(ownership: Ownership, batches: bool) -> Iterator[None]:
+    """Without ``batches`` the turn is a hook's, however long a batch has been waiting."""
+    since = ownership.intake.queued_since
+    if batches:
+        yield
+        return
+    ownership.intake.queued_since = float("inf")
+    yield
+    if ownership.intake.queued_since == float("inf"):
+        ownership.intake.queued_since = since
+
+
+# -- in the places of threads and of a cluster -------------------------------------------------------------------------
+
+
+class StepSystem(System):
+    """The clock of the test; a wait makes happen what it waits for."""
+
+    def __init__(self, member: TestMember) -> None:
+        self._member = member
+
+    def now(self) -> float:
+        return self._member.world.now
+
+    def condition(self, lock: Any) -> _Changed:  # type: ignore[override]
+        return _Changed(lock, self._member)
+
+    def thread(self, name: str, function: Callable[[], None]) -> None: ...
+
+
+class _Changed(threading.Condition):
+    """Who waits for a commit makes it happen; who waits for something else waits for the clock."""
+
+    def __init__(self, lock: threading.Lock, member: TestMember) -> None:
+        super().__init__(lock)
+        self._freed, self._member = lock, member
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._freed.release()
+        try:
+            if not self._member.commit_what_is_due():
+                self._member.world.now += timeout or 0.0
+        finally:
+            self._freed.acquire()
+        return True
+
+    def notify_all(self) -> None: ...
+
+
+class Jobs:
+    """In the place of workers: ownerships with something to run."""
+
+    def __init__(self) -> None:
+        self.inside: dict[int, Run] = {}
+        self._waiting: deque[Ownership] = deque()
+
+    def put(self, member: Member, ownership: Ownership) -> None:
+        self._waiting.append(ownership)
+
+    def take(self, is_due: Callable[[Ownership], bool]) -> Ownership | None:
+        """The first that is due."""
+        ownership = next(filter(is_due, self._waiting), None)
+        if ownership is not None:
+            self._waiting.remove(ownership)
+        return ownership
+
+
+class Sent:
+    """In the place of an outbox: there is an answer at once."""
+
+    answer_timeout_s = 0.0
+
+    def __init__(self, world: World) -> None:
+        self.send = world.accept
+
+    def check(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Requests:
+    """In the place of the main thread."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def put(self, request: ExitRequest) -> None:
+        self._world.stop()
+
+
+class MemoryClient:
+    """A client whose cluster is ``world.logs``, and which is assigned what it is told."""
+
+    def __init__(self, world: World, reset: str) -> None:
+        self.reset = reset
+        self.committed: dict[TopicPartition, int] = {}
+        self._world = world
+        self._positions: dict[TopicPartition, int | None] = {}  # of what is assigned
+        self._paused: set[TopicPartition] = set()
+
+    def assign(self, tps: Collection[TopicPartition]) -> None:
+        self._positions.update(dict.fromkeys(tps))
+        self._paused.difference_update(tps)
+
+    def connect(self) -> None: ...
+    def subscribe(self, topics: Collection[str]) -> None: ...
+    def wake_rebalance(self) -> None: ...
+    def close(self) -> None: ...
+
+    def ensure_topics(self, topics: Collection[str]) -> Collection[str]:
+        return ()
+
+    def missing_topics(self, topics: Collection[str]) -> set[str]:
+        return set()
+
+    def starts(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, Start]:
+        return {tp: self._start(tp) for tp in tps}
+
+    def _start(self, tp: TopicPartition) -> Start:
+        if tp in self.committed:
+            return Start(self.committed[tp], "committed")
+        return Start(len(self._world.logs[tp]), "latest") if self.reset == "latest" else Start(0, "earliest")
+
+    def offset_of(self, tp: TopicPartition, target: SeekTarget) -> int:
+        log = self._world.logs[tp]
+        if isinstance(target, Timestamp):
+            return next((record.offset for record in log if record.timestamp >= target.ms), len(log))
+        return target if isinstance(target, int) else 0 if target == "earliest" else len(log)
+
+    def apply(self, plan: PollPlan) -> None:
+        self._positions.update((ownership.tp, offset) for ownership, offset in plan.seeks.items())
+        self._paused.update(ownership.tp for ownership in plan.pause)
+        self._paused.difference_update(ownership.tp for ownership in plan.resume)
+
+    def poll(self, *, paused: bool) -> list[Fetched]:
+        fetched = []
+        for tp, position in self._positions.items():
+            log = self._world.logs[tp]
+            if position is None or tp in self._paused:
+                continue
+            if position > len(log):  # out of range, as after a seek to an offset that does not exist yet
+                position = len(log) if self.reset == "latest" else 0
+            records = log[position : position + POLL_RECORDS]
+            self._positions[tp] = position + len(records)
+            if records:
+                fetched.append(Fetched(tp, records, len(log), sum(len(record.value or b"") for record in records)))
+        return fetched
+
+    def positions(self) -> dict[TopicPartition, int]:
+        return {tp: position for tp, position in self._positions.items() if position is not None}
+
+    def commit(self, offsets: Mapping[TopicPartition, int], generation: int) -> None:
+        self.committed.update(offsets)
+
+    def generation(self) -> int:
+        return 1
+
+    def lost(self, now: float) -> bool:
+        return False  # ``TestClient.lose`` says so itself
+
+
+_: type[Client] = MemoryClient
