@@ -65,18 +65,19 @@ class DockerBroker:
         settings: Mapping[str, object] | None = None,
         timeout_ms: int = 120_000,
     ) -> None:
-        self.topics = dict(topics) if isinstance(topics, Mapping) else dict.fromkeys(topics, 1)
-        self.port = port or _free_port()  # before the start: the broker has to know its published port by then
-        self.image = image
-        self.settings = dict(settings or {})
-        self.timeout_ms = timeout_ms
-        self.name = f"karafka-lite-{uuid.uuid4().hex[:12]}"
+        self.topics: dict[str, int] = dict(topics) if isinstance(topics, Mapping) else dict.fromkeys(topics, 1)
+        self.port: int = port or _free_port()  # before the start: the broker has to know its published port by then
+        self.image: str = image
+        self.settings: dict[str, object] = dict(settings or {})
+        self.timeout_ms: int = timeout_ms
+        self.name: str = f"karafka-lite-{uuid.uuid4().hex[:12]}"
         self.container: Any = None  # of the docker package
         self._guard: _Guard | None = None
         self._creating = False
 
     @property
     def bootstrap_servers(self) -> str:
+        """Where a client finds it."""
         return f"127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
@@ -87,7 +88,7 @@ class DockerBroker:
         self.stop()
 
     def start(self) -> None:
-        """Returns when Kafka answers and the topics are there; behind an exception no container is left."""
+        """Returns when Kafka answers and the topics are there; after an exception no container is left."""
         self._client = connect()
         try:
             self._fetch_image()
