@@ -5,17 +5,15 @@ Pure bytes: the broker patches a batch's base offset and never looks into its re
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import struct
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from kafka import errors
 from kafka.record import MemoryRecords
 from kafka.record.util import calc_crc32c
-
-if TYPE_CHECKING:
-    import asyncio
 
 NO_PRODUCER = -1
 TRANSACTIONAL, CONTROL, LOG_APPEND_TIME = 0x10, 0x20, 0x08

@@ -9,14 +9,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kafka import errors
 
 from karafka_lite.broker.log import TRANSACTIONAL, Header, PartitionLog
-
-if TYPE_CHECKING:
-    from karafka_lite.broker.wire import Answer, Call, Handler
+from karafka_lite.broker.wire import Answer, Call, Handler
 
 log = logging.getLogger("karafka_lite.broker")
 

@@ -7,16 +7,14 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kafka import errors
 
 from karafka_lite.broker.groups import Groups, Offset
+from karafka_lite.broker.log import Header
 from karafka_lite.broker.topics import Place, Topics, by_partition
-
-if TYPE_CHECKING:
-    from karafka_lite.broker.log import Header
-    from karafka_lite.broker.wire import Answer, Call, Handler
+from karafka_lite.broker.wire import Answer, Call, Handler
 
 MAX_TIMEOUT_MS = 900_000
 MAX_EPOCH = (1 << 15) - 1
