@@ -12,6 +12,7 @@ with warnings.catch_warnings():  # kafka-python 3.0 reads a file of its own in a
 from karafka_lite.context import Context
 from karafka_lite.errors import (
     BrokerUnavailableError,
+    ClusterError,
     CommitError,
     ConfigurationError,
     DeserializationError,
@@ -28,6 +29,7 @@ __all__ = [  # noqa: RUF022 - grouped: what one writes, what one receives, what 
     "Context",
     "Message",
     "BrokerUnavailableError",
+    "ClusterError",
     "CommitError",
     "ConfigurationError",
     "DeserializationError",

@@ -2,21 +2,32 @@
 
     Exception
     └── KarafkaLiteError
-        ├── ConfigurationError (also a ValueError)   a mistake in code or settings, found before the network
-        ├── BrokerUnavailableError                   no broker answered within ``bootstrap_timeout_ms``
+        ├── ConfigurationError (also a ValueError)   a mistake in code or settings
+        ├── BrokerUnavailableError                   no broker was reached within ``bootstrap_timeout_ms``
         ├── CommitError                              a blocking mark or commit was not acknowledged in time
-        ├── ProduceError                             a message that no broker has acknowledged
-        ├── ClusterError                             a question about topics or offsets that got no answer
-        ├── DeserializationError                     a payload that the route's deserializer refused
-        └── FetchError                               bytes that could not be read (corrupt, unknown codec)
+        ├── ProduceError                             a sent message was refused, or not acknowledged in time
+        ├── ClusterError                             a query about topics or offsets failed
+        ├── DeserializationError                     a payload could not be decoded
+        └── FetchError                               fetched bytes could not be read (corrupt, missing codec)
 
-A ``TypeError`` (marking something that is not a Message) and a ``ValueError`` (marking a message of another partition,
-or one that was never handed over) are Python's own: they are mistakes in the handler.
+Marking something that is not a Message raises Python's ``TypeError``; marking a message of another partition, or one
+that this ownership has never received, a ``ValueError``. Both are mistakes in the handler.
 """
 
 from __future__ import annotations
 
 from enum import Enum
+
+__all__ = [
+    "BrokerUnavailableError",
+    "ClusterError",
+    "CommitError",
+    "ConfigurationError",
+    "DeserializationError",
+    "FetchError",
+    "KarafkaLiteError",
+    "ProduceError",
+]
 
 
 class Exit(Enum):
@@ -32,19 +43,19 @@ CRITICAL = (SystemExit, KeyboardInterrupt, MemoryError)  # raised by a handler, 
 
 
 def describe(error: BaseException) -> str:
-    """Type and text in one line; a text that cannot be made is left out."""
+    """Type and text of an error in one line; only the type if its ``__str__`` raises."""
     try:
         return f"{type(error).__name__}: {error}"
-    except BaseException:  # of a foreign __str__
+    except BaseException:  # noqa: BLE001 - a user's __str__ may raise anything
         return type(error).__name__
 
 
 class KarafkaLiteError(Exception):
-    """Everything that this package raises on its own account."""
+    """The base of all exceptions of this package."""
 
 
 class ConfigurationError(KarafkaLiteError, ValueError):
-    """An App, a route, a hook or a setting that cannot work. The message says what to type instead."""
+    """An App, a route, a hook or a setting is invalid. The message says what is right."""
 
 
 class BrokerUnavailableError(KarafkaLiteError):
@@ -54,8 +65,8 @@ class BrokerUnavailableError(KarafkaLiteError):
 class CommitError(KarafkaLiteError):
     """A blocking mark or commit was not acknowledged within ``timeout_ms``; the partition is still ours.
 
-    A timeout does not mean that it did not happen: the broker may have the offset and only its answer is missing.
-    The offset stays stored, and is committed again with the next interval, hand-over or stop.
+    A timeout does not mean that nothing was committed: the broker may have the offset, and only its answer is missing.
+    The offset stays stored and is committed again at the next interval, at a rebalance or at the stop.
     """
 
     @classmethod
@@ -68,7 +79,7 @@ class CommitError(KarafkaLiteError):
 
 
 class ProduceError(KarafkaLiteError):
-    """A message that was sent was refused, or not acknowledged in time; in the second case it may have arrived.
+    """A sent message was refused, or not acknowledged in time; in the second case it may have arrived.
 
     ``collateral``: another message was refused, and the producer that had both on their way had to be replaced.
     """
@@ -89,17 +100,17 @@ class PollError(KarafkaLiteError):
 
 
 class ClusterError(KarafkaLiteError):
-    """The cluster was asked about topics or offsets, and refused or did not answer in time."""
+    """A query about topics or offsets was refused, or not answered in time."""
 
 
 class DeserializationError(KarafkaLiteError):
-    """``Message.payload`` could not be decoded; the cause is chained, ``Message.value`` stays readable."""
+    """``Message.payload`` could not be decoded. The cause is chained; ``Message.value`` stays readable."""
 
 
 class FetchError(KarafkaLiteError):
-    """What a partition holds at ``offset`` cannot be read. The partition waits in back-off and is read again.
+    """The messages of a partition at ``offset`` cannot be read. Reading is retried with a back-off.
 
-    Attributes: ``topic``, ``partition``, ``offset`` (where reading stopped); the cause is chained.
+    Attributes: ``topic``, ``partition``, ``offset`` (where reading stopped). The cause is chained.
     """
 
     def __init__(self, message: str, topic: str, partition: int, offset: int) -> None:

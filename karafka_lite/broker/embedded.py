@@ -1,11 +1,11 @@
-"""A Kafka broker in memory, for development and tests: one node, on loopback. Production is Apache Kafka.
+"""A Kafka broker in memory, for development and tests: one node, on loopback. In production, use Apache Kafka.
 
     with EmbeddedBroker({"orders": 3}) as broker:
         KafkaConsumer("orders", bootstrap_servers=broker.bootstrap_servers)
 
-The parts, each in its file: wire (frames, connections, faults), log (one partition), topics (metadata, produce, fetch),
-groups (members and offsets), transactions. All of them run on one event loop in one thread; what is public here may be
-called from any other thread.
+Its parts are files: wire (frames, connections, faults), log (one partition), topics (metadata, produce, fetch), groups
+(members and offsets), transactions. They all run on one event loop in one thread; the public methods here may be called
+from any other thread.
 """
 
 from __future__ import annotations
@@ -28,25 +28,26 @@ from karafka_lite.errors import ConfigurationError
 T = TypeVar("T")
 
 HOST = "127.0.0.1"
-TICK_S = 0.05  # how late a session may expire
+TICK_S = 0.05  # the precision of session timeouts
 
 
 class EmbeddedBroker:
-    """One node of Kafka in a thread of this process; nothing is kept when it stops.
+    """One Kafka node in a thread of this process. Its data is discarded when it stops.
 
     Args:
         topics: names, or ``{name: partitions}``.
-        port: on 127.0.0.1; 0 takes a free one.
-        partitions: of a topic that is created without a number, ``num.partitions`` of Kafka.
-        auto_create_topics: whether a client's question for a missing topic creates it, where the client wants that.
-        max_message_bytes: largest batch of messages, Kafka's default.
-        retention_bytes: per partition; past it the oldest messages are dropped (and a warning is logged once).
-        initial_rebalance_delay_ms, min_session_timeout_ms: ``group.…`` of Kafka; the first is 3000 there.
-        request_timeout_ms: how long half a request is waited for.
-        max_request_bytes: a longer one is refused before it is read.
+        port: port on 127.0.0.1; 0 chooses a free one.
+        partitions: number of partitions of a topic that is created without one; Kafka's ``num.partitions``.
+        auto_create_topics: create a missing topic when a client asks for its metadata and permits that.
+        max_message_bytes: size limit of a batch of messages; the default is Kafka's.
+        retention_bytes: size limit of a partition; above it the oldest messages are dropped (logged once as a warning).
+        initial_rebalance_delay_ms: Kafka's ``group.initial.rebalance.delay.ms``, whose default is 3000.
+        min_session_timeout_ms: Kafka's ``group.min.session.timeout.ms``.
+        request_timeout_ms: how long to wait for the rest of a request.
+        max_request_bytes: size limit of a request; a longer one is refused before it is read.
 
     Raises:
-        ConfigurationError: the port is taken, or a topic cannot be made.
+        ConfigurationError: the port is in use, or a topic cannot be created.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class EmbeddedBroker:
     # -- life
 
     def start(self) -> None:
-        """Returns when it serves."""
+        """Returns when the broker accepts connections."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="karafka-lite-broker", daemon=True)
         self._thread.start()
@@ -99,7 +100,7 @@ class EmbeddedBroker:
             raise
 
     def stop(self) -> None:
-        """End; what it held is gone."""
+        """Stop the broker and discard its data. Does nothing if it is not running."""
         if self._thread is not None:
             self.down()
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -120,11 +121,11 @@ class EmbeddedBroker:
 
     @property
     def bootstrap_servers(self) -> str:
-        """``host:port``, from the start on."""
+        """``host:port``; known after ``start``."""
         return f"{HOST}:{self._port}"
 
     def create_topic(self, name: str, partitions: int = 1) -> None:
-        """Raises ConfigurationError: the name is none, is taken, or collides with another."""
+        """Raises ConfigurationError: the name is invalid, or the topic exists, or collides with another one."""
         try:
             self._call(lambda: self._topics.create(name, partitions))
         except BrokerResponseError as refused:
@@ -133,34 +134,38 @@ class EmbeddedBroker:
     # -- faults, for tests
 
     def fail(self, api: str, fault: type[BrokerResponseError] | int | float | str, times: int = 1) -> None:
-        """Spoil the next ``times`` requests named ``api`` ("Produce", "OffsetCommit" … as in Kafka's protocol).
+        """Make the next ``times`` requests of the type ``api`` ("Produce", "OffsetCommit" …) fail.
 
-        ``fault``: an error code or a class of ``kafka.errors`` is the answer, and nothing is done; ``"drop"`` cuts the
-        connection instead of doing it, ``"lose"`` cuts it afterwards, so that the answer is lost; a float is seconds
-        by which it is done later. Raises ValueError.
+        Args:
+            fault: an error code or a class of ``kafka.errors``: respond with it, without executing the request;
+                ``"drop"``: close the connection instead of executing it; ``"lose"``: execute it, then close the
+                connection without a response; a float: execute it so many seconds later.
+
+        Raises:
+            ValueError: ``api`` or ``fault`` is unknown.
         """
-        what = fault.errno if isinstance(fault, type) else fault
-        self._call(lambda: self._server.fail(api, what, times))
+        code = fault.errno if isinstance(fault, type) else fault
+        self._call(lambda: self._server.fail(api, code, times))
 
     def down(self) -> None:
-        """Cut all connections and refuse new ones, as when the broker has crashed. Topics and groups are kept."""
+        """Close all connections and refuse new ones, like a crashed broker. Topics and groups are kept."""
         self._up = False
         self._call(self._server.close)
 
     def up(self) -> None:
-        """Be back, on the same port; members have a whole session to come back."""
+        """Accept connections again, on the same port. Members have a whole session timeout to come back."""
         try:
             self._port = asyncio.run_coroutine_threadsafe(self._server.listen(HOST, self._port), self._loop).result()
         except (OSError, OverflowError) as error:
             in_use = getattr(error, "errno", None) == errno.EADDRINUSE
-            taken = "is taken, by another broker perhaps" if in_use else f"cannot be used: {error}"
-            raise ConfigurationError(f"port {self._port} of {HOST} {taken}; use another one") from None
+            reason = "is already in use, perhaps by another broker" if in_use else f"cannot be used: {error}"
+            raise ConfigurationError(f"port {self._port} on {HOST} {reason}; use another one") from None
         self._topics.address = (HOST, self._port)
-        self._call(self._groups.come_back)
+        self._call(self._groups.resume)
         self._up = True
 
     def kick(self, group: str, member: str) -> None:
-        """Evict the member with this id, as when its session has expired. Raises KeyError."""
+        """Evict the member with this id, as if its session had expired. Raises KeyError if there is none."""
         self._call(lambda: self._groups.kick(group, member))
 
     # -- the broker's thread
@@ -184,9 +189,9 @@ class EmbeddedBroker:
                 self._transactions.advance()
 
     def _call(self, action: Callable[[], T]) -> T:
-        """Do it in the broker's thread."""
+        """Call ``action`` in the broker's thread."""
         if self._thread is None:
-            raise RuntimeError("the broker does not run: start() it, or use it as a context manager")
+            raise RuntimeError("the broker is not running; call start(), or use it as a context manager")
 
         async def do() -> T:
             return action()

@@ -1,9 +1,9 @@
 """The group coordinator of the embedded broker: the states and errors of Apache Kafka's classic groups, and offsets.
 
-    EMPTY       no members            -> PREPARING   somebody joins
+    EMPTY       no members            -> PREPARING   a member joins
     PREPARING   waits for all joins   -> COMPLETING  all have joined, or the rebalance timeout is over
-    COMPLETING  waits for the leader  -> STABLE      the leader has said who gets what
-    STABLE                            -> PREPARING   somebody joins, leaves, changes or is not heard of any more
+    COMPLETING  waits for the leader  -> STABLE      the leader has sent the assignments
+    STABLE                            -> PREPARING   a member joins, leaves, changes or misses its heartbeats
 
 ``now`` is the event loop's time. https://cwiki.apache.org/confluence/display/KAFKA/Kafka+Client-side+Assignment+Proposal
 """
@@ -20,8 +20,9 @@ from typing import Any
 
 from kafka import errors
 
-from karafka_lite.broker.topics import NODE, Place, Topics, by_partition
+from karafka_lite.broker.topics import NODE, Topics, by_partition
 from karafka_lite.broker.wire import Answer, Call, Handler
+from karafka_lite.messages import TopicPartition
 
 MAX_SESSION_MS = 1_800_000
 MAX_METADATA = 4096
@@ -40,7 +41,7 @@ class State(Enum):
 
 @dataclass
 class Member:
-    """``join`` and ``sync`` are the answers that it waits for."""
+    """One member of a group. ``join`` and ``sync``: the responses that it waits for."""
 
     id: str
     instance: str | None = None
@@ -48,7 +49,7 @@ class Member:
     session_s: float = 0.0
     rebalance_s: float = 0.0
     protocols: dict[str, bytes] = field(default_factory=dict)
-    heard: float = 0.0
+    last_seen: float = 0.0
     assignment: bytes = b""
     join: asyncio.Future[Answer] | None = None
     sync: asyncio.Future[int] | None = None
@@ -70,19 +71,19 @@ class Group:
     state: State = State.EMPTY
     generation: int = 0
     members: dict[str, Member] = field(default_factory=dict)
-    expected: dict[str, float] = field(default_factory=dict)  # ids that were given out, until when they may be used
+    expected: dict[str, float] = field(default_factory=dict)  # member ids given out -> when they expire
     leader: str = ""
     protocol_type: str = ""
     protocol: str = ""
     deadline: float = 0.0  # of the joins, later of the assignment
-    hold_until: float | None = None  # the first rebalance waits this long, and not for the ids that were given out
-    offsets: dict[Place, Offset] = field(default_factory=dict)
+    hold_until: float | None = None  # the first rebalance waits until then, and not for the ids given out
+    offsets: dict[TopicPartition, Offset] = field(default_factory=dict)
 
     def common_protocols(self) -> set[str]:
         return set.intersection(*(set(member.protocols) for member in self.members.values()))
 
     def rebalance(self, now: float, initial_delay_s: float = 0.0) -> None:
-        """Ask everybody to join again."""
+        """Ask all members to join again."""
         if self.state is not State.PREPARING:
             for member in self.members.values():
                 if member.syncing:
@@ -93,17 +94,17 @@ class Group:
         self.advance(now)
 
     def drop(self, member: Member, code: int, now: float) -> None:
-        """It is no member any more; the others share what it had."""
+        """Remove a member; the others get its partitions."""
         del self.members[member.id]
         _resolve(member.join, _not_joined(code, member.id))
         _resolve(member.sync, code)
         self.rebalance(now)
 
     def advance(self, now: float) -> None:
-        """Whatever is due: silent members go, a rebalance ends when all have joined or the time is over."""
+        """Do what is due: drop silent members, and end a rebalance when all have joined or its time is over."""
         self.expected = {member: until for member, until in self.expected.items() if until > now}
         for member in list(self.members.values()):
-            silent = not member.joining and not member.syncing and now > member.heard + member.session_s
+            silent = not member.joining and not member.syncing and now > member.last_seen + member.session_s
             unsynced = self.state is not State.PREPARING and not member.sync and now >= self.deadline
             if (silent or unsynced) and member.id in self.members:
                 self.drop(member, errors.UnknownMemberIdError.errno, now)
@@ -127,18 +128,18 @@ class Group:
         self.state = State.COMPLETING
         self.deadline = now + max(member.rebalance_s for member in self.members.values())
         for member in self.members.values():
-            member.heard, member.sync = now, None
+            member.last_seen, member.sync = now, None
             _resolve(member.join, self.joined(member))
 
-    def share_out(self, assignments: dict[str, bytes], now: float) -> None:
-        """The leader has decided."""
+    def assign(self, assignments: dict[str, bytes], now: float) -> None:
+        """Give the members what the leader has assigned to them."""
         self.state = State.STABLE
         for member in self.members.values():
-            member.assignment, member.heard = assignments.get(member.id, b""), now
+            member.assignment, member.last_seen = assignments.get(member.id, b""), now
             _resolve(member.sync, 0)
 
     def joined(self, member: Member) -> Answer:
-        """The answer to a join that worked; the leader learns who else is there."""
+        """The response to a successful join; the leader's lists the other members."""
         members = [
             {"member_id": other.id, "group_instance_id": other.instance, "metadata": other.protocols[self.protocol]}
             for other in (self.members.values() if member.id == self.leader else ())
@@ -147,7 +148,7 @@ class Group:
         return {**answer, "protocol_type": self.protocol_type, "protocol_name": self.protocol, "members": members}
 
     def member(self, request: Any, generation: int, now: float) -> Member:
-        """Who asks, checked; that it asks counts as a heartbeat."""
+        """The member that sent a request, validated; the request counts as a heartbeat."""
         member = self.members.get(request.member_id)
         instance = getattr(request, "group_instance_id", None)
         if instance and any(m.instance == instance and m is not member for m in self.members.values()):
@@ -156,21 +157,21 @@ class Group:
             raise errors.UnknownMemberIdError()
         if generation != self.generation:
             raise errors.IllegalGenerationError()
-        member.heard = now
+        member.last_seen = now
         return member
 
     def check_commit(self, request: Any, generation: int, now: float) -> None:
-        """Who is no member may commit to an empty group only."""
+        """Only members may commit, except to an empty group."""
         if generation >= 0 or self.state is not State.EMPTY:
             self.member(request, generation, now)
 
 
 class Groups:
-    """All groups. What refuses raises Kafka's own errors."""
+    """All groups. Refused requests raise Kafka's own errors."""
 
     def __init__(self, topics: Topics, *, initial_rebalance_delay_ms: int, min_session_timeout_ms: int) -> None:
         self.groups: dict[str, Group] = {}
-        self.unstable: Callable[[str], Iterable[Place]]  # places with offsets in an open transaction, by group
+        self.unstable: Callable[[str], Iterable[TopicPartition]]  # those with offsets in an open transaction, by group
         self._topics = topics
         self._initial_delay_s = initial_rebalance_delay_ms / 1000
         self._min_session_ms = min_session_timeout_ms
@@ -193,21 +194,21 @@ class Groups:
         for group in self.groups.values():
             group.advance(_now())
 
-    def come_back(self) -> None:
-        """The coordinator was away: nobody could send heartbeats or joins meanwhile."""
+    def resume(self) -> None:
+        """Restart all timeouts: while the coordinator was down, members could not send heartbeats or joins."""
         now = _now()
         for group in self.groups.values():
             group.deadline = now + max((member.rebalance_s for member in group.members.values()), default=0.0)
             for member in group.members.values():
-                member.heard = now
+                member.last_seen = now
 
     def kick(self, group_id: str, member_id: str) -> None:
-        """Evict a member, as when its session has expired. Raises KeyError."""
+        """Evict a member, as if its session had expired. Raises KeyError."""
         group = self.groups[group_id]
         group.drop(group.members[member_id], errors.UnknownMemberIdError.errno, _now())
 
     def get(self, group_id: str, *, make: bool = True) -> Group:
-        """The group; where there is none a new one, which is kept with ``make``."""
+        """The group; if there is none a new one, which is kept if ``make``."""
         if not group_id:
             raise errors.InvalidGroupIdError()
         group = self.groups.get(group_id) or Group(group_id)
@@ -215,10 +216,10 @@ class Groups:
 
     def forget_topic(self, name: str) -> None:
         for group in self.groups.values():
-            group.offsets = {place: offset for place, offset in group.offsets.items() if place[0] != name}
+            group.offsets = {tp: offset for tp, offset in group.offsets.items() if tp[0] != name}
 
-    def check_offset(self, topic: str, part: Any) -> tuple[Place, Offset]:
-        """What is to be committed for one partition."""
+    def check_offset(self, topic: str, part: Any) -> tuple[TopicPartition, Offset]:
+        """Validate the offset to commit for one partition."""
         self._topics.log(topic, part.partition_index)
         if len(text := part.committed_metadata or "") > MAX_METADATA:
             raise errors.OffsetMetadataTooLargeError()
@@ -233,11 +234,11 @@ class Groups:
     async def _join(self, call: Call) -> Answer:
         refusal, joined = call.attempt(self._begin_join, call)
         if isinstance(joined, asyncio.Future):
-            return await asyncio.shield(joined)  # as in Kafka, a client that hangs up has joined all the same
+            return await asyncio.shield(joined)  # as in Kafka, a client that disconnects has joined nevertheless
         return joined or _not_joined(refusal["error_code"], call.request.member_id)
 
     def _begin_join(self, call: Call) -> Answer | asyncio.Future[Answer]:
-        """The answer, or the future that will be it."""
+        """The response, or a future of it."""
         r, now = call.request, _now()
         if not self._min_session_ms <= r.session_timeout_ms <= MAX_SESSION_MS:
             raise errors.InvalidSessionTimeoutError()
@@ -266,10 +267,10 @@ class Groups:
         elif member.protocols == protocols and (
             group.state is State.COMPLETING or (group.state is State.STABLE and group.leader != member.id)
         ):
-            member.heard = now
-            return group.joined(member)  # nothing has changed: its last answer was lost, or it only asks
+            member.last_seen = now
+            return group.joined(member)  # nothing has changed: the last response was lost, or it only asks
         rebalance_ms = r.rebalance_timeout_ms if call.version >= 1 else r.session_timeout_ms
-        member.instance, member.client_id, member.protocols, member.heard = instance, call.client_id, protocols, now
+        member.instance, member.client_id, member.protocols, member.last_seen = instance, call.client_id, protocols, now
         member.session_s, member.rebalance_s = r.session_timeout_ms / 1000, rebalance_ms / 1000
         _resolve(member.join, _not_joined(errors.RebalanceInProgressError.errno, member.id))
         joined = member.join = asyncio.get_running_loop().create_future()
@@ -298,7 +299,7 @@ class Groups:
         if group.state is State.STABLE:
             _resolve(waiting, 0)
         elif member.id == group.leader:
-            group.share_out({one.member_id: bytes(one.assignment) for one in r.assignments}, _now())
+            group.assign({one.member_id: bytes(one.assignment) for one in r.assignments}, _now())
         answer["error_code"] = await asyncio.shield(waiting)
         if answer["error_code"]:
             return {**answer, "assignment": b""}

@@ -1,6 +1,6 @@
 """The log of one partition: record batches as their producers encoded them, by offset.
 
-Pure bytes: the broker patches a batch's base offset and never looks into its records, but to find a time.
+The broker sets a batch's base offset and otherwise does not decode batches, except to find a timestamp.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NO_PRODUCER = -1
 TRANSACTIONAL, CONTROL, LOG_APPEND_TIME = 0x10, 0x20, 0x08
 FUTURE_MS = 3_600_000  # message.timestamp.after.max.ms
 _HEADER = struct.Struct(">qiibIhiqqqhii")  # https://kafka.apache.org/documentation/#recordbatch
-_CRC_FROM = 21  # the checksum covers what follows it; offset and epoch stand before it, so that brokers may set them
+_CRC_FROM = 21  # the checksum covers the bytes from here; offset and epoch come before, so that brokers may set them
 _INT32 = 1 << 31
 
 
@@ -42,10 +42,10 @@ class Header(NamedTuple):
 
     @classmethod
     def of(cls, batch: bytes) -> Header:
-        """The header of the one batch that Kafka takes per partition and request; raises Kafka's errors."""
+        """The header of the one batch that Kafka accepts per partition and request. Raises Kafka's errors."""
         header = cls(*_HEADER.unpack_from(batch.ljust(_HEADER.size, b"\0")))
         if header.magic != 2 or header.length + 12 != len(batch):
-            raise errors.InvalidRecordError("exactly one record batch of format 2 is taken for each partition")
+            raise errors.InvalidRecordError("each partition must have exactly one record batch, of format 2")
         if header.crc != calc_crc32c(batch[_CRC_FROM:]):
             raise errors.CorruptRecordError()
         count = header.last_offset_delta + 1
@@ -64,7 +64,7 @@ class Batch(NamedTuple):
 
 
 class Aborted(NamedTuple):
-    """What one transaction wrote before it was aborted; ``last`` is the offset of its marker."""
+    """The messages of an aborted transaction; ``last``: the offset of its marker."""
 
     producer_id: int
     first: int
@@ -79,7 +79,7 @@ class _Sequences(NamedTuple):
 
 
 class PartitionLog:
-    """Appends at ``end``, drops the oldest batches past ``retention_bytes``, and wakes who waits for more."""
+    """Appends batches at ``end``, drops the oldest ones above ``retention_bytes``, and wakes waiting fetches."""
 
     def __init__(self) -> None:
         self.start = self.end = self.size = 0
@@ -91,13 +91,13 @@ class PartitionLog:
 
     @property
     def stable_end(self) -> int:
-        """The last stable offset: what is before it is decided, committed or aborted."""
+        """The last stable offset: all transactions before it are committed or aborted."""
         return max(self.start, min(self._open.values(), default=self.end))
 
     def append(self, data: bytes, header: Header, now_ms: int, *, retention_bytes: int, stamp: bool) -> int:
-        """Append one batch and return its base offset; a batch that a producer sends again keeps its first one.
+        """Append one batch and return its base offset; a batch that a producer sends twice is appended once.
 
-        ``stamp``: the time of the messages is the time of the append. Raises Kafka's errors.
+        ``stamp``: set the time of the messages to the time of the append. Raises Kafka's errors.
         """
         if header.max_timestamp > now_ms + FUTURE_MS and not stamp:
             raise errors.InvalidTimestampError("the message is more than an hour ahead of the broker's clock")
@@ -118,7 +118,7 @@ class PartitionLog:
         return base
 
     def end_transaction(self, producer_id: int, epoch: int, now_ms: int, *, commit: bool, retention_bytes: int) -> None:
-        """Append the marker that decides the open transaction of ``producer_id``."""
+        """Append the marker that ends the open transaction of ``producer_id``."""
         key, value = struct.pack(">hh", 0, commit), struct.pack(">hi", 0, 0)
         record = bytes([0, 0, 0, 2 * len(key)]) + key + bytes([2 * len(value)]) + value + b"\0"  # lengths are zigzag
         records = bytes([2 * len(record)]) + record
@@ -132,9 +132,9 @@ class PartitionLog:
         self._add(Batch(self.end, self.end, now_ms, bytes(marker)), retention_bytes)
 
     def read(self, offset: int, max_bytes: int, end: int, *, at_least_one: bool) -> tuple[bytes, int]:
-        """Whole batches from the one with ``offset`` on, up to ``end``; also the offset behind them."""
+        """Whole batches from the one that contains ``offset``, up to ``end``; also the offset after the last one."""
         found: list[bytes] = []
-        behind = offset
+        next_offset = offset
         for index in range(self._index(offset), len(self._batches)):
             batch = self._batches[index]
             if batch.last < offset:
@@ -142,12 +142,12 @@ class PartitionLog:
             if batch.base >= end or (len(batch.data) > max_bytes and (found or not at_least_one)):
                 break
             found.append(batch.data)
-            behind = batch.last + 1
+            next_offset = batch.last + 1
             max_bytes -= len(batch.data)
-        return b"".join(found), behind
+        return b"".join(found), next_offset
 
     def find_time(self, timestamp_ms: int) -> tuple[int, int]:
-        """Offset and time of the first message that is not older; (-1, -1) where there is none."""
+        """Offset and time of the first message that is not older; (-1, -1) if there is none."""
         for batch in self._batches:
             if batch.max_timestamp >= timestamp_ms:
                 for offset, timestamp in _times(batch):
@@ -156,11 +156,11 @@ class PartitionLog:
         return -1, -1
 
     def latest_time(self) -> int:
-        """The highest time of a message; -1 where there is none."""
+        """The highest time of a message; -1 if there is none."""
         return max((batch.max_timestamp for batch in self._batches), default=-1)
 
     def drop_before(self, offset: int) -> None:
-        """Forget what is before ``offset``."""
+        """Delete the messages before ``offset``."""
         self.start = max(self.start, offset)
         gone = next((i for i, batch in enumerate(self._batches) if batch.last >= self.start), len(self._batches))
         self.size -= sum(len(batch.data) for batch in self._batches[:gone])
@@ -168,14 +168,14 @@ class PartitionLog:
         self.aborted = [aborted for aborted in self.aborted if aborted.last >= self.start]
 
     def wake(self) -> None:
-        """Have everybody look again who waits for this partition."""
+        """Wake all fetches that wait for this partition."""
         for waiting in self.waiting:
             if not waiting.done():
                 waiting.set_result(None)
         self.waiting.clear()
 
     def _check_sequence(self, header: Header) -> int | None:
-        """Idempotence: the offset that the batch has already, or None for a new one. Raises Kafka's errors."""
+        """Idempotence: the offset of a batch that was appended before, None for a new one. Raises Kafka's errors."""
         first, last = header.base_sequence, (header.base_sequence + header.last_offset_delta) % _INT32
         known = self._sequences.get(header.producer_id)
         if known and header.producer_epoch < known.epoch:
@@ -210,5 +210,5 @@ def _times(batch: Batch) -> list[tuple[int, int]]:
     try:
         records: Any = MemoryRecords(batch.data).next_batch()
         return [(record.offset, record.timestamp) for record in records]
-    except Exception:  # noqa: BLE001 - its codec is not installed: the batch's start is early, never late
+    except Exception:  # noqa: BLE001 - the codec is missing; the start of the batch may be too early, never too late
         return [(batch.base, batch.max_timestamp)]

@@ -15,30 +15,29 @@ from kafka import errors
 
 from karafka_lite.broker.log import TRANSACTIONAL, Header, PartitionLog
 from karafka_lite.broker.wire import Answer, Call, Handler
+from karafka_lite.messages import TopicPartition
 
 log = logging.getLogger("karafka_lite.broker")
 
 NODE, CLUSTER = 1, "karafka-lite-embedded"
 LATEST, EARLIEST, HIGHEST_TIME = -1, -2, -3
 READ_COMMITTED = 1
-MAX_FETCH_BYTES = 4 << 20  # fetch.max.bytes, 55 MiB in Kafka: an answer is copied a few times on its way
-NUMBERS = {"max.message.bytes", "retention.bytes"}  # the topic configs that are acted on, with message.timestamp.type
+MAX_FETCH_BYTES = 4 << 20  # fetch.max.bytes, 55 MiB in Kafka: a response is copied a few times here
+NUMBERS = {"max.message.bytes", "retention.bytes"}  # the topic configs with an effect, besides message.timestamp.type
 IGNORED = {"cleanup.policy", "compression.type", "min.insync.replicas", "retention.ms", "segment.bytes", "segment.ms"}
-
-Place = tuple[str, int]
 
 
 @dataclass
 class Topic:
-    """Its partitions and its settings."""
+    """The partitions and settings of one topic."""
 
     logs: list[PartitionLog]
     configs: dict[str, str] = field(default_factory=dict)
-    dropped: bool = False  # messages were dropped to make room: said once
+    dropped: bool = False  # messages were dropped to make room; logged once
 
     def limit(self, name: str, otherwise: int) -> int:
         value = int(self.configs.get(name, otherwise))
-        return value if value >= 0 else 1 << 62  # -1 is "no limit"
+        return value if value >= 0 else 1 << 62  # -1: no limit
 
     @property
     def stamps(self) -> bool:
@@ -46,12 +45,12 @@ class Topic:
 
 
 class Topics:
-    """All topics. What refuses raises Kafka's own errors."""
+    """All topics. Refused requests raise Kafka's own errors."""
 
     def __init__(self, *, partitions: int, auto_create: bool, max_message_bytes: int, retention_bytes: int) -> None:
         self.address = ("", 0)
         self.topics: dict[str, Topic] = {}
-        self.check_transaction: Callable[[Header, Place], None]  # raises where a batch is not in its transaction
+        self.check_transaction: Callable[[Header, TopicPartition], None]  # raises if a batch is not in its transaction
         self.deleted: Callable[[str], None]
         self._partitions = partitions
         self._auto_create = auto_create
@@ -72,24 +71,25 @@ class Topics:
         }
 
     def create(
-        self, name: str, partitions: int, configs: Mapping[str, str] | None = None, *, dry: bool = False
+        self, name: str, partitions: int, configs: Mapping[str, str] | None = None, *, validate_only: bool = False
     ) -> None:
-        """Make a topic; with ``dry`` only check whether it can be made."""
+        """Create a topic, or only check whether it can be created."""
         configs = dict(configs or {})
         check_name(name)
         if name in self.topics:
             raise errors.TopicAlreadyExistsError(f"topic {name!r} exists already")
         if twin := next((known for known in self.topics if known.replace(".", "_") == name.replace(".", "_")), None):
-            raise errors.InvalidTopicError(f"{name!r} collides with {twin!r}: '.' and '_' count as one")
+            raise errors.InvalidTopicError(f"{name!r} collides with {twin!r}: '.' and '_' count as the same")
         if partitions < 1:
-            raise errors.InvalidPartitionsError(f"a topic has at least one partition, not {partitions}")
+            raise errors.InvalidPartitionsError(f"a topic must have at least 1 partition, got {partitions}")
         if configs.get("message.timestamp.type", "CreateTime") not in ("CreateTime", "LogAppendTime"):
-            raise errors.InvalidConfigurationError("message.timestamp.type is CreateTime or LogAppendTime")
-        if strange := configs.keys() - NUMBERS - IGNORED - {"message.timestamp.type"}:
-            raise errors.InvalidConfigurationError(f"not known to the embedded broker: {', '.join(sorted(strange))}")
+            raise errors.InvalidConfigurationError("message.timestamp.type must be CreateTime or LogAppendTime")
+        if unknown := configs.keys() - NUMBERS - IGNORED - {"message.timestamp.type"}:
+            names = ", ".join(sorted(unknown))
+            raise errors.InvalidConfigurationError(f"topic configs that the embedded broker does not know: {names}")
         if not all(re.fullmatch(r"-1|\d{1,18}", configs.get(number, "0")) for number in NUMBERS):
-            raise errors.InvalidConfigurationError(f"not a number of bytes in {configs}")
-        if not dry:
+            raise errors.InvalidConfigurationError(f"{' and '.join(sorted(NUMBERS))} must be integers, got {configs}")
+        if not validate_only:
             self.topics[name] = Topic([PartitionLog() for _ in range(partitions)], configs)
 
     def log(self, name: str, partition: int) -> PartitionLog:
@@ -99,11 +99,11 @@ class Topics:
             raise errors.UnknownTopicOrPartitionError()
         return topic.logs[partition]
 
-    def end_transaction(self, place: Place, producer_id: int, epoch: int, *, commit: bool) -> None:
-        """Write the marker of a transaction into one partition that took part in it."""
-        if place[0] in self.topics and place[1] < len(self.topics[place[0]].logs):  # else it was deleted meanwhile
-            retention = self.topics[place[0]].limit("retention.bytes", self._retention_bytes)
-            self.log(*place).end_transaction(producer_id, epoch, _now_ms(), commit=commit, retention_bytes=retention)
+    def end_transaction(self, tp: TopicPartition, producer_id: int, epoch: int, *, commit: bool) -> None:
+        """Write the marker of a transaction into one of its partitions."""
+        if tp[0] in self.topics and tp[1] < len(self.topics[tp[0]].logs):  # otherwise it was deleted in the meantime
+            retention = self.topics[tp[0]].limit("retention.bytes", self._retention_bytes)
+            self.log(*tp).end_transaction(producer_id, epoch, _now_ms(), commit=commit, retention_bytes=retention)
 
     # -- metadata
 
@@ -114,10 +114,10 @@ class Topics:
         leader = {"leader_id": NODE, "leader_epoch": 0, "replica_nodes": [NODE], "isr_nodes": [NODE]}
 
         def partitions(name: str) -> list[Answer]:
-            if name not in self.topics:  # as in Kafka, a topic that is created on demand is still unknown this time
+            if name not in self.topics:  # as in Kafka, this response does not know yet a topic that it creates
                 check_name(name)
-                with suppress(errors.InvalidTopicError):  # it collides with another
-                    self.create(name, self._partitions, dry=not may_create)
+                with suppress(errors.InvalidTopicError):  # it collides with another one
+                    self.create(name, self._partitions, validate_only=not may_create)
                 raise errors.UnknownTopicOrPartitionError()
             return [
                 {"partition_index": index, "error_code": 0, **leader} for index in range(len(self.topics[name].logs))
@@ -150,12 +150,12 @@ class Topics:
         return {"responses": topics} if call.request.acks != 0 else None
 
     def _append(self, name: str, partition: int, batch: bytes, request: Any) -> tuple[int, int, int]:
-        """Returns the batch's offset, where the log starts, and the time that the batch was stamped with, or -1."""
+        """Returns the batch's offset, the log's start, and the append time that the batch was stamped with, or -1."""
         if request.acks not in (-1, 0, 1):
             raise errors.InvalidRequiredAcksError()
         found, topic, now_ms = self.log(name, partition), self.topics[name], _now_ms()
         if len(batch) > (limit := topic.limit("max.message.bytes", self._max_message_bytes)):
-            raise errors.MessageSizeTooLargeError(f"a batch of {len(batch)} bytes, at most {limit} are allowed")
+            raise errors.MessageSizeTooLargeError(f"the batch has {len(batch)} bytes, the limit is {limit}")
         header = Header.of(batch)
         if header.attributes & TRANSACTIONAL:
             if request.transactional_id is None:
@@ -165,31 +165,31 @@ class Topics:
         offset = found.append(batch, header, now_ms, retention_bytes=retention, stamp=topic.stamps)
         if found.start > start and not topic.dropped:
             topic.dropped = True
-            log.warning("%s-%d: over %d bytes, the oldest messages are dropped", name, partition, retention)
+            log.warning("%s-%d is larger than %d bytes; its oldest messages are dropped", name, partition, retention)
         return offset, found.start, now_ms if topic.stamps else -1
 
     async def _fetch(self, call: Call) -> Answer:
-        """Answers when there is enough, when something is wrong, or when the time is over."""
+        """Responds when there are enough bytes, at an error, or when the time is over."""
         loop, r = asyncio.get_running_loop(), call.request
         deadline = loop.time() + r.max_wait_ms / 1000
         while True:
             answer, size, failed = self._read(call)
             if failed or size >= r.min_bytes or loop.time() >= deadline:
                 return answer
-            news = loop.create_future()
+            changed = loop.create_future()
             logs = [self.log(topic.topic, part.partition) for topic in r.topics for part in topic.partitions]
             for found in logs:
-                found.waiting.add(news)
-            timer = loop.call_at(deadline, news.cancel)
+                found.waiting.add(changed)
+            timer = loop.call_at(deadline, changed.cancel)
             try:
-                await asyncio.wait([news])
+                await asyncio.wait([changed])
             finally:
                 timer.cancel()
                 for found in logs:
-                    found.waiting.discard(news)
+                    found.waiting.discard(changed)
 
     def _read(self, call: Call) -> tuple[Answer, int, bool]:
-        """What can be had now: the answer, its bytes, and whether a partition has an error."""
+        """What is available now: the response, its number of bytes, and whether a partition has an error."""
         r, topics, size, failed = call.request, [], 0, not call.request.topics
         for topic in r.topics:
             parts = []
@@ -208,8 +208,8 @@ class Topics:
         if not found.start <= offset <= found.end:
             raise errors.OffsetOutOfRangeError()
         end = found.stable_end if isolation == READ_COMMITTED else found.end
-        records, behind = found.read(offset, room, end, at_least_one=not size)
-        aborted = [one for one in found.aborted if isolation and one.last >= offset and one.first < behind]
+        records, next_offset = found.read(offset, room, end, at_least_one=not size)
+        aborted = [one for one in found.aborted if isolation and one.last >= offset and one.first < next_offset]
         return {
             "high_watermark": found.end,
             "last_stable_offset": found.stable_end,
@@ -232,8 +232,8 @@ class Topics:
             return found.find_time(found.latest_time() if part.timestamp == HIGHEST_TIME else part.timestamp)
 
         def answer(name: str, part: Any) -> Answer:
-            answer, at = call.attempt(find, name, part)
-            offset, timestamp = at or (-1, -1)
+            answer, position = call.attempt(find, name, part)
+            offset, timestamp = position or (-1, -1)
             return {**answer, "offset": offset, "timestamp": timestamp, "leader_epoch": 0 if offset >= 0 else -1}
 
         return {"topics": by_partition(call.request.topics, answer)}
@@ -243,11 +243,11 @@ class Topics:
     def _create_topics(self, call: Call) -> Answer:
         def create(wanted: Any, count: int) -> None:
             if [topic.name for topic in call.request.topics].count(wanted.name) > 1:
-                raise errors.InvalidRequestError("one topic twice")
+                raise errors.InvalidRequestError("a topic is in the request twice")
             if wanted.replication_factor not in (-1, 1):
-                raise errors.InvalidReplicationFactorError("there is one broker, so there is one replica")
+                raise errors.InvalidReplicationFactorError("the replication factor must be 1: there is only one broker")
             configs = {config.name: config.value for config in wanted.configs}
-            self.create(wanted.name, count, configs, dry=call.request.validate_only)
+            self.create(wanted.name, count, configs, validate_only=call.request.validate_only)
 
         topics = []
         for wanted in call.request.topics:
@@ -260,7 +260,7 @@ class Topics:
         def delete(name: str) -> None:
             self.log(name, 0)
             for found in self.topics.pop(name).logs:
-                found.wake()  # who waits for a message there is told that the topic has gone
+                found.wake()  # fetches that wait for a message get the error that the topic is gone
             self.deleted(name)
 
         return {"responses": [{"name": name, **call.attempt(delete, name)[0]} for name in call.request.topic_names]}
@@ -295,11 +295,11 @@ class Topics:
 
 def check_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name) or name in (".", ".."):
-        raise errors.InvalidTopicError(f"{name!r} is no name for a topic: 1 to 249 of a-z A-Z 0-9 . _ -")
+        raise errors.InvalidTopicError(f"{name!r} is not a valid topic name: use 1 to 249 of a-z A-Z 0-9 . _ -")
 
 
 def by_partition(topics: Any, answer: Callable[[str, Any], Answer]) -> list[Answer]:
-    """Answers in the shape that most of Kafka's requests and answers share."""
+    """A response in the shape that most of Kafka's requests and responses share."""
     return [
         {"name": topic.name, "partitions": [
             {"partition_index": part.partition_index, **answer(topic.name, part)} for part in topic.partitions

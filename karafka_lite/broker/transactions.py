@@ -1,4 +1,4 @@
-"""The transaction coordinator of the embedded broker: producer ids, epochs that fence, commit and abort."""
+"""The transaction coordinator of the embedded broker: producer ids, epochs for fencing, commit and abort."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from kafka import errors
 
 from karafka_lite.broker.groups import Groups, Offset
 from karafka_lite.broker.log import Header
-from karafka_lite.broker.topics import Place, Topics, by_partition
+from karafka_lite.broker.topics import Topics, by_partition
 from karafka_lite.broker.wire import Answer, Call, Handler
+from karafka_lite.messages import TopicPartition
 
 MAX_TIMEOUT_MS = 900_000
 MAX_EPOCH = (1 << 15) - 1
@@ -22,16 +23,16 @@ MAX_EPOCH = (1 << 15) - 1
 
 @dataclass
 class Transaction:
-    """What one transactional id has open; ``committed`` is how its last transaction ended (None: it had none)."""
+    """The state of one transactional id; ``committed``: how its last transaction ended (None: it had none)."""
 
     producer_id: int
     timeout_s: float
     epoch: int = 0
-    deadline: float | None = None  # None: nothing is open
+    deadline: float | None = None  # None: no transaction is open
     committed: bool | None = None
-    places: set[Place] = field(default_factory=set)
+    partitions: set[TopicPartition] = field(default_factory=set)
     groups: set[str] = field(default_factory=set)
-    offsets: dict[str, dict[Place, Offset]] = field(default_factory=lambda: defaultdict(dict))
+    offsets: dict[str, dict[TopicPartition, Offset]] = field(default_factory=lambda: defaultdict(dict))
 
     def begin(self) -> None:
         if self.deadline is None:
@@ -39,7 +40,7 @@ class Transaction:
 
 
 class Transactions:
-    """All transactional ids. What refuses raises Kafka's own errors."""
+    """All transactional ids. Refused requests raise Kafka's own errors."""
 
     def __init__(self, topics: Topics, groups: Groups) -> None:
         self._topics = topics
@@ -59,7 +60,7 @@ class Transactions:
         }
 
     def advance(self) -> None:
-        """Abort what has been open for too long; its producer is fenced."""
+        """Abort transactions that have been open for too long, and fence their producers."""
         now = asyncio.get_running_loop().time()
         for transaction in self._known.values():
             if transaction.deadline is not None and now >= transaction.deadline:
@@ -95,19 +96,19 @@ class Transactions:
 
     def _add_partitions(self, call: Call) -> Answer:
         r = call.request
-        places = [(topic.name, partition) for topic in r.v3_and_below_topics for partition in topic.partitions]
+        partitions = [(topic.name, partition) for topic in r.v3_and_below_topics for partition in topic.partitions]
 
         def add() -> None:
             ids = r.v3_and_below_transactional_id, r.v3_and_below_producer_id, r.v3_and_below_producer_epoch
             transaction = self._get(*ids, call.version >= 2)
             transaction.begin()
-            transaction.places.update(places)
+            transaction.partitions.update(partitions)
 
-        known = {place: call.attempt(self._topics.log, *place)[0]["error_code"] for place in places}
+        known = {tp: call.attempt(self._topics.log, *tp)[0]["error_code"] for tp in partitions}
         if any(known.values()):  # all or none
-            codes = {place: code or errors.OperationNotAttemptedError.errno for place, code in known.items()}
+            codes = {tp: code or errors.OperationNotAttemptedError.errno for tp, code in known.items()}
         else:
-            codes = dict.fromkeys(places, call.attempt(add)[0]["error_code"])
+            codes = dict.fromkeys(partitions, call.attempt(add)[0]["error_code"])
         topics = [(t.name, [{"partition_index": p, "partition_error_code": codes[t.name, p]} for p in t.partitions])
                   for t in r.v3_and_below_topics]  # fmt: skip
         return {"results_by_topic_v3_and_below": [{"name": n, "results_by_partition": parts} for n, parts in topics]}
@@ -138,19 +139,19 @@ class Transactions:
             transaction, commit = self._of(call, 2), bool(call.request.committed)
             if transaction.deadline is not None:
                 self._finish(transaction, commit=commit)
-            elif transaction.committed is not commit:  # else it asks again because the answer was lost
+            elif transaction.committed is not commit:  # otherwise the producer repeats it: the response was lost
                 raise errors.InvalidTxnStateError()
 
         return call.attempt(end)[0]
 
     def _finish(self, transaction: Transaction, *, commit: bool) -> None:
-        for place in transaction.places:
-            self._topics.end_transaction(place, transaction.producer_id, transaction.epoch, commit=commit)
+        for tp in transaction.partitions:
+            self._topics.end_transaction(tp, transaction.producer_id, transaction.epoch, commit=commit)
         if commit:
             for group_id, offsets in transaction.offsets.items():
                 self._groups.get(group_id).offsets.update(offsets)
         transaction.deadline, transaction.committed = None, commit
-        transaction.places, transaction.groups, transaction.offsets = set(), set(), defaultdict(dict)
+        transaction.partitions, transaction.groups, transaction.offsets = set(), set(), defaultdict(dict)
 
     def _of(self, call: Call, fenced_from: int) -> Transaction:
         r = call.request
@@ -164,14 +165,14 @@ class Transactions:
             raise errors.ProducerFencedError() if knows_fenced else errors.InvalidProducerEpochError()
         return transaction
 
-    def _check_write(self, header: Header, place: Place) -> None:
+    def _check_write(self, header: Header, tp: TopicPartition) -> None:
         known = next((one for one in self._known.values() if one.producer_id == header.producer_id), None)
         if known is None:
             raise errors.InvalidProducerIdMappingError()
         if known.epoch != header.producer_epoch:
             raise errors.InvalidProducerEpochError()
-        if place not in known.places:
+        if tp not in known.partitions:
             raise errors.InvalidTxnStateError()
 
-    def _unstable(self, group_id: str) -> Iterable[Place]:
-        return [place for one in self._known.values() for place in one.offsets.get(group_id, ())]
+    def _unstable(self, group_id: str) -> Iterable[TopicPartition]:
+        return [tp for one in self._known.values() for tp in one.offsets.get(group_id, ())]

@@ -1,7 +1,7 @@
-"""Kafka's wire protocol: frames in, answers out. Knows no topics and no groups.
+"""Kafka's wire protocol: frames in, responses out. It knows nothing of topics and groups.
 
-As in Kafka, a connection answers one request at a time, in their order: while a fetch or a join waits, what the client
-sends behind it waits too. All of this runs on the broker's event loop.
+As in Kafka, a connection answers its requests one at a time and in order: while a fetch or a join waits, the requests
+after it wait too. All of this runs on the broker's event loop.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing_extensions import override
 
 log = logging.getLogger("karafka_lite.broker")
 
-READ_AHEAD = 1 << 20  # bytes of further requests that are taken in while one is being answered
-_PREFIX = struct.Struct(">hhi")  # api key, version, correlation id: how every request begins
+READ_AHEAD = 1 << 20  # bytes of further requests to read while one is being answered
+_PREFIX = struct.Struct(">hhi")  # api key, version, correlation id: the start of every request
 _SIZE = struct.Struct(">i")
 
 
 @dataclass
 class Call:
-    """One request, decoded. ``error``: the code that a fault wants in the answer, instead of doing what is asked."""
+    """One decoded request. ``error``: respond with this code instead of executing it; see ``EmbeddedBroker.fail``."""
 
     request: Any
     version: int
@@ -37,9 +37,9 @@ class Call:
     error: int = 0
 
     def attempt(self, action: Callable[..., Any], *arguments: Any) -> tuple[Answer, Any]:
-        """Do one part of what is asked: the fields of an error, and the result (None when ``action`` raised it).
+        """Execute one part of the request: returns the fields of an error, and the result (None after an error).
 
-        What cannot be done raises Kafka's own errors.
+        ``action`` raises Kafka's own errors.
         """
         try:
             if self.error:
@@ -50,13 +50,13 @@ class Call:
             return {"error_code": refused.errno, "error_message": text}, None
 
 
-Answer = dict[str, Any]  # the fields of Kafka's message; what is left out has its default
-Handler = Callable[[Call], "Awaitable[Answer | None] | Answer | None"]  # None: the client expects no answer
+Answer = dict[str, Any]  # the fields of a response; those that are missing have their defaults
+Handler = Callable[[Call], "Awaitable[Answer | None] | Answer | None"]  # None: the client expects no response
 Fault = int | float | str
 
 
 class Api:
-    """One type of request: its messages, its versions from Kafka 4's lowest up to ``top``, who answers it."""
+    """One type of request: its messages, its versions from Kafka 4's lowest up to ``top``, and its handler."""
 
     def __init__(self, name: str, top: int, handler: Handler) -> None:
         self.name = name
@@ -74,7 +74,7 @@ def _message(name: str) -> Any:
 
 
 class Server:
-    """Listens on loopback and hands requests to their handlers, given as ``{name: (highest version, handler)}``."""
+    """Listens on loopback and passes requests to their handlers, given as ``{name: (highest version, handler)}``."""
 
     def __init__(
         self, handlers: Mapping[str, tuple[int, Handler]], *, max_request_bytes: int, request_timeout_s: float
@@ -88,13 +88,13 @@ class Server:
         self._listening: asyncio.Server | None = None
 
     async def listen(self, host: str, port: int) -> int:
-        """Accept connections; returns the port. Raises OSError where it is taken."""
+        """Accept connections; returns the port. Raises OSError if it is in use."""
         loop = asyncio.get_running_loop()
         self._listening = await loop.create_server(lambda: Connection(self), host, port)
         return int(self._listening.sockets[0].getsockname()[1])
 
     def close(self) -> None:
-        """Stop listening and cut every connection."""
+        """Stop listening and close every connection."""
         if self._listening is not None:
             self._listening.close()
             self._listening = None
@@ -106,9 +106,9 @@ class Server:
         names = [api.name for api in self.apis.values()]
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1) or sorted(names)
-            raise ValueError(f"there is no request {name!r}; did you mean {', '.join(near)}?")
+            raise ValueError(f"unknown request {name!r}; did you mean {', '.join(near)}?")
         if isinstance(fault, str) and fault not in ("drop", "lose"):
-            raise ValueError(f'{fault!r} is no fault: give an error code, "drop", "lose", or seconds as a float')
+            raise ValueError(f'fault must be an error code, "drop", "lose" or seconds as a float, got {fault!r}')
         self.faults[name].extend([fault] * times)
 
     def _api_versions(self, call: Call) -> Answer:
@@ -117,7 +117,7 @@ class Server:
 
 
 class Connection(asyncio.Protocol):
-    """One client. Whatever it sends, at worst this connection ends."""
+    """One client. The worst that its bytes can do is to end this connection."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -125,14 +125,14 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._answering: asyncio.Task[None] | None = None
         self._writable = True
-        self._too_slow: asyncio.TimerHandle | None = None  # runs while half a request is here
+        self._request_timer: asyncio.TimerHandle | None = None  # runs while a request is incomplete
 
     def cut(self) -> None:
-        """End it without a goodbye, as a crash would."""
+        """Abort the connection, as a crash would."""
         self._buffer.clear()
         self._transport.abort()
 
-    # -- what asyncio tells
+    # -- called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -141,25 +141,25 @@ class Connection(asyncio.Protocol):
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
-        self._stop_clock()
+        self._stop_timer()
         self._buffer.clear()
         if self._answering is not None:
             self._answering.cancel()
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        self._go_on()
+        self._continue()
 
     def pause_writing(self) -> None:
         self._writable = False
 
     def resume_writing(self) -> None:
         self._writable = True
-        self._go_on()
+        self._continue()
 
     # -- requests
 
-    def _go_on(self) -> None:
+    def _continue(self) -> None:
         while self._answering is None and self._writable and (frame := self._next_frame()) is not None:
             self._answer(frame)
         busy = self._answering is not None or not self._writable
@@ -169,7 +169,7 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _next_frame(self) -> bytes | None:
-        """The next whole request; None while there is none. A size that cannot be is refused before it is read."""
+        """The next complete request; None while there is none. An invalid size is refused before anything is read."""
         if len(self._buffer) >= _SIZE.size:
             (size,) = _SIZE.unpack_from(self._buffer)
             if not _PREFIX.size <= size <= self._server.max_request_bytes:
@@ -177,29 +177,31 @@ class Connection(asyncio.Protocol):
                 return None
             end = _SIZE.size + size
             if len(self._buffer) >= end:
-                self._stop_clock()
+                self._stop_timer()
                 frame = bytes(self._buffer[_SIZE.size : end])
                 del self._buffer[:end]
                 return frame
-        if self._buffer and self._too_slow is None:
+        if self._buffer and self._request_timer is None:
             seconds = self._server.request_timeout_s
-            self._too_slow = self._loop.call_later(seconds, self._refuse, f"half a request for {seconds} s")
+            self._request_timer = self._loop.call_later(
+                seconds, self._refuse, f"an incomplete request after {seconds} s"
+            )
         return None
 
     def _answer(self, frame: bytes) -> None:
         key, version, correlation_id = _PREFIX.unpack_from(frame)
         api = self._server.apis.get(key)
         if api is None:
-            return self._refuse(f"request {key}, which is not known here")
+            return self._refuse(f"the unknown request {key}")
         if not api.lowest <= version <= api.top:
             if api.name == "ApiVersions":  # the one request that a client may send without knowing the versions
                 refusal = self._server._api_versions(Call(None, 0, "", errors.UnsupportedVersionError.errno))
                 return self._send(api, refusal, 0, correlation_id)
-            return self._refuse(f"{api.name} in version {version}, known are {api.lowest} to {api.top}")
+            return self._refuse(f"{api.name} in version {version}; supported are {api.lowest} to {api.top}")
         try:
             request = api.request.decode(frame, version=version, header=True)
             call = Call(request, version, request.header.client_id or "")
-        except Exception as error:  # noqa: BLE001 - whatever was sent, the next client is served
+        except Exception as error:  # noqa: BLE001 - whatever the bytes are, only this connection ends
             return self._refuse(f"{api.name} that cannot be read: {error!r}")
         faults = self._server.faults[api.name]
         fault = faults.popleft() if faults else None
@@ -208,7 +210,7 @@ class Connection(asyncio.Protocol):
             return None
         try:
             return self._send(api, cast("Answer", api.handler(call)), version, correlation_id)
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - likewise
             return self._refuse(f"{api.name} that cannot be answered: {error!r}")
 
     async def _answer_later(self, api: Api, call: Call, correlation_id: int, fault: Fault | None) -> None:
@@ -225,10 +227,10 @@ class Connection(asyncio.Protocol):
             if fault == "lose":
                 return self.cut()
             self._send(api, answer, call.version, correlation_id)
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - likewise
             self._refuse(f"{api.name} that cannot be answered: {error!r}")
         self._answering = None
-        self._go_on()
+        self._continue()
         return None
 
     def _send(self, api: Api, answer: Answer | None, version: int, correlation_id: int) -> None:
@@ -242,14 +244,14 @@ class Connection(asyncio.Protocol):
         log.debug("closing the connection from %s: %s", self._transport.get_extra_info("peername"), what)
         self.cut()
 
-    def _stop_clock(self) -> None:
-        if self._too_slow is not None:
-            self._too_slow.cancel()
-            self._too_slow = None
+    def _stop_timer(self) -> None:
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
 
 
 def _filled(kind: Any, values: Answer) -> Any:
-    """An object of Kafka's protocol; not every one that can have an error has a text for it."""
+    """An object of Kafka's protocol; ``error_message`` is dropped where the protocol has no such field."""
     filled = {}
     for name, value in values.items():
         if (field := kind.fields.get(name)) is not None or name != "error_message":

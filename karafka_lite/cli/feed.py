@@ -292,7 +292,7 @@ class _Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         again, self.number = bool(self.number), number
         if again or not self._held:
             raise KeyboardInterrupt

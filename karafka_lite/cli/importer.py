@@ -41,7 +41,7 @@ def load_app(target: str) -> App:
         app = _look_up(module, attribute, location) if attribute else _default_app(module, location)
     except (ImportFailed, KeyboardInterrupt):
         raise
-    except BaseException as error:  # also SystemExit: a process that never consumed must not exit with 0
+    except BaseException as error:  # noqa: BLE001 - also SystemExit: a process that never consumed must not exit with 0
         raise _explain(error, target) from None
     if not any(app.groups.values()):
         raise _failed(

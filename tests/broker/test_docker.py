@@ -216,7 +216,7 @@ def test_a_port_that_is_taken_is_said_before_anything_is_started(
 ) -> None:
     with DockerBroker(image=image) as broker:
         running = containers()
-        with pytest.raises(ConfigurationError, match=rf"127\.0\.0\.1:{broker.port} cannot be used"):
+        with pytest.raises(ConfigurationError, match=rf"port {broker.port} on 127\.0\.0\.1 cannot be used"):
             DockerBroker(image=image, port=broker.port).start()
         assert containers() == running
 

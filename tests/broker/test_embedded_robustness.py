@@ -270,7 +270,9 @@ def test_a_broker_stays_within_100_mb_when_far_more_is_sent_than_it_retains() ->
                 assert int(peak) < 100_000
         _, said = process.communicate("", timeout=20)
     assert process.returncode == 0
-    assert said.strip() == "topic-0: over 16777216 bytes, the oldest messages are dropped", "once, and nothing else"
+    assert said.strip() == "topic-0 is larger than 16777216 bytes; its oldest messages are dropped", (
+        "once, and nothing else"
+    )
 
 
 # -- faults -----------------------------------------------------------------------------------------------------------
@@ -404,20 +406,20 @@ def test_a_member_that_is_kicked_learns_of_it(broker: EmbeddedBroker, wire: Wire
         broker.kick("no group", member.id)
 
 
-def test_a_port_that_is_taken_or_none_is_said_with_what_to_type() -> None:
+def test_a_port_that_is_in_use_or_invalid_is_refused_with_the_reason() -> None:
     with EmbeddedBroker() as first:
         port = int(first.bootstrap_servers.rpartition(":")[2])
-        with pytest.raises(ConfigurationError, match=rf"port {port} .* is taken.*use another one"):
+        with pytest.raises(ConfigurationError, match=rf"port {port} on .* is already in use.*use another one"):
             EmbeddedBroker(port=port).start()
     for port in (70_000, -1):
-        with pytest.raises(ConfigurationError, match=rf"port {port} .* cannot be used.*use another one"):
+        with pytest.raises(ConfigurationError, match=rf"port {port} on .* cannot be used.*use another one"):
             EmbeddedBroker(port=port).start()
 
 
-def test_topics_that_cannot_be_made_are_said_and_leave_no_thread() -> None:
+def test_topics_that_cannot_be_created_are_refused_and_leave_no_thread() -> None:
     for topics, says in (
-        ({"a b": 1}, "no name for a topic"),
-        ({"a": 0}, "at least one partition"),
+        ({"a b": 1}, "not a valid topic name"),
+        ({"a": 0}, "at least 1 partition, got 0"),
         (["a.b", "a_b"], "collides"),
     ):
         with pytest.raises(ConfigurationError, match=says):
@@ -427,11 +429,11 @@ def test_topics_that_cannot_be_made_are_said_and_leave_no_thread() -> None:
 def test_a_broker_that_does_not_run_says_so(recwarn: pytest.WarningsRecorder) -> None:
     broker = EmbeddedBroker()
     broker.stop()
-    with pytest.raises(RuntimeError, match="does not run"):
+    with pytest.raises(RuntimeError, match="is not running"):
         broker.create_topic("topic")
     broker.start()
     broker.stop()
     broker.stop()
-    with pytest.raises(RuntimeError, match="does not run"):
+    with pytest.raises(RuntimeError, match="is not running"):
         broker.fail("Produce", 7)
     assert not recwarn.list

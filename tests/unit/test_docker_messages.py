@@ -147,7 +147,7 @@ def test_an_image_that_cannot_be_had_is_one_message(
     assert not client.created
 
 
-def test_what_is_pulled_is_said_with_its_size_and_an_error_behind_the_answer_counts(
+def test_a_pull_is_logged_with_its_size_and_an_error_after_the_status_counts(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(broker_module, "PROGRESS_INTERVAL_S", 0)
@@ -164,25 +164,27 @@ def test_what_is_pulled_is_said_with_its_size_and_an_error_behind_the_answer_cou
     assert "pulling apache/kafka:4.3.1: 42 MB so far" in caplog.text
 
 
-def test_a_container_that_cannot_start_is_removed_and_dockers_words_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_that_cannot_start_is_removed_and_dockers_reason_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client(run=answer(500, "port is already allocated"))
     with pytest.raises(BrokerUnavailableError, match=r"could not start apache/kafka:\S+ port is already allocated"):
         start(monkeypatch, client)
     assert client.removed == [client.created["name"]]
 
 
-def test_a_container_that_ends_says_its_last_lines_and_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_that_ends_shows_its_last_lines_and_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client()
     client.status = "exited"
     with pytest.raises(BrokerUnavailableError) as said:
         start(monkeypatch, client)
     assert "ended by itself" in str(said.value)
-    assert str(said.value).endswith("one\ntwo")
+    assert str(said.value).endswith("the end of its log:\none\ntwo")
     assert INSTEAD in str(said.value)
     assert client.removed
 
 
-def test_kafka_that_does_not_answer_in_time_says_its_last_lines_and_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kafka_that_does_not_answer_in_time_shows_its_last_lines_and_is_removed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     client = Client()
     with pytest.raises(BrokerUnavailableError) as said:
         start(monkeypatch, client)
@@ -192,11 +194,11 @@ def test_kafka_that_does_not_answer_in_time_says_its_last_lines_and_is_removed(m
     assert client.removed
 
 
-def test_a_port_that_is_taken_is_said_before_a_container_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_in_use_is_refused_before_a_container_is_created(monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client()
     with socket.create_server(("127.0.0.1", free_ports(1)[0])) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigurationError, match=f"127.0.0.1:{port} cannot be used.*--port {port + 1}"):
+        with pytest.raises(ConfigurationError, match=f"port {port} on 127.0.0.1 cannot be used.*--port {port + 1}"):
             start(monkeypatch, client, port=port)
     assert not client.created
 
@@ -211,34 +213,34 @@ def test_a_ctrl_c_while_kafka_starts_removes_the_container(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("ends", "is_gone"), [(KeyboardInterrupt(), False), (answer(500, "no space left"), True)], ids=["Ctrl-C", "refused"]
 )
-def test_a_container_that_the_daemon_may_still_be_making_is_left_to_the_guard(
+def test_a_container_that_the_daemon_may_still_be_creating_is_left_to_the_watchdog(
     monkeypatch: pytest.MonkeyPatch, ends: BaseException, is_gone: bool
 ) -> None:
-    told: list[bool] = []
+    stopped: list[bool] = []
 
-    class Guard:
+    class Watchdog:
         def __init__(self, container: str) -> None: ...
 
-        def let_go(self, *, removed: bool) -> None:
-            told.append(removed)
+        def stop(self, *, removed: bool) -> None:
+            stopped.append(removed)
 
-    monkeypatch.setattr(broker_module, "_Guard", Guard)
+    monkeypatch.setattr(broker_module, "_Watchdog", Watchdog)
     with pytest.raises((KeyboardInterrupt, BrokerUnavailableError)):
         start(monkeypatch, Client(get=NO_CONTAINER, run=ends))
-    assert told == [is_gone]
+    assert stopped == [is_gone]
 
 
 def test_a_container_that_cannot_be_removed_is_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")  # for the guard, which tries as well
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")  # for the watchdog, which also tries
     client = Client(reload=KeyboardInterrupt(), remove=requests.ConnectionError("gone"))
     with pytest.raises(KeyboardInterrupt):
         start(monkeypatch, client)
-    assert f"docker rm -f -v {client.created['name']}" in caplog.text
+    assert f"remove it with: docker rm -f -v {client.created['name']}" in caplog.text
 
 
-def test_the_container_is_told_everything_by_the_variables_of_apaches_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_container_is_configured_by_the_variables_of_apaches_image(monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client()
     with pytest.raises(BrokerUnavailableError):
         start(monkeypatch, client, port=free_ports(1)[0], settings={"log.dirs": "/data", "a-b_c": 1})
