@@ -68,7 +68,7 @@ class App(Router):
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__(group_id)
-        self.config = Config.validated(
+        self.config: Config = Config.validated(
             group_id,
             bootstrap_servers=bootstrap_servers,
             concurrency=concurrency,
@@ -186,7 +186,7 @@ def _signals(runner: Runner) -> Iterator[None]:
     """The first signal asks for the stop, the second one ends the process; the old handlers come back behind it."""
     seen = 0
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
         nonlocal seen
         seen += 1
         if seen == 1:

@@ -59,9 +59,10 @@ class Context:
     __slots__ = ("_dead_letter", "_marks", "_ownership", "_run", "_shell", "attempt", "group_id", "partition", "topic")
 
     def __init__(self, shell: Shell, run: Run, group_id: str, dead_letter: str | Literal[False] | None = None) -> None:
-        self.topic, self.partition = run.ownership.tp
-        self.group_id = group_id
-        self.attempt = run.attempt
+        self.topic: str = run.ownership.tp[0]
+        self.partition: int = run.ownership.tp[1]
+        self.group_id: str = group_id
+        self.attempt: int = run.attempt
         self._shell = shell
         self._run = run
         self._ownership = run.ownership

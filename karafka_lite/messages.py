@@ -102,13 +102,13 @@ class Message:
         timestamp_ms: int = -1,
         deserializer: Deserializer | Loads | None = json,
     ) -> None:
-        self.topic = topic
-        self.partition = partition
-        self.offset = offset
-        self.key = key
-        self.value = value
+        self.topic: str = topic
+        self.partition: int = partition
+        self.offset: int = offset
+        self.key: bytes | None = key
+        self.value: bytes | None = value
         self.headers: Headers = list(headers)
-        self.timestamp_ms = timestamp_ms
+        self.timestamp_ms: int = timestamp_ms
         self._deserialize = as_deserializer(deserializer)
         self._payload = _MISSING
 
@@ -190,7 +190,8 @@ class Batch(Sequence[Message]):
         given = list(messages)
         if not given:
             raise ValueError("a batch has at least one message")
-        self.topic, self.partition = given[0].topic, given[0].partition
+        self.topic: str = given[0].topic
+        self.partition: int = given[0].partition
         for before, after in itertools.pairwise(given):
             if (after.topic, after.partition) != (self.topic, self.partition):
                 raise ValueError(f"a batch is of one partition: {before} and {after} are not")

@@ -60,18 +60,18 @@ class Intake:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._chunks: deque[Chunk] = deque()  # in offset order
-        self.size = 0  # messages
-        self.size_bytes = 0
-        self.queued_since = 0.0  # since when the first message waits; -inf: it was handed over before
+        self.size: int = 0  # messages
+        self.size_bytes: int = 0
+        self.queued_since: float = 0.0  # since when the first message waits; -inf: it was handed over before
         self.start: int | None = None
         self.seek_to: int | None = None
         self.target: SeekTarget | None = None
-        self.next_offset = 0  # where the next batch begins
+        self.next_offset: int = 0  # where the next batch begins
         self.position: int | None = None  # where fetching goes on
-        self.paused = False  # the client fetches nothing for this partition
-        self.paused_until = 0.0  # the user's own pause
-        self.fetch_failures = 0
-        self.fetch_at = 0.0  # not before that, after a failed fetch
+        self.paused: bool = False  # the client fetches nothing for this partition
+        self.paused_until: float = 0.0  # the user's own pause
+        self.fetch_failures: int = 0
+        self.fetch_at: float = 0.0  # not before that, after a failed fetch
 
     # -- where to read
 
@@ -148,7 +148,7 @@ class Intake:
         return Chunk(records, end_offset, record_bytes)
 
     def put_back(self, chunk: Chunk, from_offset: int) -> None:
-        """Queue those of ``chunk`` again, in front, that are at or after ``from_offset``: the next batch begins there."""
+        """Queue those of ``chunk`` again, in front, from ``from_offset`` on: the next batch begins there."""
         self.next_offset = from_offset
         records = [record for record in chunk.records if record.offset >= from_offset]
         if records:

@@ -50,12 +50,12 @@ class Marks:
     def __init__(self) -> None:
         self.stored: int | None = None
         self.committed: int | None = None
-        self.version = 0  # of ``stored``; never used twice
-        self.committed_version = 0
-        self.retry_position = 0  # where the next batch starts after a failure
-        self.closed = False  # marks are refused
-        self.lowest = sys.maxsize  # offset of the first message that was handed over
-        self.delivered = 0  # next offset after the highest message that was handed over
+        self.version: int = 0  # of ``stored``; never used twice
+        self.committed_version: int = 0
+        self.retry_position: int = 0  # where the next batch starts after a failure
+        self.closed: bool = False  # marks are refused
+        self.lowest: int = sys.maxsize  # offset of the first message that was handed over
+        self.delivered: int = 0  # next offset after the highest message that was handed over
         self.failure: BaseException | None = None  # of a send of the running code: until it ends, marks are void
         self.last_failure: BaseException | None = None  # of any send
         self._versions = 0

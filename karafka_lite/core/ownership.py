@@ -45,7 +45,7 @@ class Run:
     ownership: Ownership
     attempt: int
     began: float
-    chunk: Chunk = Chunk((), None, 0)
+    chunk: Chunk = Chunk((), None, 0)  # noqa: RUF009 - a NamedTuple, which nobody can change
     hooks: Sequence[RegisteredHook] = ()
     begin_offset: int = 0  # where the batch begins; before its first message where offsets are missing
     version: int = 0  # of the marks when it began
@@ -99,22 +99,22 @@ class Ownership:
     )
 
     def __init__(self, tp: TopicPartition, options: Options, predecessor: Ownership | None = None) -> None:
-        self.tp = tp
-        self.options = options
-        self.predecessor = predecessor  # an earlier ownership whose user code still runs: we wait for it
-        self.state = State.ASSIGNED
-        self.stopping_app = False  # DRAINING because the app stops, not because of a rebalance
-        self.deadline = 0.0  # of the drain; later of the last commit
-        self.marks = Marks()
-        self.retries = Retries(options.backoff, options.budget)
-        self.intake = Intake(options)
+        self.tp: TopicPartition = tp
+        self.options: Options = options
+        self.predecessor: Ownership | None = predecessor  # an earlier ownership whose user code still runs
+        self.state: State = State.ASSIGNED
+        self.stopping_app: bool = False  # DRAINING because the app stops, not because of a rebalance
+        self.deadline: float = 0.0  # of the drain; later of the last commit
+        self.marks: Marks = Marks()
+        self.retries: Retries = Retries(options.backoff, options.budget)
+        self.intake: Intake = Intake(options)
         self.user_state: dict[Any, Any] = {}
         self.run: Run | None = None  # a worker is inside this ownership's user code
-        self.scheduled = False  # waits for a worker
-        self.handed = False  # at least one batch was handed over
+        self.scheduled: bool = False  # waits for a worker
+        self.handed: bool = False  # at least one batch was handed over
         self.hook_due: Hook | None = None  # the last one before the end, or the one after it
         self.every_at: dict[RegisteredHook, float] = {}  # when each is due; from the first batch on
-        self.timer = float("inf")  # the group's: when it looks at this ownership next
+        self.timer: float = float("inf")  # the group's: when it looks at this ownership next
 
     # -- questions
 

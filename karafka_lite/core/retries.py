@@ -22,8 +22,8 @@ class Retries:
     __slots__ = ("_backoff", "_budget", "_tries", "attempt", "not_before")
 
     def __init__(self, backoff: Backoff, budget: int | None) -> None:
-        self.attempt = 1
-        self.not_before = 0.0  # the end of the back-off
+        self.attempt: int = 1
+        self.not_before: float = 0.0  # the end of the back-off
         self._backoff = backoff
         self._budget = budget
         self._tries: dict[int, Tries] = {}  # by offset; empty without a budget
