@@ -117,5 +117,4 @@ def measured() -> list[dict[str, Any]]:
 
 def describe(symbol: dict[str, Any]) -> str:
     said = symbol["diagnostics"][0]
-    place = f"{Path(said['file']).relative_to(ROOT)}:{said['range']['start']['line'] + 1}"
-    return f"{place}: {symbol['name']}: {said['message'].splitlines()[0]}"
+    return f"{symbol['name']}: {said['message'].splitlines()[0]}"
