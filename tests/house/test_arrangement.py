@@ -31,8 +31,11 @@ ELSEWHERE = {
     "cli/options.py": "unit/test_main.py",
     # What it sends, and what it does with an answer, is seen by a broker only.
     "client/producer.py": "kafka/test_produce.py",
+    # Types only: mypy compares them with the clients.
+    "client/protocol.py": "house/test_lint.py",
     # The parts of karafka_lite.testing, as a user's tests meet them.
     "testing/client.py": "unit/test_testing.py",
+    "testing/member.py": "unit/test_testing.py",
     "testing/plain.py": "unit/test_testing.py",
     "testing/record.py": "unit/test_testing.py",
 }
