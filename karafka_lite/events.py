@@ -13,6 +13,10 @@ from typing import Literal
 from karafka_lite.errors import CRITICAL
 from karafka_lite.messages import TopicPartition
 
+__all__ = ["Assigned", "Call", "CallEnded", "ClientFailed", "ClientLogged", "CommitFailed", "Committed", "Crashed"]
+__all__ += ["DeadLettered", "Event", "Left", "Lost", "PollFailed", "Revoked", "Stopping", "Stuck", "TakesLong"]
+__all__ += ["TopicsCreated", "Uncommitted", "Unreachable", "Unreadable", "Waiting"]
+
 
 @dataclass(frozen=True)
 class Event:
