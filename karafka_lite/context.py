@@ -67,7 +67,7 @@ class Context:
         self._run = run
         self._ownership = run.ownership
         self._marks = run.ownership.marks
-        self._dead_letter = dead_letter
+        self._dead_letter: str | Literal[False] | None = dead_letter
 
     # -- offsets
 

@@ -68,7 +68,7 @@ class TestClient:
     def __init__(self, app: App, partitions: int | Mapping[str, int] = 1) -> None:
         self._app = app
         self._partitions = partitions
-        self.now = 0.0
+        self.now: float = 0.0
         self.logs: dict[TopicPartition, list[Record]] = {}
         self._members: list[TestMember] = []
         self._runs: list[Run] = []
