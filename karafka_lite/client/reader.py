@@ -145,7 +145,7 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
             self._ahead += itertools.islice(self._records, n + 1 - len(self._ahead))
             if batch is not None:
                 self._size = len(batch._buffer) / max(1, batch.records_count)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever is odd, kafka-python's own reader names it
             log.debug("%s: left to kafka-python's own reader: %r", where(*self.topic_partition), error)
             self._left = True
             return []
