@@ -1,1 +1,1 @@
-"""To be run from the checkout, as the first lines of each say: karafka-lite run examples.quickstart:app."""
+"""Examples, to run from a checkout with the command in their first lines."""

@@ -1,9 +1,9 @@
-"""Automatic mode: a batch is marked when its handler has returned, and comes again when it raised.
+"""Automatic mode: a batch is marked when its handler returns, and delivered again when it raises.
 
     karafka-lite run examples.e01_automatic:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
 
-The handler says nothing about offsets. Whatever ends it early, be it an exception or a crash, the whole batch is handed
-over again: what it does must bear being done twice.
+The handler does not deal with offsets. If it ends early, by an exception or a crash, the whole batch is delivered
+again, so it must be safe to process a message twice.
 """
 
 from karafka_lite import App, Batch, Context

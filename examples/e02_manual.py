@@ -1,9 +1,9 @@
-"""Manual mode: each message is marked when it is done, so that after a failure only the rest comes again.
+"""Manual mode: each message is marked when it is done, so that after a failure only the rest is repeated.
 
     karafka-lite run examples.e02_manual:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
 
-A mark costs less than a microsecond and commits nothing yet: what is stored is committed every 5 s (App's
-``auto_commit_interval_ms``), before another member takes the partition, and at the stop.
+A mark costs less than a microsecond and stores the offset in memory. Stored offsets are committed every 5 s (App's
+``auto_commit_interval_ms``), before another member gets the partition, and at the stop.
 """
 
 from karafka_lite import App, Batch, Context
@@ -17,4 +17,4 @@ def log_strong(batch: Batch, ctx: Context) -> None:
         quake = message.payload
         if quake["magnitude"] >= 6:
             print(f"{message}: magnitude {quake['magnitude']}, {quake['place']}", flush=True)
-        ctx.mark_as_consumed(message)  # behind the work: a message at which it fails is not marked, and comes again
+        ctx.mark_as_consumed(message)  # after the work: a message that fails is not marked, and is delivered again

@@ -1,9 +1,9 @@
-"""Stop when a mark says False: the partition is somebody else's, and so is the rest of the batch.
+"""Stop when a mark returns False: the partition, and the rest of the batch, belong to another member now.
 
     karafka-lite run examples.e03_revoked:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
 
-False means that nothing was stored. The new owner begins at the last commit, does this message again, and then all that
-follow it: whoever goes on nevertheless does that work a second time.
+False means that nothing was stored. The new owner starts at the last commit and processes this message and all messages
+after it. A handler that continues does work that is done twice.
 """
 
 from karafka_lite import App, Batch, Context
@@ -18,6 +18,6 @@ def alert(batch: Batch, ctx: Context) -> None:
         if quake["magnitude"] >= 5:
             print(f"alert: magnitude {quake['magnitude']}, {quake['place']}", flush=True)
         if not ctx.mark_as_consumed(message):
-            print(f"{message}: no longer ours, {len(batch) - done} more are left to the new owner", flush=True)
+            print(f"{message}: no longer ours, the new owner processes the other {len(batch) - done}", flush=True)
             return
     print(f"{len(batch)} messages are done and marked, up to {batch.last}", flush=True)

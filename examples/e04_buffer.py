@@ -1,9 +1,10 @@
-"""Writes earthquakes to SQLite in chunks, and the rest before the partition or the app goes.
+"""Write earthquakes to SQLite in chunks, and the rest before the partition is revoked or the app stops.
 
     karafka-lite run examples.e04_buffer:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
 
-EARTHQUAKES_DB names the file, else it is in the temp folder. Marks come behind SQLite's commit: killed in between, the
-rows are written again, and their key makes one of two. After a failure the buffer is emptied, and its messages return.
+EARTHQUAKES_DB names the file; by default it is in the temp folder. Messages are marked after SQLite's commit: if the
+process is killed in between, the rows are written again and replace those with the same key. After a failure the
+buffer is emptied, and its messages are delivered again.
 """
 
 import os
@@ -31,7 +32,7 @@ def collect(batch: Batch, ctx: Context) -> None:
 def flush(ctx: Context) -> None:
     if buffer := ctx.state.get("buffer"):
         rows = [(m.topic, m.partition, m.offset, m.payload["magnitude"], m.payload["place"]) for m in buffer]
-        with closing(sqlite3.connect(DATABASE, timeout=30)) as database, database:  # the second: commit, or roll back
+        with closing(sqlite3.connect(DATABASE, timeout=30)) as database, database:  # the second: commit or roll back
             database.execute(f"create table if not exists {TABLE}")
             database.executemany("insert or replace into earthquakes values (?, ?, ?, ?, ?)", rows)
         ctx.mark_as_consumed(buffer[-1])

@@ -2,7 +2,7 @@
 
     karafka-lite run examples.e07_two_groups:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
 
-A failure in one holds up only that one, and either can be reset, or moved to a process of its own, by its group's name.
+A failure in one does not delay the other. Each can be reset by its group's name, or moved to a process of its own.
 """
 
 from collections import Counter

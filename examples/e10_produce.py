@@ -1,9 +1,10 @@
-"""Sends messages on to another topic; no input is committed before its output is acknowledged.
+"""Send messages to another topic: no input is committed before its output is acknowledged.
 
     karafka-lite run examples.e10_produce:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
 
-Nobody waits for a future here: the end of the run does, and a message that is refused fails it. A batch that comes
-again sends again: what is sent has the id by which its readers can tell. The key keeps a region's earthquakes in order.
+The handler need not wait for the futures: the run ends when all messages are acknowledged, and fails if one is refused.
+A repeated batch sends its messages again; consumers recognise them by their id. The key keeps a region's earthquakes in
+order.
 """
 
 from karafka_lite import App, Batch, Context

@@ -1,10 +1,10 @@
-"""Writes earthquakes in chunks: when 200 have come together, once a second, and at the end.
+"""Write earthquakes in chunks: when there are 200 of them, once a second, and at the end.
 
     karafka-lite run examples.e11_every:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
 
-What is in the buffer is not marked, so it is not committed: whatever happens, it comes again. ctx.state belongs to one
-partition, goes with it, and is emptied when a failed batch is to be repeated. An exception of write, when every calls
-it, is only logged: the buffer is emptied last, so that the next call finds it as it was.
+Messages in the buffer are not marked, so they are not committed: whatever happens, they are delivered again. ctx.state
+belongs to one partition, ends with its ownership, and is emptied before a failed batch is retried. If write raises when
+it is called by every, the exception is only logged. The buffer is cleared last, so the next call finds it unchanged.
 """
 
 from karafka_lite import App, Batch, Context

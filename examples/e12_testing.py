@@ -1,8 +1,8 @@
-"""Tests a handler without a broker: with its app in a TestClient, and as a plain function.
+"""Test a handler without a broker: with its app in a TestClient, and as a plain function.
 
     pytest examples/e12_testing.py
 
-The clock of the client stands still until advance moves it, so nothing here waits, and nothing depends on luck.
+The client's clock stands still until advance moves it, so the tests neither wait nor depend on timing.
 """
 
 from karafka_lite import App, Batch, Context, Message
@@ -31,7 +31,7 @@ def test_strong_ones_are_sent_and_a_failure_repeats_from_the_last_mark() -> None
     assert client.committed("earthquakes", 0) == 2
 
 
-def test_it_stops_where_a_mark_says_that_the_partition_is_gone() -> None:
+def test_it_stops_when_a_mark_returns_false() -> None:
     ctx = context("earthquakes", revoked=True)
     publish(Batch([Message("earthquakes", 0, n, value=b'{"magnitude": 5}') for n in (7, 8)]), ctx)
     assert len(ctx.produced) == 1

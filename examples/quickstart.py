@@ -1,4 +1,4 @@
-"""Counts a week of real earthquakes, after: karafka-lite produce earthquakes examples/earthquakes.jsonl.
+"""Count a week of real earthquakes, after: karafka-lite produce earthquakes examples/earthquakes.jsonl.
 
     karafka-lite run examples.quickstart:app
 
@@ -17,7 +17,7 @@ def count(batch, ctx):
     regions = ctx.state.setdefault("regions", Counter())
     for message in batch:
         regions[message.payload["region"]] += 1
-        if not ctx.mark_as_consumed(message):  # the partition is no longer ours: its new owner goes on
+        if not ctx.mark_as_consumed(message):  # the partition is no longer ours: its new owner continues
             return
     print(f"{regions.total()} earthquakes so far, most of them in {regions.most_common(1)[0][0]}", flush=True)
 

@@ -113,7 +113,7 @@ def test_manual_repeats_only_what_was_not_marked(example: Example, capsys: pytes
     assert capsys.readouterr().out.count("magnitude 6.5") == 1
 
 
-def test_a_mark_that_says_false_ends_the_handler_and_the_next_owner_does_the_rest(example: Example) -> None:
+def test_a_mark_that_returns_false_ends_the_handler_and_the_next_owner_does_the_rest(example: Example) -> None:
     module = example("03")
     with TestClient(module.app) as client:
         printed = at_its_first_print(module, lambda: client.lose(TOPIC, 0))
@@ -121,7 +121,7 @@ def test_a_mark_that_says_false_ends_the_handler_and_the_next_owner_does_the_res
         (run,) = client.run()
         assert (run.outcome, run.marks) == ("done", [])
         assert printed[0].startswith("alert: magnitude 6.5")
-        assert printed[1:] == ["earthquakes-0@0: no longer ours, 2 more are left to the new owner"]
+        assert printed[1:] == ["earthquakes-0@0: no longer ours, the new owner processes the other 2"]
         client.assign(TOPIC, 0)
         assert [run.marks for run in client.run()] == [[1, 2, 3]]
 
@@ -271,13 +271,13 @@ def test_of_the_real_earthquakes_exactly_the_bad_ones_become_dead_letters(exampl
         to_the_end(client)
         dead = [dict(message.headers) for message in client.dead_letters("earthquakes.dead")]
     assert client.committed(TOPIC, 0) == len(REAL)
-    by_hand = [headers for headers in dead if headers["error"].endswith(b", no earthquake")]
+    by_hand = [headers for headers in dead if headers["error"].endswith(b", not an earthquake")]
     raised = [headers for headers in dead if headers["error"].startswith(b"ValueError: ")]
     assert (len(by_hand), len(raised), len(dead)) == (28, 12, 40)
     assert len({headers["source-offset"] for headers in dead}) == 40, "none twice"
 
 
-def test_what_is_sent_away_by_hand_is_not_processed(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_message_sent_away_is_not_processed(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
     with TestClient(example("08").app) as client:
         client.send_many(TOPIC, [{**STRONG, "type": "explosion"}, STRONG])
         assert [run.marks for run in client.run()] == [[1, 2]]
@@ -297,13 +297,13 @@ def test_what_fails_for_a_while_is_done_in_the_end_and_no_dead_letter(example: E
 # -- 09 to 12 ----------------------------------------------------------------------------------------------------------
 
 
-def test_each_ends_at_a_hand_over_and_the_next_owner_goes_on_behind_the_last_mark(example: Example) -> None:
+def test_each_ends_at_a_rebalance_and_the_next_owner_continues_after_the_last_mark(example: Example) -> None:
     module = example("09")
     with TestClient(module.app) as client:
         printed = at_its_first_print(module, lambda: client.revoke(TOPIC, 0))
         client.send_many(TOPIC, [quake(status="automatic", magnitude=3)] * 3)
         assert [run.marks for run in client.run()] == [[1]]
-        assert printed[1:] == ["1 of 3 are reviewed, and marked"]
+        assert printed[1:] == ["1 of 3 are reviewed and marked"]
         assert client.committed(TOPIC, 0) == 1
         client.assign(TOPIC, 0)
         assert [run.offsets for run in client.run()] == [[1, 2]]
