@@ -188,7 +188,7 @@ class Route:
     """A handler with the topics and options of one ``@app.topic``; equal only to itself.
 
     Attributes:
-        deserialize: ``bytes -> payload``; None where payloads stay bytes.
+        deserialize: ``bytes -> payload``; None: payloads stay bytes.
         hooks: in the order of registration, shared by all routes of the handler.
     """
 
@@ -216,7 +216,7 @@ class Route:
 
 
 def check_function(decorator: str, function: object, parameters: tuple[str, ...]) -> None:
-    """Raises ConfigurationError where ``function`` is not a plain function of ``parameters``."""
+    """Raises ConfigurationError if ``function`` is not a plain function of ``parameters``."""
     refuse(*_function_mistakes(decorator, function, parameters))
 
 
@@ -268,13 +268,11 @@ def _taken_mistakes(taken: Mapping[str, Route], topics: Sequence[str], handler: 
 
 def _function_mistakes(decorator: str, function: object, parameters: tuple[str, ...]) -> Iterator[str]:
     name, arguments = name_of(function), f"({', '.join(parameters)})"
-    kind, count = (
-        ("handler", "two positional arguments") if len(parameters) == 2 else ("hook", "one positional argument")
-    )
     if not callable(function):
-        yield f"{decorator}: a {kind} must be a function of {arguments}, got {safe_repr(function)}"
+        yield f"{decorator} must decorate a function of {arguments}, got {safe_repr(function)}"
     elif _is_lazy(function):
-        yield f"{decorator}: {name} is an async or generator function; {kind}s must be plain functions of {arguments}"
+        kind = {"batch": "handlers", "ctx": "hooks", "event": "observers"}[parameters[0]]
+        yield f"{decorator}: {name} is an async or generator function; {kind} must be plain functions of {arguments}"
     else:
         try:
             # The wrapper is called, so its own signature counts and not the one that functools.wraps has copied.
@@ -284,6 +282,7 @@ def _function_mistakes(decorator: str, function: object, parameters: tuple[str, 
         try:
             signature.bind(*(None for _ in parameters))
         except TypeError:
+            count = "two positional arguments" if len(parameters) == 2 else "one positional argument"
             yield f"{decorator}: {name}{signature} must accept {count} {arguments}"
 
 

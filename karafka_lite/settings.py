@@ -82,7 +82,7 @@ class Settings(TypedDict, total=False):
     metric_group_prefix: str
 
 
-OWNED: dict[str, str] = {
+UNSUPPORTED: dict[str, str] = {
     "enable_auto_commit": "it commits messages that were only delivered; use @app.topic(..., manual_offsets=True)",
     "key_deserializer": "message.key is bytes; call message.key.decode() in the handler",
     "value_deserializer": "payloads are decoded when the handler reads them; use @app.topic(..., deserializer=...)",
@@ -215,8 +215,8 @@ def _server_mistakes(source: str, value: object) -> Iterator[str]:
 
 def _setting_mistakes(name: str, value: object) -> Iterator[str]:
     kind = _TYPES.get(name)
-    if name in OWNED:
-        yield f"{name} is not supported: {OWNED[name]}"
+    if name in UNSUPPORTED:
+        yield f"{name} is not supported: {UNSUPPORTED[name]}"
     elif kind is None:
         yield _unknown(name)
     elif kind is int or (kind == int | None and value is not None):
@@ -233,11 +233,11 @@ def _unknown(name: str) -> str:
     if name in TOPIC_OPTIONS:
         return f"{name} is an option of a topic, not of the App; use @app.topic(..., {name}=...)"
     arguments = ("group_id", "bootstrap_servers", "concurrency", "auto_commit_interval_ms", "drain_timeout_ms")
-    near = difflib.get_close_matches(name, [*arguments, *_TYPES, *OWNED])
+    near = difflib.get_close_matches(name, [*arguments, *_TYPES, *UNSUPPORTED])
     if not near:
         return f"unknown setting {name!r}; see kafka-python's KafkaConsumer for valid names"
-    if near[0] in OWNED:
-        return f"unknown setting {name!r}; {near[0]} is not supported: {OWNED[near[0]]}"
+    if near[0] in UNSUPPORTED:
+        return f"unknown setting {name!r}; {near[0]} is not supported: {UNSUPPORTED[near[0]]}"
     return f"unknown setting {name!r}; did you mean {' or '.join(near)}?"
 
 
@@ -258,4 +258,7 @@ def _order_mistakes(given: Mapping[str, Any]) -> Iterator[str]:
 
 def safe_repr(value: object) -> str:
     """The repr of a number; of any other value, which may be secret, only the type."""
-    return repr(value) if value is None or isinstance(value, (int, float)) else f"a {type(value).__name__}"
+    if value is None or isinstance(value, (int, float)):
+        return repr(value)
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"

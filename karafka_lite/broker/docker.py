@@ -109,7 +109,7 @@ class DockerBroker:
             self._client.close()
 
     def wait(self) -> None:
-        """Block until the container ends by itself, which raises BrokerUnavailableError."""
+        """Block until the container exits, which raises BrokerUnavailableError."""
         with _one_error(f"the container of {self.image} cannot be reached"):
             self.container.wait(timeout=None)
         self._check_alive()
@@ -220,9 +220,7 @@ class DockerBroker:
         with _one_error(f"the container of {self.image} cannot be reached"):
             self.container.reload()
         if self.container.status not in ("running", "paused"):
-            raise BrokerUnavailableError(
-                f"the container of {self.image} ended by itself; {_INSTEAD}\n{self._last_lines()}"
-            )
+            raise BrokerUnavailableError(f"the container of {self.image} has exited; {_INSTEAD}\n{self._last_lines()}")
 
     def _last_lines(self) -> str:
         with _one_error(f"the container of {self.image} cannot be reached"):

@@ -199,14 +199,14 @@ def test_the_broker_command_ends_when_its_container_does(
         container.kill()
 
         assert process.wait(60) == 3
-    assert "ended by itself" in (tmp_path / "written").read_text()
+    assert "has exited" in (tmp_path / "written").read_text()
     assert not containers()
 
 
 def test_a_container_that_ends_at_its_start_says_its_last_lines(
     image: str, containers: Callable[[], list[Any]]
 ) -> None:
-    with pytest.raises(BrokerUnavailableError, match=r"(?s)ended by itself.*unheard-of"):
+    with pytest.raises(BrokerUnavailableError, match=r"(?s)has exited.*unheard-of"):
         DockerBroker(image=image, settings={"process.roles": "unheard-of"}).start()
     assert not containers()
 

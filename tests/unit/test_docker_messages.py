@@ -176,7 +176,7 @@ def test_a_container_that_ends_shows_its_last_lines_and_is_removed(monkeypatch: 
     client.status = "exited"
     with pytest.raises(BrokerUnavailableError) as said:
         start(monkeypatch, client)
-    assert "ended by itself" in str(said.value)
+    assert "has exited" in str(said.value)
     assert str(said.value).endswith("the end of its log:\none\ntwo")
     assert INSTEAD in str(said.value)
     assert client.removed

@@ -16,7 +16,7 @@ from kafka.util import ensure_valid_topic_name
 from support.refusal import refusal
 
 from karafka_lite.core.backoff import Backoff
-from karafka_lite.core.options import Hook, Policy
+from karafka_lite.core.options import Hook, Options
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.routing import Router
 from karafka_lite.settings import Config
@@ -46,9 +46,9 @@ def test_a_topic_becomes_a_route_with_the_documented_defaults(router: Router) ->
     router.topic("user_events")(store)
     route = router.groups["event-store"]["user_events"]
     assert (route.topics, route.handler, route.group_id) == (("user_events",), store, "event-store")
-    assert route.policy == Policy(False, 500, 0, Backoff(1000, 30_000))
+    assert route.options == Options(False, 500, 0, Backoff(1000, 30_000))
     assert route.deserialize is json.loads
-    assert route.hooks == {kind: [] for kind in Hook}
+    assert route.hooks == []
 
 
 def test_a_route_has_what_its_decorator_was_given(router: Router) -> None:
@@ -66,7 +66,7 @@ def test_a_route_has_what_its_decorator_was_given(router: Router) -> None:
     assert route is router.groups["audit"]["b"]
     assert route.topics == ("a", "b")
     assert route.deserialize == bytes.decode
-    assert route.policy == Policy(True, 1, 250, Backoff(10, 10), frozenset())
+    assert route.options == Options(True, 1, 250, Backoff(10, 10))
 
 
 def test_the_decorator_returns_the_function_itself(router: Router) -> None:
@@ -116,10 +116,11 @@ def test_two_routes_with_the_same_fields_are_not_equal() -> None:
     assert len({route, other}) == 2
 
 
-def test_the_policy_has_the_kinds_of_hook_that_have_a_function(router: Router) -> None:
+def test_the_options_of_a_route_have_the_hooks_that_are_registered_so_far(router: Router) -> None:
     router.topic("orders")(store)
+    assert hooks_of(router) == []
     router.hook(Hook.ON_REVOKED, store)(flush)
-    assert router.groups["event-store"]["orders"].policy.hooks == {Hook.ON_REVOKED}
+    assert hooks_of(router) == [(Hook.ON_REVOKED, flush)]
 
 
 class Callable_:
@@ -300,7 +301,7 @@ def test_the_budget_of_a_route_counts_the_first_try_too(options: dict[str, Any],
     @router.topic("orders", **options)
     def store(batch: Any, ctx: Any) -> None: ...
 
-    assert router.groups["group"]["orders"].policy.budget == budget
+    assert router.groups["group"]["orders"].options.budget == budget
 
 
 # -- functions: handlers take (batch, ctx), hooks take (ctx)
@@ -372,9 +373,9 @@ def test_a_function_whose_call_would_run_nothing_is_refused(
 @pytest.mark.parametrize(("function", "given"), [(None, "None"), ("store", "a str"), (5, "5")])
 def test_what_cannot_be_called_is_no_handler_and_no_hook(function: Any, given: str) -> None:
     text = refusal(lambda: register_handler(function))
-    assert text == f"@app.topic: a handler must be a function of (batch, ctx), got {given}"
+    assert text == f"@app.topic must decorate a function of (batch, ctx), got {given}"
     text = refusal(lambda: register_hook(function))
-    assert text == f"@app.on_shutdown: a hook must be a function of (ctx), got {given}"
+    assert text == f"@app.on_shutdown must decorate a function of (ctx), got {given}"
 
 
 def only_batch(batch): ...
@@ -445,6 +446,10 @@ def test_a_wrapper_counts_with_its_own_signature_and_not_with_the_one_it_copies(
 # -- hooks
 
 
+def hooks_of(router: Router, topic: str = "orders", group: str = "event-store") -> list[tuple[Hook, Any]]:
+    return [(hook.kind, hook.function) for hook in router.groups[group][topic].options.hooks]
+
+
 def test_hooks_return_their_function_so_that_they_stack(router: Router) -> None:
     router.topic("orders")(store)
 
@@ -452,8 +457,7 @@ def test_hooks_return_their_function_so_that_they_stack(router: Router) -> None:
     @router.hook(Hook.BEFORE_REVOKE, store)
     def close(ctx: Any) -> None: ...
 
-    hooks = router.groups["event-store"]["orders"].hooks
-    assert hooks == {Hook.ON_SHUTDOWN: [close], Hook.BEFORE_REVOKE: [close], Hook.ON_REVOKED: [], Hook.EVERY: []}
+    assert hooks_of(router) == [(Hook.BEFORE_REVOKE, close), (Hook.ON_SHUTDOWN, close)]
     assert router.hook(Hook.ON_REVOKED, store)(flush) is flush
 
 
@@ -461,7 +465,7 @@ def test_hooks_return_their_function_so_that_they_stack(router: Router) -> None:
 def test_each_kind_of_hook_has_a_decorator_of_its_name(router: Router, kind: Hook) -> None:
     router.topic("orders")(store)
     assert getattr(router, kind.value)(store)(flush) is flush
-    assert router.groups["event-store"]["orders"].policy.hooks == {kind}
+    assert hooks_of(router) == [(kind, flush)]
 
 
 def test_every_is_registered_with_its_time_and_stacks(router: Router) -> None:
@@ -473,17 +477,15 @@ def test_every_is_registered_with_its_time_and_stacks(router: Router) -> None:
 
     router.topic("late")(store)
     for topic in ("orders", "late"):
-        route = router.groups["event-store"][topic]
-        assert route.hooks[Hook.EVERY] == [tick, tick]
-        assert route.policy.every_ms == (20, 500)
-        assert route.policy.hooks == {Hook.EVERY}
+        every = router.groups["event-store"][topic].options.hooks_of(Hook.EVERY)
+        assert [(hook.function, hook.every_ms) for hook in every] == [(tick, 20), (tick, 500)]
 
 
 @pytest.mark.parametrize("ms", [0, -1, 1.5, True, None, "5"])
 def test_every_needs_milliseconds_from_one(router: Router, ms: Any) -> None:
     router.topic("orders")(store)
     assert "ms" in refusal(lambda: router.every(store, ms=ms))
-    assert router.groups["event-store"]["orders"].policy.every_ms == ()
+    assert hooks_of(router) == []
 
 
 def test_every_of_what_is_no_handler_is_refused(router: Router) -> None:
@@ -495,7 +497,7 @@ def test_hooks_of_one_kind_keep_the_order_of_registration(router: Router) -> Non
     functions: list[Any] = [flush, print, len]
     for function in functions:
         router.hook(Hook.ON_SHUTDOWN, store)(function)
-    assert router.groups["event-store"]["orders"].hooks[Hook.ON_SHUTDOWN] == functions
+    assert hooks_of(router) == [(Hook.ON_SHUTDOWN, function) for function in functions]
 
 
 def test_a_hook_belongs_to_every_route_of_its_handler_and_to_no_other(router: Router) -> None:
@@ -504,11 +506,9 @@ def test_a_hook_belongs_to_every_route_of_its_handler_and_to_no_other(router: Ro
     router.topic("payments")(archive)
     router.hook(Hook.ON_SHUTDOWN, store)(flush)
     router.topic("late")(store)
-    groups = router.groups
-    assert groups["event-store"]["orders"].hooks[Hook.ON_SHUTDOWN] == [flush]
-    assert groups["audit"]["orders"].hooks[Hook.ON_SHUTDOWN] == [flush]
-    assert groups["event-store"]["late"].hooks[Hook.ON_SHUTDOWN] == [flush]
-    assert groups["event-store"]["payments"].hooks[Hook.ON_SHUTDOWN] == []
+    for group, topic in (("event-store", "orders"), ("audit", "orders"), ("event-store", "late")):
+        assert hooks_of(router, topic, group) == [(Hook.ON_SHUTDOWN, flush)]
+    assert hooks_of(router, "payments") == []
 
 
 def test_a_bound_method_is_found_again_although_each_access_makes_a_new_one(router: Router) -> None:

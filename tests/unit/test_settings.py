@@ -10,7 +10,7 @@ from kafka import KafkaConsumer
 from support.refusal import refusal
 
 from karafka_lite.routing import Router
-from karafka_lite.settings import OWNED, TOPIC_OPTIONS, Config, Settings, resolve_bootstrap_servers
+from karafka_lite.settings import TOPIC_OPTIONS, UNSUPPORTED, Config, Settings, resolve_bootstrap_servers
 
 SECRET = "hunter2"
 INT32_MAX = 2**31 - 1
@@ -76,8 +76,8 @@ def test_an_argument_that_is_no_positive_int_is_refused(name: str, value: Any) -
 
 def test_the_settings_are_those_of_the_installed_client() -> None:
     of_app = {"group_id", "bootstrap_servers", "auto_commit_interval_ms"}
-    assert set(TYPES) == set(DEFAULTS) - of_app - set(OWNED)
-    assert set(OWNED) <= set(DEFAULTS)
+    assert set(TYPES) == set(DEFAULTS) - of_app - set(UNSUPPORTED)
+    assert set(UNSUPPORTED) <= set(DEFAULTS)
 
 
 def test_the_clients_own_defaults_are_accepted() -> None:
@@ -108,7 +108,7 @@ def test_a_setting_that_is_not_supported_is_refused_with_its_reason_and_never_it
 
 def test_every_setting_that_is_not_supported_is_in_the_test_above() -> None:
     mark = test_a_setting_that_is_not_supported_is_refused_with_its_reason_and_never_its_value.pytestmark[0]
-    assert {name for name, _ in mark.args[1]} == set(OWNED)
+    assert {name for name, _ in mark.args[1]} == set(UNSUPPORTED)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_names_and_never_its_valu
 
 def test_an_unknown_setting_near_one_that_is_not_supported_says_so_at_once() -> None:
     text = refusal(lambda: settings(enable_autocommit=SECRET))
-    reason = OWNED["enable_auto_commit"]
+    reason = UNSUPPORTED["enable_auto_commit"]
     assert text == f"unknown setting 'enable_autocommit'; enable_auto_commit is not supported: {reason}"
 
 
