@@ -30,7 +30,7 @@ ELSEWHERE = {
     # Options that the commands share are tested with each command.
     "cli/options.py": "unit/test_main.py",
     # What it sends, and what it does with an answer, is seen by a broker only.
-    "client/producer.py": "kafka/test_produce.py",
+    "client/producer.py": "kafka/test_sending.py",
     # Types only: mypy compares them with the clients.
     "client/protocol.py": "house/test_lint.py",
     # The parts of karafka_lite.testing, as a user's tests meet them.
