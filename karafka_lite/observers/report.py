@@ -81,9 +81,10 @@ class Report:
         if error is None:
             log.debug("%s: %s took %.3f s (attempt %d)", event, event.function, event.seconds, event.attempt)
         elif event.hook:
-            called_us = line_that_called_us(error) or isinstance(error, ProduceError)
-            text = "marks made after that send were discarded" if called_us else "everything else goes on"
-            log.error("%s: %s failed, %s; %s", event, event.function, describe(error), text, exc_info=_info(error))
+            unsent = isinstance(error, ProduceError)
+            text = "marks made after that send were discarded" if unsent else "everything else goes on"
+            trace = None if unsent else _info(error)
+            log.error("%s: %s failed, %s; %s", event, event.function, describe(error), text, exc_info=trace)
         elif event.critical:
             log.critical("%s: %s raised %s; nothing is marked, the app stops", event, event.function, describe(error))
         else:

@@ -70,6 +70,7 @@ class TestClient:
         self._partitions = partitions
         self.now: float = 0.0
         self.logs: dict[TopicPartition, list[Record]] = {}
+        self.commits: dict[str, dict[TopicPartition, int]] = {}  # by group
         self._members: list[TestMember] = []
         self._runs: list[Run] = []
         self._sent: dict[str, list[Message]] = {}

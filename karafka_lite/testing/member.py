@@ -31,6 +31,7 @@ class World(Protocol):
 
     now: float
     logs: dict[TopicPartition, list[Record]]
+    commits: dict[str, dict[TopicPartition, int]]  # by group
 
     @property
     def observers(self) -> Sequence[Observer]:
@@ -53,7 +54,7 @@ class TestMember(Member):
 
     def __init__(self, world: World, config: Config, group_id: str, routes: Mapping[str, Route]) -> None:
         self.world = world
-        self.memory = MemoryClient(world, str(config.settings.get("auto_offset_reset", "earliest")))
+        self.memory = MemoryClient(world, group_id, str(config.settings.get("auto_offset_reset", "earliest")))
         self.newest: dict[TopicPartition, Ownership] = {}  # ownership of each
         self._marked: list[int] = []  # by the call that runs
         self._hand_overs: list[Callable[[], float | None]] = []  # rebalances that wait for us
@@ -222,9 +223,9 @@ class Requests:
 class MemoryClient:
     """A client whose cluster is ``world.logs``, and which is assigned what it is told."""
 
-    def __init__(self, world: World, reset: str) -> None:
+    def __init__(self, world: World, group_id: str, reset: str) -> None:
         self.reset = reset
-        self.committed: dict[TopicPartition, int] = {}
+        self.committed = world.commits.setdefault(group_id, {})
         self._world = world
         self._positions: dict[TopicPartition, int | None] = {}  # of what is assigned
         self._paused: set[TopicPartition] = set()

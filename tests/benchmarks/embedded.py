@@ -88,7 +88,7 @@ def nothing(batch: object, ctx: object) -> None: ...
 
 
 def shares(apps: list[App]) -> list[int]:
-    return sorted(len(member.standing().processed) for app in apps for member in app.members)
+    return sorted(len(snapshot.processed) for app in apps for snapshot in app.snapshots())
 
 
 @contextlib.contextmanager

@@ -229,9 +229,9 @@ def test_dead_letter_false_logs_and_skips(kafka: Observer, caplog: pytest.LogCap
     given.produce()
     given.run()
     assert set(given.processed) == {0, 1, 2, 4}
-    (line,) = [line for line in describe(caplog) if "nowhere" in line]
+    (line,) = [line for line in describe(caplog) if "skipped" in line]
     assert f"{given.topic}-0@3..3" in line
-    assert "failed 2 times" in line
+    assert "after 2 failed attempts (dead_letter=False)" in line
 
 
 @pytest.mark.test_client
@@ -242,10 +242,10 @@ def test_what_is_told_names_the_message_the_handler_the_tries_and_where_the_dead
     given.produce()
     given.run()
     first, last = describe(caplog)
-    assert "failed at attempt 1; again from" in first
+    assert "failed at attempt 1; retrying from" in first
     assert last.startswith(f"{given.topic}-0@0..0: ")
-    assert "store failed 2 times, the last time as before, Poison: no good: 0; goes on without it" in last
-    assert last.endswith(f"the message is in {given.dead}-0@0")
+    assert "store failed as before, Poison: no good: 0; sent to " in last
+    assert last.endswith(f"sent to {given.dead}-0@0 after 2 failed attempts")
 
 
 # -- manual mode ------------------------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def test_a_dead_letter_topic_that_refuses_loses_and_marks_nothing_and_goes_on_on
     line = next(line for line in describe(caplog) if unsent in line)
     assert f"too large for topic {given.dead}; raise its max.message.bytes" in line
     assert "the handler had raised Poison: no good: 1" in line
-    assert f"again from {given.topic}-0@1" in line
+    assert f"retrying from {given.topic}-0@1" in line
 
 
 def test_a_message_too_large_for_the_dead_letter_topic_holds_up_its_own_partition_only(kafka: Observer) -> None:
@@ -395,7 +395,8 @@ def test_killed_at_each_step_between_the_failure_and_the_commit_nothing_is_lost_
     kafka.produce(topic, range(5))
     text = """
         from karafka_lite import App
-        from karafka_lite import calls, member, partition, producer
+        from karafka_lite.client import consumer, producer
+        from karafka_lite.core import ownership
 
         topic, dead, group, step = sys.argv[1:]
 
@@ -415,8 +416,8 @@ def test_killed_at_each_step_between_the_failure_and_the_commit_nothing_is_lost_
                 return result
             setattr(owner, name, wrapped)
 
-        around(partition.Partition, "gives_up", "failed", "given up")
-        around(partition.Partition, "set_aside", None, "set aside")
+        around(ownership.Ownership, "gives_up", "failed", "given up")
+        around(ownership.Ownership, "give_up", None, "set aside")
         plain_send = producer.Outbox.send
         def send(*arguments):
             future = plain_send(*arguments)
@@ -426,12 +427,13 @@ def test_killed_at_each_step_between_the_failure_and_the_commit_nothing_is_lost_
                 fault("acknowledged")
             return future
         producer.Outbox.send = send
-        plain_commit = member.Member._commit
-        def commit(self, commits, generation):
-            plain_commit(self, commits, generation)
-            if any(commit.offset == 3 for commit in commits):
+        plain_commit = consumer.Client.commit
+        def commit(self, offsets, generation):
+            error = plain_commit(self, offsets, generation)
+            if error is None and 3 in offsets.values():
                 fault("committed")
-        member.Member._commit = commit
+            return error
+        consumer.Client.commit = commit
 
         app = App(group, bootstrap_servers=BROKERS, auto_commit_interval_ms=1, session_timeout_ms=6000,
                   heartbeat_interval_ms=300, fetch_max_wait_ms=50)
@@ -553,7 +555,7 @@ def test_a_seek_to_every_kind_of_target_works_during_retries_and_in_isolation(
     with running(app):
         wait_until(lambda: sought, message="the seek")
         if kind == "latest":
-            wait_until(lambda: app.members[0].group.owned[topic, 0].processed == 6, message="the end is found")
+            wait_until(lambda: app.members[0].group.owned[topic, 0].intake.next_offset == 6, message="the end is found")
             kafka.produce(topic, ["new"])
         wait_until(lambda: len(begun) > sought[0], message="the next batch")
     assert begun[sought[0]] == expected
@@ -603,7 +605,7 @@ def test_user_code_that_ends_the_process_is_never_a_dead_letter(kafka: Observer)
     given.each = leave
     given.produce()
     given.app.start()
-    wait_until(lambda: given.app._runner.ended)  # type: ignore[union-attr]
+    wait_until(lambda: given.app._runner.ended.is_set())  # type: ignore[union-attr]
     assert kafka.records(given.dead) == []
     assert given.committed() is None
 

@@ -139,7 +139,7 @@ def by_test_client(program: Program, topic: str, dead: str) -> Told:
         member = client._members[0]
         for _ in range(1000):
             client.run()
-            if all(member.partitions[place].done == len(client._logs[place]) for place in member.guard.group.owned):
+            if all(member.newest[tp].done == len(client.logs[tp]) for tp in member.group.owned):
                 return
             client.advance(ms=10)
         raise AssertionError("no rest")
@@ -180,7 +180,7 @@ def by_kafka(program: Program, topic: str, dead: str, kafka: Observer) -> Told:
             return [member.group.owned.get((topic, partition)) for partition in range(PARTITIONS)]
 
         def at_rest() -> bool:
-            done = member.standing().done
+            done = app.snapshots()[0].done
             return [done.get((topic, partition)) for partition in range(PARTITIONS)] == sent
 
         wait_until(at_rest, 30, "the first assignment")
@@ -190,15 +190,15 @@ def by_kafka(program: Program, topic: str, dead: str, kafka: Observer) -> Told:
                 kafka.produce(topic, range(step[2]), step[1])
                 sent[step[1]] += step[2]
             elif step[0] == "revoke":
-                member._client.join_anew()
+                member._client.rejoin()
             else:
                 evict(kafka, group)
             if step[0] != "send":
                 wait_until(lambda before=before: all(o and o not in before for o in owned()), 30, f"anew after {step}")
             wait_until(at_rest, 30, f"rest after {step}")
-            wait_until(lambda: not any(o.pending for o in owned()), 30, f"the interval after {step}")
+            wait_until(lambda: not any(o.marks.pending for o in owned()), 30, f"the interval after {step}")
     except AssertionError as late:
-        raise AssertionError(f"{late} for {program}: {dict(told.events)}, {sent}, {member.standing()}") from None
+        raise AssertionError(f"{late} for {program}: {dict(told.events)}, {sent}, {app.snapshots()}") from None
     finally:
         app.stop()
     for partition in range(PARTITIONS):

@@ -52,13 +52,13 @@ def test_an_exception_is_logged_once_with_where_it_was_which_attempt_and_the_nex
     first, second = failures(caplog)
     assert f"{topic}-1@2" in first.getMessage()
     assert "attempt 1; " in first.getMessage()
-    assert f"again from {topic}-1@2 in 0.2 s" in first.getMessage()
-    assert f"again from {topic}-1@2 in 0.4 s" in second.getMessage()
+    assert f"retrying from {topic}-1@2 in 200 ms" in first.getMessage()
+    assert f"retrying from {topic}-1@2 in 400 ms" in second.getMessage()
     assert all("store" in record.getMessage() for record in (first, second)), "the handler is named"
     assert first.exc_info
     assert isinstance(first.exc_info[1], Flaky)
     assert second.exc_info is None, "its traceback has been seen"
-    assert "failed at attempt 2 as before, Flaky: broken; again" in second.getMessage()
+    assert "failed at attempt 2 as before, Flaky: broken; retrying" in second.getMessage()
 
 
 @pytest.mark.test_client
@@ -103,7 +103,7 @@ def test_an_error_of_ours_is_one_line_with_the_line_of_the_handler(
     for record, words, line in zip(told, ["DeserializationError", "TypeError"], [lines + 4, lines + 6], strict=True):
         assert record.exc_info is None
         assert words in record.getMessage()
-        assert f" ({__file__}:{line}); again from {topic}-0@" in record.getMessage()
+        assert f" ({__file__}:{line}); retrying from {topic}-0@" in record.getMessage()
 
 
 def test_a_run_that_holds_up_a_rebalance_or_a_stop_is_warned_of_once_with_the_setting_to_change(

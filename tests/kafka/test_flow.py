@@ -154,7 +154,7 @@ def test_the_next_batch_starts_where_seek_points_to(kafka: Observer, to: Any, ne
     with running(app):
         wait_until(lambda: len(batches) >= 2)
         if next_offset == 6:  # nothing is there before it is produced; what comes too early would be skipped
-            wait_until(lambda: app.members[0].standing().done.get((topic, 0)) == 6, message="the seek is done")
+            wait_until(lambda: app.snapshots()[0].done.get((topic, 0)) == 6, message="the seek is done")
             kafka.produce(topic, ["new"])
         gate.reached()
         gate.open()
@@ -173,7 +173,7 @@ def test_a_run_that_seeks_is_not_marked_by_itself_but_its_own_marks_count(kafka:
             ctx.seek(6)
 
     with running(app):
-        wait_until(lambda: app.members[0].standing().done.get((topic, 0)) == 6, message="the seek is done")
+        wait_until(lambda: app.snapshots()[0].done.get((topic, 0)) == 6, message="the seek is done")
         assert marked(kafka, app, topic) == 1
     assert batches == [0]
 
@@ -305,7 +305,7 @@ def test_resume_ends_a_pause_also_from_another_thread(kafka: Observer) -> None:
         ctx.pause(600_000)
 
     with running(app):
-        wait_until(lambda: app.members[0].standing().processed.get((topic, 0)) == 1)
+        wait_until(lambda: app.snapshots()[0].processed.get((topic, 0)) == 1)
         thread = threading.Thread(target=contexts[0].resume)
         thread.start()
         thread.join()
@@ -360,7 +360,7 @@ def test_a_paused_partition_that_fetches_much_goes_on_with_the_first_message_beh
     with running(app):
         wait_until(lambda: len(seen) == 5)
         kafka.produce(topic, range(200))  # more than a queue holds: fetching pauses, too
-        wait_until(lambda: app.members[0].group.owned[topic, 0].backlog.size >= 10)
+        wait_until(lambda: app.members[0].group.owned[topic, 0].intake.size >= 10)
         contexts[0].resume()
         wait_until(lambda: len(seen) == 205)
     assert seen == list(range(205))

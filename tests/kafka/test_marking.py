@@ -332,7 +332,7 @@ def test_an_older_mark_is_stored_too_with_a_warning_and_its_followers_are_repeat
     assert marked == [True, True]
     assert kafka.committed(group, topic) == 3
     warnings = warnings_of_ours(caplog)
-    assert [text for text in warnings if f"{topic}-0@2" in text and "behind the last mark" in text] == warnings != []
+    assert [text for text in warnings if f"{topic}-0@2" in text and "older than the last mark" in text] == warnings != []
 
     with running(app):
         wait_until(lambda: len(handed) == 2, message="the restart")
@@ -655,14 +655,14 @@ def test_a_commit_that_fails_is_kept_pending_and_tried_again_and_said_once(
         return sum(text in record.getMessage() for record in caplog.records)
 
     with running(app):
-        wait_until(lambda: said("commit failed, the offsets stay pending"), message="a failed commit")
+        wait_until(lambda: said("failed, the offsets stay pending"), message="a failed commit")
         refused.remove(topic)
         wait_until(lambda: kafka.committed(group, topic) == 3, message="the retried commit")
         wait_until(lambda: said("commits work again"), message="the good news")
         kafka.produce(topic, range(3))
         wait_until(lambda: kafka.committed(group, topic) == 6, message="the app goes on")
     assert all(marked)
-    assert said("commit failed, the offsets stay pending") == 1
+    assert said("failed, the offsets stay pending") == 1
 
 
 def test_a_topic_whose_commits_are_refused_does_not_hold_up_the_others(kafka: Observer, refused: set[str]) -> None:

@@ -9,21 +9,21 @@ from support.harness import Gate, make_app, opened, running
 from support.observer import Observer, wait_until
 
 from karafka_lite.core.group import Group
-from karafka_lite.core.intake import Room
+from karafka_lite.core.intake import BufferLimits
 
 KB = 1 << 10
 FETCH_BYTES = 1024 * KB  # at once, and what a producer puts into one batch
 
 
 @pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> Room:
+def room(monkeypatch: pytest.MonkeyPatch) -> BufferLimits:
     """Less than an app has by itself."""
-    room = Room(messages=100_000, size_bytes=2048 * KB)
-    monkeypatch.setitem(Group.__init__.__kwdefaults__, "room", room)  # type: ignore[arg-type]
+    room = BufferLimits(messages=100_000, size_bytes=2048 * KB)
+    monkeypatch.setitem(Group.__init__.__kwdefaults__, "limits", room)  # type: ignore[arg-type]
     return room
 
 
-def test_what_waits_behind_a_slow_handler_is_bounded_in_bytes(kafka: Observer, room: Room) -> None:
+def test_what_waits_behind_a_slow_handler_is_bounded_in_bytes(kafka: Observer, room: BufferLimits) -> None:
     topic, seen = kafka.topic(3), dict[int, list[int]]()
     for partition in range(3):
         kafka.produce(topic, [b"%50d" % number * 2 * KB for number in range(60)], partition)  # 100 KB each
@@ -37,8 +37,8 @@ def test_what_waits_behind_a_slow_handler_is_bounded_in_bytes(kafka: Observer, r
 
     with running(app), opened(gate):
         owned = app.members[0].group.owned
-        wait_until(lambda: len(owned) == 3 and all(p.running and p.paused and p.backlog.size for p in owned.values()))
-        queued = [partition.backlog.size_bytes for partition in owned.values()]
+        wait_until(lambda: len(owned) == 3 and all(p.run and p.intake.paused and p.intake.size for p in owned.values()))
+        queued = [partition.intake.size_bytes for partition in owned.values()]
         assert min(queued) >= room.size_bytes // 3
         assert max(queued) < room.size_bytes // 3 + FETCH_BYTES
         gate.open()
@@ -46,7 +46,7 @@ def test_what_waits_behind_a_slow_handler_is_bounded_in_bytes(kafka: Observer, r
     assert seen == {partition: list(range(60)) for partition in range(3)}
 
 
-def test_a_batch_does_not_wait_for_messages_for_which_there_is_no_room(kafka: Observer, room: Room) -> None:
+def test_a_batch_does_not_wait_for_messages_for_which_there_is_no_room(kafka: Observer, room: BufferLimits) -> None:
     topic, seen = kafka.topic(), list[int]()
     kafka.produce(topic, [b"%50d" % number * 2 * KB for number in range(60)])
     app = make_app(kafka, max_partition_fetch_bytes=FETCH_BYTES)

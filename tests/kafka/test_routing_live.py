@@ -407,7 +407,7 @@ def test_a_missing_topic_is_said_once_and_waited_for_and_consumed_once_it_is_cre
         assert missing not in topics_of(kafka), "subscribing creates nothing, although the broker would allow it"
         said = [record.getMessage() for record in caplog.records if missing in record.getMessage()]
         assert len(said) == 1
-        assert "waiting for topics that do not exist" in said[0]
+        assert "waiting for missing topics" in said[0]
         kafka.topic(name=missing)
         kafka.produce(missing, range(2))
         wait_until(lambda: kafka.committed(group, missing) == 2, message="the created topic is consumed")

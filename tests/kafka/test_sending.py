@@ -188,7 +188,7 @@ def test_nothing_is_committed_before_what_was_sent_for_it_is_acknowledged(kafka:
         wait_until(lambda: len(outputs.held) == 1)
         partition = app.members[0].group.owned[topic, 0]
         if manual:
-            assert (partition.stored, partition.pending) == (1, True)
+            assert (partition.marks.stored, partition.marks.pending) == (1, True)
         for number in (1, 2, 3):  # commits do go on
             kafka.produce(topic, [b"x"], 1)
             wait_until(lambda number=number: kafka.committed(group, topic, 1) == number)
@@ -278,7 +278,7 @@ def test_a_failed_send_fails_the_run_and_the_batch_comes_again_from_the_last_mar
     assert {*outputs} >= {b"0", b"1", b"2", b"3", b"4", b"5"}
     (line,) = describe(caplog)
     assert f"forward failed at attempt 1, ProduceError: a message of 5000 bytes is too large for topic {out}" in line
-    assert "again from" in line
+    assert "retrying from" in line
     assert "Traceback" not in caplog.text
 
 
@@ -311,15 +311,15 @@ def test_marks_behind_a_failed_send_are_void_and_the_stored_offset_goes_back(kaf
         ready.open()
         held.reached()
         partition = app.members[0].group.owned[topic, 0]
-        assert partition.stored == 3
+        assert partition.marks.stored == 3
         outputs.release(b"for 2", ProduceError("refused"))
-        assert partition.stored == 2
+        assert partition.marks.stored == 2
         outputs.release(b"for 1", ProduceError("refused, too"))
-        assert partition.stored == 1
+        assert partition.marks.stored == 1
         held.open()
-        wait_until(lambda: partition.attempt == 2, message="the run has failed")
+        wait_until(lambda: partition.retries.attempt == 2, message="the run has failed")
         assert len(raised) == 3, "the handler learns of it at its next step"
-        assert (partition.stored, partition.retry_position) == (1, 1)
+        assert (partition.marks.stored, partition.marks.retry_position) == (1, 1)
     assert kafka.committed(group, topic) == 1
 
 
@@ -444,7 +444,7 @@ def test_a_stop_past_its_bound_commits_only_what_is_acknowledged_and_names_who_w
         wait_until(lambda: outputs.held)
         assert app.stop() is False
     assert kafka.committed(group, topic) == 1
-    assert f"stored but not committed, these messages will come again: {topic}-0@2" in describe(caplog)
+    assert f"final commit failed; messages from these offsets will be delivered again: {topic}-0@2" in describe(caplog)
     assert any("waits for what it has sent to be acknowledged" in line for line in describe(caplog))
     for _, _, future in outputs.held:
         future.set_exception(ProduceError("the test is over"))
@@ -470,7 +470,7 @@ def test_a_hand_over_waits_for_the_answers(kafka: Observer) -> None:
         wait_until(lambda: len(outputs.held) == 2)
         other.start()
         try:
-            wait_until(lambda: app.members[0]._guard.handing_over, message="the rebalance asks")
+            wait_until(lambda: app.members[0]._handing_over, message="the rebalance asks")
             assert kafka.committed(group, topic, 0) is None
             outputs.release_all()
             wait_until(lambda: [kafka.committed(group, topic, n) for n in (0, 1)] == [1, 1])
@@ -523,8 +523,8 @@ def test_a_hook_whose_message_is_refused_is_logged_and_its_marks_are_void(
         wait_until(lambda: seen[-1:] == [2])
     assert kafka.committed(group, topic) == 1
     (line,) = describe(caplog)
-    assert "on_shutdown: a message of 5000 bytes is too large" in line
-    assert "what it has marked behind that message is void" in line
+    assert "on_shutdown: flush failed, ProduceError: a message of 5000 bytes is too large" in line
+    assert "marks made after that send were discarded" in line
 
 
 def test_what_was_sent_by_a_lost_ownership_arrives_and_commits_nothing(kafka: Observer) -> None:
@@ -578,7 +578,7 @@ def test_a_broker_that_goes_and_comes_back_holds_the_commits_up_and_loses_nothin
         wait_until(lambda: (kafka.committed(group, topic) or 0) >= 200)
         kafka.produce(topic, range(200, 300))
         partition = app.members[0].group.owned[topic, 0]
-        wait_until(lambda: partition.processed > 200)
+        wait_until(lambda: partition.intake.next_offset > 200)
         kafka.pause()
         with ThreadPoolExecutor(1) as aside:
             more = aside.submit(kafka.produce, topic, range(300, 310))

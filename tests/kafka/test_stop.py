@@ -334,7 +334,7 @@ def test_stop_returns_false_when_a_handler_hangs_and_the_app_can_be_started_agai
         assert app.stop() is False
         assert kafka.members(group) == []
         assert kafka.committed(group, topic) == 2
-        (named,) = [line for line in caplog.messages if "It stands at" in line or "has not returned" in line]
+        (named,) = [line for line in caplog.messages if "has not returned" in line]
         assert f"{topic}-0" in named
         assert "work" in named
         assert "gate.wait()" in named
