@@ -76,6 +76,7 @@ class PollPlan:
     pause: list[Ownership] = field(default_factory=list)
     resume: list[Ownership] = field(default_factory=list)
     rejoin: bool = False  # the member found out by itself that it was lost: the client has to join again
+    losses: int = 0  # how often it had been lost when the plan was made
 
     @property
     def is_empty(self) -> bool:
@@ -114,6 +115,7 @@ class Group:
         self.changed = False  # who waits should look again
         self.paused: set[Ownership] = set()  # of which the client fetches nothing
         self._rejoin = False
+        self._losses = 0
         self._ready: list[Ownership] = []
         self._unknown: dict[Ownership, None] = {}  # where they go on, only the cluster knows
         self._to_plan: dict[Ownership, None] = {}  # may need a seek, a pause or a resume
@@ -187,6 +189,7 @@ class Group:
             self._finish(ownership, State.LOST, now)
         if lost:
             self._rejoin = rejoin
+            self._losses += 1
             self.changed = True
         return lost
 
@@ -227,7 +230,7 @@ class Group:
 
     def poll_plan(self, now: float) -> PollPlan:
         """What has to be done before the next poll. It stands until it is ``applied``."""
-        plan = PollPlan(rejoin=self._rejoin)
+        plan = PollPlan(rejoin=self._rejoin, losses=self._losses)
         limits = self._limits.shared_by(len(self.owned) or 1)
         for ownership in list(self._to_plan):
             intake = ownership.intake
@@ -243,14 +246,15 @@ class Group:
 
     def applied(self, plan: PollPlan, now: float) -> None:
         """The client has done what ``plan`` says. What has changed since then stands in the next plan."""
-        if plan.rejoin:
+        if plan.losses == self._losses:
             self._rejoin = False
         for ownership, offset in plan.seeks.items():
             ownership.intake.sought(offset)
-        for ownership in filter(self._is_ours, plan.pause):
-            ownership.intake.paused = True
-            self.paused.add(ownership)
-            self._settle(ownership, now)
+        for tp in [ownership.tp for ownership in plan.pause]:
+            if (owner := self.owned.get(tp)) is not None:  # perhaps a new one by now, whose partition is paused, too
+                owner.intake.paused = True
+                self.paused.add(owner)
+                self._settle(owner, now)
         for ownership in plan.resume:
             ownership.intake.paused = False
             self.paused.discard(ownership)
