@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from karafka_lite.client.reader import choose_reader
-from karafka_lite.observers.progress import Standing
+from karafka_lite.observers.progress import Snapshot
 from karafka_lite.version import __version__
 
 if TYPE_CHECKING:
@@ -105,11 +105,11 @@ def draining(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.update(task, completed=done)
 
 
-def drained(standings: Sequence[Standing], seconds: float, complaint: str) -> None:
+def drained(snapshots: Sequence[Snapshot], seconds: float, complaint: str) -> None:
     """Print what a drained run has done, by topic; ``complaint``: why it did not reach the end."""
-    rows = [(s.group_id, topic, tally) for s in standings for topic, tally in s.tallies.items()]
-    total = sum(tally.messages for _, _, tally in rows)
-    end = f"not drained: {complaint}" if complaint else f"drained: {total} messages in {seconds:.1f} s"
+    rows = [(s.group_id, topic, totals) for s in snapshots for topic, totals in s.totals.items()]
+    messages = sum(totals.messages for _, _, totals in rows)
+    end = f"not drained: {complaint}" if complaint else f"drained: {messages} messages in {seconds:.1f} s"
     cells = [
         (group, topic, *map(str, (t.messages, t.batches, t.failures, t.given_up)), f"{t.seconds:.1f}", f"{t.unmarked}")
         for group, topic, t in rows
@@ -209,9 +209,10 @@ def _rich_progress(topic: str, total: int | None) -> Iterator[Callable[[int, int
 def _rich_console() -> Console:
     """The log handler's console if there is one, so that a log line does not break the progress bar."""
     from rich.console import Console
+    from rich.logging import RichHandler
 
     handlers = [handler for handler in logging.getLogger().handlers if handler.name == _HANDLER]
-    return next((handler.console for handler in handlers if hasattr(handler, "console")), Console(stderr=True))
+    return next((handler.console for handler in handlers if isinstance(handler, RichHandler)), Console(stderr=True))
 
 
 def _rich_banner(app: App, broker: str) -> None:

@@ -20,7 +20,7 @@ from karafka_lite.app import App
 from karafka_lite.client.admin import Admin, Offsets
 from karafka_lite.errors import ConfigurationError, KarafkaLiteError
 from karafka_lite.messages import TopicPartition, where
-from karafka_lite.observers.progress import Standing
+from karafka_lite.observers.progress import Snapshot
 
 log = logging.getLogger("karafka_lite")
 
@@ -44,18 +44,18 @@ class _Goal:
     committed: Offsets = field(default_factory=dict)  # as last reported by the cluster
     readable: Offsets = field(default_factory=dict)  # offsets that are known to be followed by a message
 
-    def left(self, standing: Standing) -> list[TopicPartition]:
+    def left(self, snapshot: Snapshot) -> list[TopicPartition]:
         """Our partitions that are not at their end."""
-        return [tp for tp in standing.processed if tp in self.end and not self._is_done(tp, standing)]
+        return [tp for tp in snapshot.processed if tp in self.end and not self._is_done(tp, snapshot)]
 
-    def _is_done(self, tp: TopicPartition, standing: Standing) -> bool:
-        done = standing.done.get(tp, -1)
-        settled = tp not in self.unsettled or tp in standing.committed
+    def _is_done(self, tp: TopicPartition, snapshot: Snapshot) -> bool:
+        done = snapshot.done.get(tp, -1)
+        settled = tp not in self.unsettled or tp in snapshot.committed
         return settled and done >= self.end[tp] and done != self.past_end.get(tp)
 
-    def elsewhere(self, standing: Standing) -> list[TopicPartition]:
+    def elsewhere(self, snapshot: Snapshot) -> list[TopicPartition]:
         """Partitions of other members that are not known to be at their end."""
-        others = [tp for tp in self.end if tp not in standing.processed]
+        others = [tp for tp in self.end if tp not in snapshot.processed]
         return [tp for tp in others if self.reached(tp) < self.end[tp] or self._lacks_commit(tp)]
 
     def _lacks_commit(self, tp: TopicPartition) -> bool:
@@ -65,10 +65,10 @@ class _Goal:
         """How far the group has come, according to its commits."""
         return max(self.begin[tp], self.committed.get(tp, 0))
 
-    def progress(self, standing: Standing) -> int:
+    def progress(self, snapshot: Snapshot) -> int:
         """How many of the offsets between begin and end are processed."""
-        positions = {tp: standing.processed.get(tp, self.reached(tp)) for tp in self.end}
-        positions.update((tp, max(done, positions[tp])) for tp, done in standing.done.items() if tp in positions)
+        positions = {tp: snapshot.processed.get(tp, self.reached(tp)) for tp in self.end}
+        positions.update((tp, max(done, positions[tp])) for tp, done in snapshot.done.items() if tp in positions)
         return sum(max(0, min(positions[tp], end) - self.begin[tp]) for tp, end in self.end.items())
 
 
@@ -76,14 +76,14 @@ class Drain:
     """One drained run: call ``prepare``, ``run`` and ``close``.
 
     Attributes:
-        standings: after the run, what was done, by group.
+        snapshots: after the run, what was done, by group.
         complaint: why the end was not reached; "" if it was.
 
     ``timeout_s``: the run ends after this long without progress while no handler runs.
     """
 
     def __init__(self, app: App, timeout_s: float) -> None:
-        self.standings: list[Standing] = []
+        self.snapshots: list[Snapshot] = []
         self.complaint = ""
         self._app = app
         self._timeout_s = timeout_s
@@ -141,7 +141,7 @@ class Drain:
             finally:
                 self._over.set()
                 watcher.join(PATIENCE_S)  # it may be waiting for an answer
-        self.standings = self._look()
+        self.snapshots = self._look()
         if not self.complaint:
             self.complaint = self._why_not(code)
         return code or (NOT_DRAINED if self.complaint else 0)
@@ -163,39 +163,40 @@ class Drain:
         idle_s, looked_at, furthest = 0.0, time.monotonic(), -1
         self._query_at = looked_at + FIRST_QUERY_S
         while not self._over.wait(LOOK_S):
-            if not (standings := self._look()):
+            if not (snapshots := self._look()):
                 continue
-            left = {s.group_id: self._goals[s.group_id].left(s) for s in standings}
-            self._reached = not any(left.values()) and self._others_are_done(standings)
-            progress = sum(self._goals[s.group_id].progress(s) for s in standings)
+            left = {s.group_id: self._goals[s.group_id].left(s) for s in snapshots}
+            self._reached = not any(left.values()) and self._others_are_done(snapshots)
+            progress = sum(self._goals[s.group_id].progress(s) for s in snapshots)
             update(progress)
             waited, looked_at = time.monotonic() - looked_at, time.monotonic()
             if progress > furthest:  # it may fall back: after a rebalance, or when a batch is repeated
                 idle_s, furthest = 0.0, progress
-            elif not any(s.running for s in standings):
+            elif not any(s.running for s in snapshots):
                 idle_s += waited
             if idle_s > self._timeout_s:
-                self.complaint = self._explain(standings, left)
+                self.complaint = self._explain(snapshots, left)
             if self._reached or self.complaint:
                 self._app.stop()
                 return
 
-    def _others_are_done(self, standings: list[Standing]) -> bool:
+    def _others_are_done(self, snapshots: list[Snapshot]) -> bool:
         """Whether the group has committed the partitions of other members. Call it when ours are at their end.
 
         Asks our members to commit, so that the other ones learn the same of us.
         """
-        pairs = [(standing, self._goals[standing.group_id]) for standing in standings]
-        waiting = [(standing, goal) for standing, goal in pairs if goal.elsewhere(standing)]
+        pairs = [(snapshot, self._goals[snapshot.group_id]) for snapshot in snapshots]
+        waiting = [(snapshot, goal) for snapshot, goal in pairs if goal.elsewhere(snapshot)]
         if not waiting or time.monotonic() < self._query_at:
             return not waiting
         self._query_at = time.monotonic() + QUERY_INTERVAL_S
         for member in self._app.members:
-            member.commit_soon()
+            with member.locked():
+                member.group.request_commit()
         try:
-            for standing, goal in waiting:
-                goal.committed = {**goal.committed, **self._admin.committed(standing.group_id)}
-                unknown = [tp for tp in goal.elsewhere(standing) if goal.readable.get(tp) != goal.reached(tp)]
+            for snapshot, goal in waiting:
+                goal.committed = {**goal.committed, **self._admin.committed(snapshot.group_id)}
+                unknown = [tp for tp in goal.elsewhere(snapshot) if goal.readable.get(tp) != goal.reached(tp)]
                 spans = {tp: (goal.reached(tp), goal.end[tp]) for tp in unknown if tp not in goal.unsettled}
                 finished = self._admin.finished(spans) if spans else set()
                 goal.committed.update((tp, goal.end[tp]) for tp in finished)
@@ -205,17 +206,17 @@ class Drain:
             log.warning("--drain: %s; retrying", error)
         return False
 
-    def _look(self) -> list[Standing]:
-        return [member.standing() for member in self._app.members]
+    def _look(self) -> list[Snapshot]:
+        return self._app.snapshots()
 
-    def _explain(self, standings: list[Standing], left: dict[str, list[TopicPartition]]) -> str:
+    def _explain(self, snapshots: list[Snapshot], left: dict[str, list[TopicPartition]]) -> str:
         lines = [f"no progress for {self._timeout_s:g} s; partitions that are not at their end:"]
-        for standing in standings:
-            goal = self._goals[standing.group_id]
-            for tp in left[standing.group_id]:
-                why = standing.errors.get(tp, "no error; is the broker reachable?")
-                lines.append(f"  {where(*tp, standing.processed[tp])} of {goal.end[tp]}: {why}")
-            for tp in goal.elsewhere(standing):
+        for snapshot in snapshots:
+            goal = self._goals[snapshot.group_id]
+            for tp in left[snapshot.group_id]:
+                why = snapshot.errors.get(tp, "no error; is the broker reachable?")
+                lines.append(f"  {where(*tp, snapshot.processed[tp])} of {goal.end[tp]}: {why}")
+            for tp in goal.elsewhere(snapshot):
                 why = "another member owns it and does not commit, or this member has not joined the group"
                 lines.append(f"  {where(*tp, goal.reached(tp))} of {goal.end[tp]}: {why}")
         return "\n".join(lines)
@@ -226,5 +227,5 @@ class Drain:
             return f"the app ended with exit code {code}; see the log above"
         if not self._reached:
             return "stopped before the end"
-        failures = sum(tally.hook_failures for standing in self.standings for tally in standing.tallies.values())
+        failures = sum(totals.hook_failures for snapshot in self.snapshots for totals in snapshot.totals.values())
         return f"calls of hooks that failed: {failures}; see the log above" if failures else ""

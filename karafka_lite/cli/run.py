@@ -122,7 +122,7 @@ def _drain(app: App, timeout_s: float) -> int:
             print("karafka-lite: not drained: stopped before the start", file=sys.stderr)
             return NOT_DRAINED
         code = drain.run(console.draining)
-    console.drained(drain.standings, time.monotonic() - began, drain.complaint)
+    console.drained(drain.snapshots, time.monotonic() - began, drain.complaint)
     return code
 
 

@@ -420,7 +420,8 @@ def test_a_critical_exception_is_reported_as_the_end(kafka: Observer, tmp_path: 
         def save(batch, ctx):
             raise MemoryError
     """
-    assert "not drained: the app ended with exit code 1; see the log above" in Drained(kafka, tmp_path, topic, group, handlers).end(1)
+    said = Drained(kafka, tmp_path, topic, group, handlers).end(1)
+    assert "not drained: the app ended with exit code 1; see the log above" in said
 
 
 def test_a_batch_that_waits_for_more_is_not_idle(kafka: Observer, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import karafka_lite
 from karafka_lite.app import App
 from karafka_lite.cli import console
 from karafka_lite.client.reader import choose_reader
-from karafka_lite.observers.progress import Standing, Tally
+from karafka_lite.observers.progress import Snapshot, Totals
 
 
 class Stream(io.StringIO):
@@ -256,16 +256,16 @@ def test_without_a_terminal_rich_is_never_loaded() -> None:
 # -- a drained run ----------------------------------------------------------------------------------------------------
 
 
-def standings() -> list[Standing]:
-    tally = Tally(messages=1707, batches=4, failures=1, seconds=0.25, unmarked=3)
-    return [Standing("counter", {}, {}, {}, {}, {"[red]quakes": tally}, False)]
+def snapshots() -> list[Snapshot]:
+    totals = Totals(messages=1707, batches=4, failures=1, seconds=0.25, unmarked=3)
+    return [Snapshot("counter", {}, {}, {}, {}, {"[red]quakes": totals}, False)]
 
 
 def test_a_drained_run_is_summed_up_in_lines_of_their_own(pipe: Stream) -> None:
     with redirect_stderr(pipe):
         with console.draining(10) as update:
             update(5)
-        console.drained(standings(), 0.52, "")
+        console.drained(snapshots(), 0.52, "")
     assert pipe.text.splitlines() == [
         "group counter: [red]quakes: 1707 messages, 4 batches, 1 failures, 0 given up, 0.2 seconds, 3 unmarked",
         "drained: 1707 messages in 0.5 s",
@@ -276,15 +276,15 @@ def test_a_drained_run_is_summed_up_in_a_table_on_a_terminal(terminal: Stream) -
     with redirect_stderr(terminal):
         with console.draining(10) as update:
             update(5)
-        console.drained(standings(), 0.52, "")
+        console.drained(snapshots(), 0.52, "")
     assert re.search(r"group +topic +messages +batches +failures +given up +seconds +unmarked", terminal.text)
     assert re.search(r"counter +\[red\]quakes +1707 +4 +1 +0 +0\.2 +3", terminal.text)
     assert "drained: 1707 messages in 0.5 s" in terminal.text
 
 
-def test_a_run_that_did_not_come_to_the_end_says_why(pipe: Stream) -> None:
+def test_a_run_that_did_not_reach_the_end_says_why(pipe: Stream) -> None:
     with redirect_stderr(pipe):
-        console.drained(standings(), 0.52, "stopped before the end")
+        console.drained(snapshots(), 0.52, "stopped before the end")
     assert pipe.text.splitlines()[-1] == "not drained: stopped before the end"
 
 
