@@ -146,6 +146,12 @@ class Context:
         out is not marked, in automatic mode either, and neither is the message in hand when the loop is left by
         ``break`` or ``return``: the next batch starts with it, after ``backoff_ms`` when this run marked nothing.
 
+        **Work inside the loop.** ``list(ctx.each(batch))``, or a pool's ``map`` over it, marks before the work is done.
+
+        Raises:
+            TypeError, ValueError: at the start of the loop, with nothing marked: something else than messages of the
+                batch that this call was handed, in rising order. ``sorted(batch, key=…)`` cannot be marked one by one.
+
         Example::
 
             for message in ctx.each(batch):
@@ -186,7 +192,7 @@ class Context:
     def seek(self, to: int | Literal["earliest", "latest"] | datetime) -> bool:
         """Have the next batch start elsewhere; the batch in hand goes on, and is not marked by itself.
 
-        Marks are as ever: what this run marks is stored, and the next batch stores what it marks, be it older or newer.
+        Marks made in this run still count, and so do those of the next batch, be they older or newer.
 
         Args:
             to: an offset, ``"earliest"``, ``"latest"``, or a datetime with its time zone (the first message that is not
@@ -240,9 +246,10 @@ class Context:
     ) -> Future[tuple[int, int]]:
         """Send a message. **It is acknowledged before the offset of what it was made from is committed.**
 
-        Returns at once (but waits while 32 MB are unanswered, or a new topic appears). The run ends with the last
-        answer. A message that is refused fails the run as an exception would, and marks behind it are void: the batch
-        comes again, and with it what else it sends. What was sent behind a loss of the partition arrives, too.
+        Returns immediately, except while more than 32 MB are in flight or a new topic is being created. The run ends
+        when every message it sent has been acknowledged. A message that is refused fails the run as an exception would,
+        and marks made after it are void: the batch comes again, and with it what else it sends. Messages sent after the
+        partition was lost are still delivered.
 
         Args:
             value: ``bytes`` as they are; None is a tombstone; anything else becomes JSON in UTF-8.

@@ -14,9 +14,13 @@ RECORD_BYTES = 7
 
 
 class Record(NamedTuple):
-    """All that the rules know of a fetched record."""
+    """A fetched record: the rules know its offset only."""
 
     offset: int
+    timestamp: int = -1
+    key: bytes | None = None
+    value: bytes | None = b"{}"
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 def records(offsets: Iterable[int]) -> list[Any]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.partitions import ownership as begun
+from support.partitions import records
 
 from karafka_lite import Batch, CommitError, ConfigurationError, Context, Message
-from karafka_lite.core.options import Policy, Target, Time
-from karafka_lite.core.ownership import Partition, Run, State
+from karafka_lite.core.intake import Chunk
+from karafka_lite.core.options import Options, SeekTarget, Timestamp
+from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.messages import Outgoing
 
 
@@ -25,30 +28,30 @@ class Shell:
     commits: Any = True
     asked: list[Any] = field(default_factory=list)
 
-    def owns(self, partition: Partition) -> bool:
-        return self.owner and not partition.over
+    def owns(self, ownership: Ownership) -> bool:
+        return self.owner and not ownership.over
 
-    def mark(self, partition: Partition, offset: int) -> bool:
+    def mark(self, ownership: Ownership, offset: int) -> bool:
         self.asked.append(("mark", offset))
-        return self.owner and partition.mark(offset)
+        return self.owner and ownership.marks.mark(offset)
 
-    def request_commit(self, partition: Partition) -> bool:
+    def request_commit(self, ownership: Ownership) -> bool:
         self.asked.append("request_commit")
-        return self.owns(partition)
+        return self.owns(ownership)
 
-    def commit(self, partition: Partition, timeout_ms: int) -> bool:
+    def commit(self, ownership: Ownership, timeout_ms: int) -> bool:
         self.asked.append(("commit", timeout_ms))
         if isinstance(self.commits, Exception):
             raise self.commits
         return bool(self.commits)
 
-    def redirect(self, partition: Partition, target: Target) -> bool:
+    def redirect(self, ownership: Ownership, target: SeekTarget) -> bool:
         self.asked.append(("redirect", target))
-        return self.owns(partition)
+        return self.owns(ownership)
 
-    def rest(self, partition: Partition, ms: float) -> bool:
-        self.asked.append(("rest", ms))
-        return self.owns(partition)
+    def pause(self, ownership: Ownership, ms: float) -> bool:
+        self.asked.append(("pause", ms))
+        return self.owns(ownership)
 
     def send(self, run: Run, message: Outgoing) -> Future[tuple[int, int]]:
         self.asked.append(message)
@@ -57,9 +60,10 @@ class Shell:
         return future
 
 
-def run_of(ownership: Partition, attempt: int = 1) -> Run:
-    """A run of user code; its records do not matter here."""
-    return Run(ownership, None, (), None, attempt)
+def run_of(ownership: Ownership, attempt: int = 1) -> Run:
+    """A run of user code with what is in hand."""
+    records = ownership.run.records if ownership.run else ()
+    return Run(ownership, attempt, 0.0, Chunk(records, None, 0))
 
 
 def message(offset: int, topic: str = "topic", partition: int = 1) -> Message:
@@ -72,18 +76,16 @@ def shell() -> Shell:
 
 
 @pytest.fixture
-def ownership() -> Partition:
+def ownership() -> Ownership:
     """Began at 10; 10 to 14 were handed over and are in hand."""
-    partition = Partition(("topic", 1), Policy(manual_offsets=True))
-    partition.begin_at(10, committed=False, commit_start=False)
-    partition.seek_to = None  # as the poller has done it
-    partition.fetched([SimpleNamespace(offset=offset) for offset in range(10, 15)], 15, 0, now=0.0)  # type: ignore[misc]
-    assert partition.begin(0.0)
-    return partition
+    ownership = begun(10, tp=("topic", 1), manual_offsets=True)
+    ownership.fetched(records(range(10, 15)), 15, 0, now=0.0)
+    assert ownership.begin(0.0)
+    return ownership
 
 
 @pytest.fixture
-def ctx(shell: Shell, ownership: Partition) -> Context:
+def ctx(shell: Shell, ownership: Ownership) -> Context:
     return Context(shell, run_of(ownership), "group")
 
 
@@ -95,15 +97,16 @@ def test_a_context_tells_whose_messages_these_are(ctx: Context) -> None:
     assert repr(ctx) == "<Context topic-1 group=group attempt=1>"
 
 
-def test_attempt_counts_from_one_and_retrying_is_any_later_one(shell: Shell, ownership: Partition) -> None:
+def test_attempt_counts_from_one_and_retrying_is_any_later_one(shell: Shell, ownership: Ownership) -> None:
     told = [(ctx.attempt, ctx.retrying) for ctx in (Context(shell, run_of(ownership, n), "group") for n in (1, 2, 7))]
     assert told == [(1, False), (2, True), (7, True)]
 
 
-def test_attempt_of_a_context_does_not_change_while_its_handler_runs(ctx: Context, ownership: Partition) -> None:
-    run = Run(ownership, None, [], None, attempt=1)
+def test_attempt_does_not_change_while_the_handler_runs(ctx: Context, ownership: Ownership) -> None:
+    run = ownership.run
+    assert run
     ownership.end(run, failed=True, now=0.0)
-    assert (ownership.attempt, ctx.attempt) == (2, 1)
+    assert (ownership.retries.attempt, ctx.attempt) == (2, 1)
 
 
 # -- marking: what is refused -----------------------------------------------------------------------------------------
@@ -114,18 +117,14 @@ def test_attempt_of_a_context_does_not_change_while_its_handler_runs(ctx: Contex
     [({"id": 1}, "dict"), (None, "NoneType"), (11, "int"), (b"x", "bytes"), (Batch([message(11)]), "Batch")],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_not_a_message_is_a_type_error_that_says_what_to_pass(
-    ctx: Context, shell: Shell, thing: Any, name: str
-) -> None:
+def test_what_is_not_a_message_is_a_type_error(ctx: Context, shell: Shell, thing: Any, name: str) -> None:
     with pytest.raises(TypeError, match=f"takes a Message, not {name}; pass the message itself"):
         ctx.mark_as_consumed(thing)
     assert shell.asked == []
 
 
 @pytest.mark.parametrize("foreign", [message(11, partition=0), message(11, topic="other")], ids=str)
-def test_another_topic_or_partition_is_a_value_error_that_names_both(
-    ctx: Context, shell: Shell, foreign: Message
-) -> None:
+def test_another_partition_is_a_value_error_that_names_both(ctx: Context, shell: Shell, foreign: Message) -> None:
     with pytest.raises(ValueError, match=f"{foreign} does not belong to topic-1, ") as caught:
         ctx.mark_as_consumed(foreign, sync=True)
     assert caught.type is ValueError
@@ -133,19 +132,17 @@ def test_another_topic_or_partition_is_a_value_error_that_names_both(
 
 
 @pytest.mark.parametrize("offset", [0, 9, 15, 99])
-def test_an_offset_that_this_ownership_was_never_handed_is_a_value_error(
-    ctx: Context, shell: Shell, offset: int
-) -> None:
+def test_an_offset_that_was_never_handed_is_a_value_error(ctx: Context, shell: Shell, offset: int) -> None:
     with pytest.raises(ValueError, match=f"topic-1@{offset} was never handed to this ownership"):
         ctx.mark_as_consumed(message(offset))
     assert shell.asked == []
 
 
-def test_before_anything_was_handed_over_every_message_is_refused(shell: Shell) -> None:
-    partition = Partition(("topic", 1), Policy())
-    partition.begin_at(10, committed=True, commit_start=False)
+def test_before_the_first_batch_every_message_is_refused(shell: Shell) -> None:
+    fresh = Ownership(("topic", 1), Options())
+    fresh.begin_at(10, committed=True, commit_start=False)
     with pytest.raises(ValueError, match="was never handed"):
-        Context(shell, run_of(partition), "group").mark_as_consumed(message(0))
+        Context(shell, run_of(fresh), "group").mark_as_consumed(message(0))
 
 
 def test_mistakes_are_told_also_when_the_partition_is_gone(ctx: Context, shell: Shell) -> None:
@@ -161,51 +158,49 @@ def test_mistakes_are_told_also_when_the_partition_is_gone(ctx: Context, shell: 
 # -- marking: what is stored ------------------------------------------------------------------------------------------
 
 
-def test_a_mark_stores_the_next_offset_and_moves_the_retry_position_there(ctx: Context, ownership: Partition) -> None:
+def test_a_mark_stores_the_next_offset_and_moves_the_retry(ctx: Context, ownership: Ownership) -> None:
     assert ctx.mark_as_consumed(message(12)) is True
-    assert (ownership.stored, ownership.retry_position) == (13, 13)
+    assert (ownership.marks.stored, ownership.marks.retry_position) == (13, 13)
 
 
 @pytest.mark.parametrize("offset", [10, 14])
-def test_the_first_and_the_last_message_handed_over_may_be_marked(
-    ctx: Context, ownership: Partition, offset: int
-) -> None:
+def test_the_first_and_the_last_message_may_be_marked(ctx: Context, ownership: Ownership, offset: int) -> None:
     assert ctx.mark_as_consumed(message(offset)) is True
-    assert ownership.stored == offset + 1
+    assert ownership.marks.stored == offset + 1
 
 
-def test_a_message_that_the_user_made_counts_as_the_one_at_its_offset(ctx: Context, ownership: Partition) -> None:
+def test_a_message_made_by_the_user_is_the_one_at_its_offset(ctx: Context, ownership: Ownership) -> None:
     assert ctx.mark_as_consumed(Message("topic", 1, 13)) is True
-    assert ownership.stored == 14
+    assert ownership.marks.stored == 14
 
 
-def test_an_older_message_is_stored_too_the_last_mark_wins_and_a_warning_names_it(
-    ctx: Context, ownership: Partition, caplog: pytest.LogCaptureFixture
+def test_an_older_message_is_stored_too_with_a_warning(
+    ctx: Context, ownership: Ownership, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert [ctx.mark_as_consumed(message(offset)) for offset in (13, 11)] == [True, True]
-    assert (ownership.stored, ownership.retry_position) == (12, 12)
+    assert (ownership.marks.stored, ownership.marks.retry_position) == (12, 12)
     (told,) = caplog.records
     assert (told.name, told.levelno) == ("karafka_lite", logging.WARNING)
-    assert "topic-1@11 marked behind the last mark (14)" in told.getMessage()
+    assert "topic-1@11 is older than the last mark (next offset 14)" in told.getMessage()
 
 
-def test_a_second_mark_of_the_same_message_is_true_without_a_warning(
-    ctx: Context, ownership: Partition, caplog: pytest.LogCaptureFixture
+def test_a_second_mark_of_a_message_is_true_without_a_warning(
+    ctx: Context, ownership: Ownership, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert [ctx.mark_as_consumed(message(12)) for _ in range(3)] == [True] * 3
-    assert ownership.stored == 13
+    assert ownership.marks.stored == 13
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("sync", [False, True])
-def test_a_mark_without_ownership_is_false_and_nothing_is_stored_or_waited_for(
-    ctx: Context, shell: Shell, ownership: Partition, sync: bool, caplog: pytest.LogCaptureFixture
+def test_a_mark_without_ownership_is_false_and_stores_nothing(
+    ctx: Context, shell: Shell, ownership: Ownership, sync: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     ctx.mark_as_consumed(message(13))
     ownership.release(0.0)
     shell.asked.clear()
     assert ctx.mark_as_consumed(message(11), sync=sync) is False
-    assert ownership.stored == 14
+    assert ownership.marks.stored == 14
     assert shell.asked == [("mark", 12)]
     assert caplog.records == [], "nothing was stored, so there is nothing to warn about"
 
@@ -218,15 +213,13 @@ def test_a_plain_mark_waits_for_nothing(ctx: Context, shell: Shell) -> None:
     assert shell.asked == [("mark", 13)]
 
 
-def test_a_blocking_mark_stores_first_and_then_waits_for_the_broker_as_long_as_it_was_told(
-    ctx: Context, shell: Shell
-) -> None:
+def test_a_blocking_mark_stores_and_then_waits_for_the_broker(ctx: Context, shell: Shell) -> None:
     assert ctx.mark_as_consumed(message(12), sync=True) is True
     assert ctx.mark_as_consumed(message(13), sync=True, timeout_ms=5) is True
     assert shell.asked == [("mark", 13), ("commit", 30_000), ("mark", 14), ("commit", 5)]
 
 
-def test_a_blocking_mark_is_false_when_the_ownership_ends_while_it_waits(ctx: Context, shell: Shell) -> None:
+def test_a_blocking_mark_is_false_when_the_ownership_ends(ctx: Context, shell: Shell) -> None:
     shell.commits = False
     assert ctx.mark_as_consumed(message(12), sync=True) is False
 
@@ -250,7 +243,7 @@ def test_a_blocking_commit_waits_as_long_as_it_was_told(ctx: Context, shell: She
     assert shell.asked == [("commit", 30_000), ("commit", 5)]
 
 
-def test_commit_offsets_without_ownership_is_false_and_waits_for_nothing(ctx: Context, shell: Shell) -> None:
+def test_commit_offsets_without_ownership_is_false_at_once(ctx: Context, shell: Shell) -> None:
     shell.owner = False
     assert (ctx.commit_offsets(), ctx.commit_offsets(sync=True)) == (False, False)
     assert shell.asked == ["request_commit"]
@@ -266,9 +259,7 @@ def test_revoked_is_live_and_asks_without_waiting_for_a_poll(ctx: Context, shell
 
 
 @pytest.mark.parametrize("end", [State.RELEASING, State.REVOKED, State.LOST])
-def test_revoked_never_goes_back_to_false_whatever_the_client_says_later(
-    ctx: Context, shell: Shell, ownership: Partition, end: State
-) -> None:
+def test_revoked_never_goes_back_to_false(ctx: Context, shell: Shell, ownership: Ownership, end: State) -> None:
     ownership.release(0.0) if end is State.RELEASING else ownership.finish(end)
     assert shell.owner
     assert ctx.revoked is True
@@ -277,7 +268,7 @@ def test_revoked_never_goes_back_to_false_whatever_the_client_says_later(
 
 @pytest.mark.parametrize("stopping_app", [False, True], ids=["a rebalance", "the app"])
 def test_stopping_says_wrap_up_while_the_partition_is_still_ours(
-    ctx: Context, ownership: Partition, stopping_app: bool
+    ctx: Context, ownership: Ownership, stopping_app: bool
 ) -> None:
     assert ctx.stopping is False
     ownership.drain(60.0, stopping_app=stopping_app)
@@ -285,22 +276,20 @@ def test_stopping_says_wrap_up_while_the_partition_is_still_ours(
     assert ctx.mark_as_consumed(message(12)) is True
 
 
-def test_a_late_handler_never_touches_the_next_ownership(ctx: Context, shell: Shell, ownership: Partition) -> None:
+def test_a_late_handler_never_touches_the_next_ownership(ctx: Context, shell: Shell, ownership: Ownership) -> None:
     ownership.finish(State.LOST)
-    successor = Partition(("topic", 1), Policy(manual_offsets=True), predecessor=ownership)
+    successor = Ownership(("topic", 1), Options(manual_offsets=True), predecessor=ownership)
     successor.begin_at(10, committed=True, commit_start=False)
     ctx.state["late"] = True
     assert ctx.mark_as_consumed(message(12)) is False
-    assert (successor.stored, successor.user_state) == (10, {})
+    assert (successor.marks.stored, successor.user_state) == (10, {})
     assert Context(shell, run_of(successor), "group").revoked is False
 
 
 # -- state ------------------------------------------------------------------------------------------------------------
 
 
-def test_state_is_a_dict_that_the_contexts_of_one_ownership_share(
-    ctx: Context, shell: Shell, ownership: Partition
-) -> None:
+def test_state_is_a_dict_that_contexts_of_an_ownership_share(ctx: Context, shell: Shell, ownership: Ownership) -> None:
     assert ctx.state == {}
     ctx.state["rows"] = [1]
     assert Context(shell, run_of(ownership, 2), "group").state == {"rows": [1]}
@@ -308,8 +297,8 @@ def test_state_is_a_dict_that_the_contexts_of_one_ownership_share(
 
 def test_state_is_never_shared_by_two_partitions(ctx: Context, shell: Shell) -> None:
     ctx.state["rows"] = [1]
-    assert Context(shell, run_of(Partition(("topic", 2), Policy())), "group").state == {}
-    assert Context(shell, run_of(Partition(("topic", 1), Policy())), "group").state == {}, "or by two ownerships of one"
+    assert Context(shell, run_of(Ownership(("topic", 2), Options())), "group").state == {}
+    assert Context(shell, run_of(Ownership(("topic", 1), Options())), "group").state == {}
 
 
 def test_a_context_takes_no_attributes_that_are_not_its_own(ctx: Context) -> None:
@@ -320,51 +309,129 @@ def test_a_context_takes_no_attributes_that_are_not_its_own(ctx: Context) -> Non
 # -- each -------------------------------------------------------------------------------------------------------------
 
 
-def batch_of(ownership: Partition) -> Batch:
-    return Batch([message(offset) for offset in range(10, 15)])
+def batch_of(ownership: Ownership) -> Batch:
+    """The batch in hand, as a handler gets it."""
+    assert ownership.run
+    return Batch.of_records(ownership.tp, ownership.run.records, 15, None)
 
 
-def test_each_marks_a_message_when_the_loop_asks_for_the_next_one(ctx: Context, ownership: Partition) -> None:
+def same(batch: Batch) -> list[Message]:
+    return [message(one.offset) for one in batch]
+
+
+@pytest.mark.parametrize(
+    ("taken", "offsets"),
+    [
+        (lambda batch: batch, [10, 11, 12, 13, 14]),
+        (lambda batch: Batch(same(batch)), [10, 11, 12, 13, 14]),
+        (list, [10, 11, 12, 13, 14]),
+        (lambda batch: batch[2:], [12, 13, 14]),
+        (lambda batch: batch[::2], [10, 12, 14]),
+        (lambda batch: (one for one in batch if one.offset != 12), [10, 11, 13, 14]),
+        (lambda batch: sorted(batch, key=lambda one: one.offset), [10, 11, 12, 13, 14]),
+        (lambda batch: [], []),
+    ],
+    ids=["batch", "made by the user", "list", "slice", "steps", "generator", "sorted by offset", "nothing"],
+)
+def test_each_takes_what_is_in_order(shell: Shell, ownership: Ownership, taken: Any, offsets: list[int]) -> None:
+    run, seen = run_of(ownership), []
+    for one in Context(shell, run, "group").each(taken(batch_of(ownership))):
+        seen.append(one.offset)
+        assert run.in_hand == one.offset
+    assert seen == offsets
+    assert shell.asked == [("mark", offset + 1) for offset in offsets]
+    assert run.in_hand is None
+
+
+@pytest.mark.parametrize(
+    ("taken", "error", "words"),
+    [
+        (lambda batch: sorted(batch, key=lambda one: -one.offset), ValueError, "rising order"),
+        (lambda batch: sorted(batch, key=lambda one: one.offset == 10), ValueError, "rising order"),
+        (lambda batch: reversed(batch), ValueError, "rising order"),
+        (lambda batch: dict.fromkeys(reversed(batch), 1).keys(), ValueError, "rising order"),
+        (lambda batch: [batch[0], batch[0]], ValueError, "rising order"),
+        (lambda batch: [*batch, batch[0]], ValueError, "rising order"),
+        (lambda batch: [*same(batch), message(15, partition=2)], ValueError, "does not belong to topic-1"),
+        (lambda batch: [message(12, topic="other")], ValueError, "does not belong to topic-1"),
+        (lambda batch: [message(9)], ValueError, "of the batch that was handed to this call"),
+        (lambda batch: [*batch, message(15)], ValueError, "of the batch that was handed to this call"),
+        (lambda batch: Batch([message(14), message(15)]), ValueError, "of the batch that was handed to this call"),
+        (lambda batch: [b"{}"], TypeError, "takes a Message, not bytes"),
+        (lambda batch: batch.values, TypeError, "takes a Message, not bytes"),
+    ],
+)
+def test_each_refuses_the_rest_before_the_first_message(
+    shell: Shell, ownership: Ownership, taken: Any, error: type, words: str
+) -> None:
+    run, seen = run_of(ownership), list[Message]()
+    with pytest.raises(error, match=words):
+        seen.extend(Context(shell, run, "group").each(taken(batch_of(ownership))))
+    assert (seen, shell.asked, run.in_hand) == ([], [], None)
+
+
+def test_each_refuses_the_batch_of_an_earlier_call(shell: Shell, ownership: Ownership) -> None:
+    """Kept in ``ctx.state``, say: the next call is not to mark what it was not handed."""
+    earlier = batch_of(ownership)
+    assert ownership.run
+    ownership.end(ownership.run, failed=False, now=0.0)
+    ownership.fetched(records([15, 16]), None, 0, now=0.0)
+    run = ownership.begin(0.0)
+    assert run
+    with pytest.raises(ValueError, match="of the batch that was handed to this call"):
+        list(Context(shell, run, "group").each(earlier))
+    assert shell.asked == []
+
+
+def test_each_does_not_read_an_endless_iterable(ctx: Context, ownership: Ownership) -> None:
+    with pytest.raises(ValueError, match="rising order"):
+        list(ctx.each(itertools.cycle(batch_of(ownership))))
+
+
+def test_that_list_marks_ahead_is_said_in_bold() -> None:
+    text = " ".join((Context.each.__doc__ or "").split())
+    assert "**Work inside the loop.** ``list(ctx.each(batch))``, or a pool's ``map`` over it, marks before" in text
+
+
+def test_each_marks_a_message_when_the_next_one_is_asked_for(ctx: Context, ownership: Ownership) -> None:
     stored = []
     for _ in ctx.each(batch_of(ownership)):
-        stored.append(ownership.stored)
+        stored.append(ownership.marks.stored)
     assert stored == [None, 11, 12, 13, 14]
-    assert ownership.stored == 15
+    assert ownership.marks.stored == 15
 
 
-def test_a_loop_that_is_left_leaves_the_message_in_hand_unmarked(shell: Shell, ownership: Partition) -> None:
+def test_a_loop_that_is_left_leaves_the_message_in_hand_unmarked(shell: Shell, ownership: Ownership) -> None:
     run = run_of(ownership)
     for one in Context(shell, run, "group").each(batch_of(ownership)):
         if one.offset == 12:
             break
-    assert (ownership.stored, run.in_hand) == (12, 12)
+    assert (ownership.marks.stored, run.in_hand) == (12, 12)
 
 
-def test_a_loop_that_came_to_its_end_has_nothing_in_hand(shell: Shell, ownership: Partition) -> None:
+def test_a_loop_that_came_to_its_end_has_nothing_in_hand(shell: Shell, ownership: Ownership) -> None:
     run = run_of(ownership)
     assert len(list(Context(shell, run, "group").each(batch_of(ownership)))) == 5
     assert run.in_hand is None
 
 
-def test_each_ends_before_the_next_message_when_it_is_time_to_wrap_up(shell: Shell, ownership: Partition) -> None:
+def test_each_ends_early_when_it_is_time_to_wrap_up(shell: Shell, ownership: Ownership) -> None:
     run, seen = run_of(ownership), []
     for one in Context(shell, run, "group").each(batch_of(ownership)):
         seen.append(one.offset)
         if one.offset == 11:
             ownership.drain(60.0, stopping_app=True)
     assert seen == [10, 11]
-    assert (ownership.stored, run.in_hand) == (12, 12)
+    assert (ownership.marks.stored, run.in_hand) == (12, 12)
 
 
-def test_each_ends_when_the_partition_is_gone_and_marks_nothing_more(
-    ctx: Context, shell: Shell, ownership: Partition
-) -> None:
+def test_each_ends_when_the_partition_is_gone(ctx: Context, shell: Shell, ownership: Ownership) -> None:
     seen = []
     for one in ctx.each(batch_of(ownership)):
         seen.append(one.offset)
         shell.owner = one.offset < 12
     assert seen == [10, 11, 12]
-    assert ownership.stored == 12
+    assert ownership.marks.stored == 12
 
 
 # -- seek, pause, resume ----------------------------------------------------------------------------------------------
@@ -377,8 +444,8 @@ def test_each_ends_when_the_partition_is_gone_and_marks_nothing_more(
         (7, 7),
         ("earliest", "earliest"),
         ("latest", "latest"),
-        (datetime(2026, 1, 1, tzinfo=timezone.utc), Time(1_767_225_600_000)),
-        (datetime(2026, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))), Time(1_767_225_600_000)),
+        (datetime(2026, 1, 1, tzinfo=timezone.utc), Timestamp(1_767_225_600_000)),
+        (datetime(2026, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))), Timestamp(1_767_225_600_000)),
     ],
 )
 def test_seek_takes_an_offset_a_word_or_a_time(ctx: Context, shell: Shell, to: Any, target: object) -> None:
@@ -407,7 +474,7 @@ def test_pause_changes_the_time_and_with_an_offset_the_place_too(ctx: Context, s
     assert ctx.pause(250) is True
     assert ctx.pause(0.5, offset=3) is True
     assert ctx.resume() is True
-    assert shell.asked == [("rest", 250), ("rest", 0.5), ("redirect", 3), ("rest", 0)]
+    assert shell.asked == [("pause", 250), ("pause", 0.5), ("redirect", 3), ("pause", 0)]
 
 
 @pytest.mark.parametrize(
@@ -446,13 +513,13 @@ def test_a_value_that_is_not_bytes_becomes_json_in_utf_8(ctx: Context, shell: Sh
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, float("inf"), "\udc80", {("a", "b"): 1}])
-def test_a_value_that_cannot_be_encoded_is_a_type_error_at_the_call(ctx: Context, shell: Shell, value: Any) -> None:
+def test_a_value_that_cannot_be_encoded_is_a_type_error(ctx: Context, shell: Shell, value: Any) -> None:
     with pytest.raises(TypeError, match=f"what JSON can say; {type(value).__name__} is not"):
         ctx.produce("out", value)
     assert shell.asked == []
 
 
-def test_a_dead_letter_keeps_what_the_message_has_and_says_where_it_was(shell: Shell, ownership: Partition) -> None:
+def test_a_dead_letter_keeps_the_message_and_says_where_it_was(shell: Shell, ownership: Ownership) -> None:
     ctx = Context(shell, run_of(ownership), "group", "dead")
     given = Message("topic", 1, 12, key=b"k", value=b"v", headers=[("own", b"1")], timestamp_ms=5)
     ctx.dead_letter(given, "no \udc80 id")
@@ -472,14 +539,14 @@ def test_a_dead_letter_keeps_what_the_message_has_and_says_where_it_was(shell: S
 
 
 @pytest.mark.parametrize("dead_letter", [None, False])
-def test_a_dead_letter_needs_a_topic(shell: Shell, ownership: Partition, dead_letter: Any) -> None:
+def test_a_dead_letter_needs_a_topic(shell: Shell, ownership: Ownership, dead_letter: Any) -> None:
     ctx = Context(shell, run_of(ownership), "group", dead_letter)
     with pytest.raises(ConfigurationError, match=r'type @app.topic\(\'topic\', dead_letter="topic.dead"\)'):
         ctx.dead_letter(message(10))
 
 
 @pytest.mark.parametrize("wrong", [{}, None, message(10, topic="other"), message(10, partition=2), message(99)])
-def test_what_was_not_handed_over_cannot_be_a_dead_letter(shell: Shell, ownership: Partition, wrong: Any) -> None:
+def test_what_was_not_handed_over_cannot_be_a_dead_letter(shell: Shell, ownership: Ownership, wrong: Any) -> None:
     ctx = Context(shell, run_of(ownership), "group", "dead")
     with pytest.raises(ValueError if isinstance(wrong, Message) else TypeError):
         ctx.dead_letter(wrong)

@@ -341,6 +341,21 @@ def test_going_further_back_drops_what_came_before_the_seek() -> None:
     assert process(made, now=99.0) == [0, 1]
 
 
+@pytest.mark.parametrize("manual", [False, True])
+def test_after_a_mark_past_the_batch_nothing_older_is_put_back(manual: bool) -> None:
+    """It was handed over before, in a batch that failed; what is queued after this batch is older than the mark."""
+    made = ownership(manual_offsets=manual, max_messages=6, backoff=NO_WAIT)
+    fetch(made, *range(8))
+    process(made, failed=True)
+    made.options = made.options._replace(max_messages=2)
+    run = begin(made, 9.0)
+    made.marks.mark(5)
+    made.end(run, failed=True, now=9.0)
+    assert seek(made) == 5
+    fetch(made, 5, 6, 7)
+    assert process(made, now=99.0) == [5, 6]
+
+
 def test_a_batch_after_a_gap_is_put_back_whole() -> None:
     """Offsets 3 to 6 hold no message: the batch begins at 3, before its first message."""
     made = ownership(max_messages=3, manual_offsets=True)
@@ -522,7 +537,7 @@ def test_manual_the_first_message_given_up_is_marked_at_once() -> None:
     assert process(made) == [1]
 
 
-def test_manual_two_in_a_row_that_were_given_up_are_marked_as_one() -> None:
+def test_manual_two_given_up_in_a_row_are_marked_as_one() -> None:
     made = ownership(manual_offsets=True, budget=1, max_messages=1, backoff=NO_WAIT)
     fetch(made, 0, 1, 2, 3)
     process(made)
