@@ -23,7 +23,7 @@ def servers(kafka: Observer) -> str:
 
 @functools.cache
 def _wake_coordinators(servers: str) -> None:
-    """Kafka makes the topics behind its coordinators when it is asked for the first of them."""
+    """Kafka creates the topics of its coordinators when it is asked for the first of them."""
     from raw import Wire, settled
 
     with closing(Wire(servers)) as wire:

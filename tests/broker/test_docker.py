@@ -103,7 +103,7 @@ def address(written: str) -> str:
     return next(word for word in written.replace(",", " ").split() if word.startswith("127.0.0.1:"))
 
 
-def test_behind_the_start_topics_take_messages_and_behind_the_block_nothing_is_left(
+def test_after_the_start_topics_take_messages_and_after_the_block_nothing_is_left(
     image: str, containers: Callable[[], list[Any]]
 ) -> None:
     with DockerBroker({"user_events": 3, "clicks": 1}, image=image) as broker:
@@ -203,7 +203,7 @@ def test_the_broker_command_ends_when_its_container_does(
     assert not containers()
 
 
-def test_a_container_that_ends_at_its_start_says_its_last_lines(
+def test_a_container_that_exits_at_its_start_shows_its_last_lines(
     image: str, containers: Callable[[], list[Any]]
 ) -> None:
     with pytest.raises(BrokerUnavailableError, match=r"(?s)has exited.*unheard-of"):
@@ -211,7 +211,7 @@ def test_a_container_that_ends_at_its_start_says_its_last_lines(
     assert not containers()
 
 
-def test_a_port_that_is_taken_is_said_before_anything_is_started(
+def test_a_port_that_is_in_use_is_refused_before_anything_is_started(
     image: str, containers: Callable[[], list[Any]]
 ) -> None:
     with DockerBroker(image=image) as broker:

@@ -45,12 +45,12 @@ FENCED_INSTANCE, INVALID_RECORD, UNSTABLE_OFFSET, FENCED = 82, 87, 88, 90
 # -- connections ------------------------------------------------------------------------------------------------------
 
 
-def test_a_request_that_nobody_knows_ends_the_connection(wire: Wire) -> None:
+def test_an_unknown_request_ends_the_connection(wire: Wire) -> None:
     wire.socket.sendall(struct.pack(">ihhih", 10, 9999, 0, 1, -1))
     assert wire.is_cut()
 
 
-def test_a_version_that_nobody_knows_ends_the_connection(wire: Wire) -> None:
+def test_an_unknown_version_ends_the_connection(wire: Wire) -> None:
     wire.socket.sendall(struct.pack(">ihhih", 10, 3, 999, 1, -1))
     assert wire.is_cut()
 
@@ -70,7 +70,7 @@ def test_no_version_is_offered_that_kafka_does_not_know(wire: Wire) -> None:
         assert lowest <= api.lowest <= api.top <= top, api.name
 
 
-def test_pipelined_requests_are_answered_in_their_order_also_behind_one_that_waits(wire: Wire) -> None:
+def test_pipelined_requests_are_answered_in_order_also_after_one_that_waits(wire: Wire) -> None:
     topic = make_topic(wire)
     wire.send("Fetch", **fetch_fields(topic, 0, max_wait_ms=300))
     for _ in range(20):
@@ -96,7 +96,7 @@ def test_before_version_4_one_step_is_enough(wire: Wire) -> None:
     assert GroupMember(wire, unique("group")).join(version=3).error_code == NONE
 
 
-def test_an_id_that_nobody_gave_out_is_refused_and_makes_no_group(wire: Wire) -> None:
+def test_an_id_that_was_not_given_out_is_refused_and_creates_no_group(wire: Wire) -> None:
     member = GroupMember(wire, unique("group"))
     member.id = "made-up"
     assert member.join().error_code == UNKNOWN_MEMBER
@@ -144,7 +144,7 @@ def test_a_group_without_a_name_is_refused(wire: Wire) -> None:
     assert member.leave() == INVALID_GROUP_ID
 
 
-def test_a_follower_that_joins_again_unchanged_is_told_its_generation_and_nobody_has_to_rebalance(dial: Dial) -> None:
+def test_a_follower_that_joins_again_unchanged_gets_its_generation_without_a_rebalance(dial: Dial) -> None:
     leader, follower = stable(*(GroupMember(dial(), group) for group in [unique("group")] * 2))
     answer = follower.join()
     assert (answer.error_code, answer.generation_id, answer.leader, answer.members) == (NONE, 2, leader.id, [])
@@ -192,7 +192,7 @@ def test_an_id_that_was_given_out_holds_up_the_others_until_it_is_used(dial: Dia
     assert first.joined().generation_id == second.joined().generation_id == 2
 
 
-def test_an_id_that_was_given_out_holds_up_nobody_once_it_was_given_back(dial: Dial) -> None:
+def test_an_id_that_was_given_out_delays_no_rebalance_once_it_was_given_back(dial: Dial) -> None:
     first, second = (GroupMember(dial(), group) for group in [unique("group")] * 2)
     stable(first)
     second.get_id()
@@ -203,7 +203,7 @@ def test_an_id_that_was_given_out_holds_up_nobody_once_it_was_given_back(dial: D
     assert second.join().error_code == UNKNOWN_MEMBER
 
 
-def test_the_first_member_waits_for_nobody(dial: Dial) -> None:
+def test_the_first_member_does_not_wait_for_others(dial: Dial) -> None:
     first, second = (GroupMember(dial(), group) for group in [unique("group")] * 2)
     second.get_id()
     assert [one.member_id for one in first.enter().members] == [first.id]
@@ -278,7 +278,7 @@ def test_assignments_and_their_errors_in_every_state(dial: Dial) -> None:
     assert follower.sync().error_code == ILLEGAL_GENERATION
 
 
-def test_who_waits_for_an_assignment_is_told_that_somebody_else_joins(dial: Dial) -> None:
+def test_a_member_that_waits_for_its_assignment_learns_that_another_one_joins(dial: Dial) -> None:
     _leader, follower = gather(*(GroupMember(dial(), group) for group in [unique("group")] * 2))
     newcomer = GroupMember(dial(), follower.group)
     follower.send_sync()
@@ -393,7 +393,7 @@ def test_who_is_no_member_may_commit_to_a_group_that_does_not_exist_and_only_wit
     assert (nobody.committed(topic), nobody.state()) == (5, "Empty")
 
 
-def test_commits_of_what_does_not_exist_or_says_too_much_are_refused(wire: Wire) -> None:
+def test_commits_for_missing_partitions_or_with_too_much_metadata_are_refused(wire: Wire) -> None:
     topic = make_topic(wire)
     nobody = GroupMember(wire, unique("group"))
     assert nobody.commit(unique("topic")) == UNKNOWN_TOPIC
@@ -484,7 +484,7 @@ def test_one_refused_partition_does_not_keep_the_others_from_being_written(wire:
     assert (second.error_code, second.base_offset) == (INVALID_RECORD, -1)
 
 
-def test_a_batch_may_be_as_large_as_the_topic_says_and_not_larger(wire: Wire) -> None:
+def test_a_batch_may_be_as_large_as_the_topic_allows_and_not_larger(wire: Wire) -> None:
     exact = batch_of(b"x" * 1000)
     topic = make_topic(wire, max_message_bytes=len(exact))
     assert produce(wire, topic, batch_of(b"x" * 1001))[0] == TOO_LARGE
@@ -823,7 +823,7 @@ class Transactions:
         return {"transactional_id": self.name, "producer_id": self.pid, "producer_epoch": self.epoch}
 
 
-def test_what_is_open_or_aborted_is_not_read_by_who_reads_committed_messages_only(wire: Wire) -> None:
+def test_open_and_aborted_messages_are_not_read_with_read_committed(wire: Wire) -> None:
     topic = make_topic(wire)
     first, second = Transactions(wire), Transactions(wire)
     assert first.init() == second.init() == NONE
@@ -896,7 +896,7 @@ def test_a_transactional_batch_needs_its_partition_in_a_transaction(wire: Wire) 
     assert transactions.send(topic, 0) == INVALID_TXN_STATE, "it has ended"
 
 
-def test_the_same_id_again_fences_who_had_it_and_aborts_what_it_had_open(wire: Wire) -> None:
+def test_the_same_id_again_fences_its_former_producer_and_aborts_its_transaction(wire: Wire) -> None:
     topic = make_topic(wire)
     old = Transactions(wire)
     assert old.init() == NONE

@@ -41,7 +41,7 @@ TOPIC = "topic"
 
 @pytest.fixture
 def broker(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Iterator[EmbeddedBroker]:
-    """A broker that still has to serve at the end, and to have said and kept nothing about it."""
+    """A broker that must still serve at the end, and have logged and kept nothing."""
     said: list[Any] = []
     with EmbeddedBroker({TOPIC: 2}, request_timeout_ms=1000, min_session_timeout_ms=1000) as broker:
         broker._loop.set_exception_handler(lambda loop, context: said.append(context))
@@ -190,7 +190,7 @@ def test_valid_requests_with_flipped_bits_or_cut_off_do_no_harm(broker: Embedded
                 client.sendall(broken)
 
 
-def test_500_connections_that_are_dropped_at_any_moment_leave_nothing_behind(broker: EmbeddedBroker) -> None:
+def test_500_connections_that_are_dropped_at_any_moment_leave_no_trace(broker: EmbeddedBroker) -> None:
     dice = random.Random(4)
     waiting = encoded("Fetch", **fetch_fields(TOPIC, 0, max_wait_ms=60_000))
     joining = GroupMember(None, "dropped", session_ms=1000)  # type: ignore[arg-type]
@@ -211,7 +211,7 @@ def test_500_connections_that_are_dropped_at_any_moment_leave_nothing_behind(bro
     wait_until(lambda: not group.members, message="members that hung up expire")
 
 
-def test_who_never_reads_its_answers_keeps_nobody_else_waiting_and_fills_no_memory(broker: EmbeddedBroker) -> None:
+def test_a_client_that_never_reads_its_answers_delays_no_other_and_fills_no_memory(broker: EmbeddedBroker) -> None:
     broker.create_topic("large")
     with contextlib.closing(Wire(broker.bootstrap_servers)) as wire:
         for _ in range(8):
@@ -227,7 +227,7 @@ def test_who_never_reads_its_answers_keeps_nobody_else_waiting_and_fills_no_memo
             assert max(held) < 8 << 20, "one answer, and what was read ahead"
 
 
-def test_requests_behind_one_that_waits_are_answered_in_their_order(broker: EmbeddedBroker) -> None:
+def test_requests_after_one_that_waits_are_answered_in_order(broker: EmbeddedBroker) -> None:
     with (
         contextlib.closing(Wire(broker.bootstrap_servers)) as wire,
         contextlib.closing(Wire(broker.bootstrap_servers)) as other,
@@ -303,7 +303,7 @@ def test_every_request_can_be_spoiled(broker: EmbeddedBroker) -> None:
                 pass
 
 
-def test_drop_cuts_the_connection_before_and_lose_behind_what_is_asked(broker: EmbeddedBroker) -> None:
+def test_drop_closes_the_connection_before_the_request_is_executed_and_lose_after_it(broker: EmbeddedBroker) -> None:
     broker.fail("Produce", "drop")
     broker.fail("Produce", "lose")
     for done in (0, 1):
@@ -426,7 +426,7 @@ def test_topics_that_cannot_be_created_are_refused_and_leave_no_thread() -> None
             EmbeddedBroker(topics).start()
 
 
-def test_a_broker_that_does_not_run_says_so(recwarn: pytest.WarningsRecorder) -> None:
+def test_a_broker_that_is_not_running_reports_it(recwarn: pytest.WarningsRecorder) -> None:
     broker = EmbeddedBroker()
     broker.stop()
     with pytest.raises(RuntimeError, match="is not running"):

@@ -64,7 +64,7 @@ def run_once(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     [(signal.SIGTERM, "the broker", NOWHERE), (signal.SIGINT, None, "the broker"), (signal.SIGTERM, None, None)],
     ids=["--broker wins", "then the environment", "then the App's argument"],
 )
-def test_it_consumes_says_what_it_does_and_ends_with_0_at_a_signal(
+def test_it_consumes_logs_what_it_does_and_exits_with_0_at_a_signal(
     kafka: Observer, tmp_path: Path, number: int, option: str | None, variable: str | None
 ) -> None:
     topic, group, servers = kafka.topic(), kafka.group(), kafka.bootstrap_servers
@@ -151,7 +151,7 @@ def test_a_mistake_ends_with_exit_1_and_a_message_without_traceback(
     assert done.stdout == ""
 
 
-def test_auto_offset_reset_none_without_a_commit_ends_with_exit_1_and_says_which_partition(
+def test_auto_offset_reset_none_without_a_commit_exits_with_1_and_names_the_partition(
     kafka: Observer, tmp_path: Path
 ) -> None:
     topic, group = kafka.topic(), kafka.group()

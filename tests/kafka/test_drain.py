@@ -55,7 +55,7 @@ class Drained:
         return self._stdout.read_text().splitlines()
 
     def end(self, code: int = 0) -> str:
-        """Waits for the end with this exit code; returns what was said on standard error."""
+        """Wait for the end, which must have this exit code; return what was written to standard error."""
         try:
             assert self.process.wait(60) == code, self.said
         finally:
@@ -321,7 +321,7 @@ def test_with_latest_the_first_run_commits_where_it_begins_and_the_next_one_skip
     assert "drained: 10 messages" in Drained(kafka, tmp_path / "2", topic, group, SAVE, settings=latest).end()
 
 
-def test_nobody_waits_for_messages_that_are_produced_meanwhile(kafka: Observer, tmp_path: Path) -> None:
+def test_messages_that_are_produced_meanwhile_do_not_delay_the_end(kafka: Observer, tmp_path: Path) -> None:
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(15))
     handlers = """
@@ -460,7 +460,7 @@ def test_marks_are_progress_also_of_runs_that_fail(kafka: Observer, tmp_path: Pa
     ],
     ids=str,
 )
-def test_a_cluster_that_is_not_ready_yet_is_asked_again(tmp_path: Path, api: str, fault: Any) -> None:
+def test_queries_are_repeated_until_the_cluster_is_ready(tmp_path: Path, api: str, fault: Any) -> None:
     with EmbeddedBroker(["t"]) as broker:
         observer = Observer(broker.bootstrap_servers)
         observer.produce("t", range(5))

@@ -165,7 +165,7 @@ def test_the_broker_is_at_9092_by_default(call: Call, brokers: Brokers) -> None:
     assert "topics" not in ended.err
 
 
-def test_a_container_that_ends_by_itself_ends_the_command_with_3(call: Call, brokers: Brokers) -> None:
+def test_a_container_that_exits_ends_the_command_with_3(call: Call, brokers: Brokers) -> None:
     def end() -> None:
         raise BrokerUnavailableError("the container ended by itself")
 

@@ -61,9 +61,7 @@ def test_the_brokers_of_produce_are_the_option_then_the_environment(
         (["t", "--keys", "id"], "unrecognized arguments: --keys id"),
     ],
 )
-def test_a_usage_error_of_produce_shows_how_it_is_typed(
-    produce: Run, fed: list[Any], argv: list[str], words: str
-) -> None:
+def test_a_usage_error_of_produce_shows_its_usage(produce: Run, fed: list[Any], argv: list[str], words: str) -> None:
     example = "for example: karafka-lite produce my_topic my_file.jsonl"
     refused(produce(*argv), words, "usage: karafka-lite produce", example, "karafka-lite produce --help")
     assert fed == []
@@ -96,7 +94,7 @@ def test_brokers_that_are_none_are_refused_with_their_source(
 
 
 @pytest.mark.parametrize("listens", [False, True], ids=["nobody listens", "nobody answers"])
-def test_without_a_broker_produce_ends_with_3_and_leaves_nothing_behind(
+def test_without_a_broker_produce_exits_with_3_and_leaves_no_thread_or_socket(
     produce: Run, write: Write, monkeypatch: pytest.MonkeyPatch, listens: bool
 ) -> None:
     monkeypatch.setitem(producer.DEFAULTS, "bootstrap_timeout_ms", 500)

@@ -176,7 +176,7 @@ def test_what_a_human_types_is_not_painted_over(terminal: Stream) -> None:
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_a_feed_that_fails_has_no_line_that_says_it_was_produced(terminal: Stream, is_terminal: bool) -> None:
+def test_a_feed_that_fails_has_no_line_about_its_success(terminal: Stream, is_terminal: bool) -> None:
     terminal.terminal = is_terminal
     with redirect_stderr(terminal), pytest.raises(ValueError, match="bad line"), console.feeding("clicks", 10, False):
         raise ValueError("bad line")
@@ -232,7 +232,7 @@ def test_configuring_twice_logs_once(pipe: Stream) -> None:
     assert pipe.getvalue().count("hello") == 1
 
 
-def test_a_handler_that_somebody_else_added_stays(pipe: Stream) -> None:
+def test_the_handler_of_an_agent_stays(pipe: Stream) -> None:
     agent = logging.NullHandler()
     logging.getLogger().addHandler(agent)
     console.configure_logging("info")

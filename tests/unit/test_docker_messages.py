@@ -1,4 +1,4 @@
-"""What the docker broker says and removes when Docker fails, with a stand-in for Docker's client.
+"""The messages of the docker broker, and what it removes, when Docker fails; with a stand-in for Docker's client.
 
 A real daemon is asked in tests/broker/test_docker.py.
 """

@@ -1,4 +1,4 @@
-"""Lines of a file become messages, and what each bad line says."""
+"""Lines of a file become messages, and the message about each bad line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def values(data: bytes, text: bool = False) -> list[bytes]:
 
 
 def read_until_bad(data: bytes, key: str | None = None, text: bool = False) -> tuple[int, str]:
-    """How many lines come before the bad one, and what is said of it."""
+    """How many lines come before the bad one, and the message about it."""
     good: list[Line] = []
     with pytest.raises(BadLine) as bad:
         good.extend(lines(io.BytesIO(data), Feed("t", "f.jsonl", key, text)))
@@ -370,7 +370,7 @@ def test_a_read_that_fails_in_the_middle_is_reported_with_the_count(
 
 
 @pytest.mark.parametrize("topic", ["", "a b", ".", "ä", "x" * 250])
-def test_a_name_that_no_topic_can_have_is_said_before_anything_else(topic: str) -> None:
+def test_an_invalid_topic_name_is_refused_before_anything_else(topic: str) -> None:
     with pytest.raises(ConfigurationError, match="is not a valid topic name"):
         send(Feed(topic, "missing"))
 

@@ -12,7 +12,7 @@ from support.command import ORDERS, Run, Write, refused, refused_with_the_users_
 
 
 @pytest.mark.parametrize("target", ["orders:app", "orders", "orders:", "orders.py", "orders.py:app", "./orders.py"])
-def test_the_app_is_found_however_it_is_typed(run: Run, write: Write, target: str) -> None:
+def test_the_app_is_found_under_each_way_to_name_it(run: Run, write: Write, target: str) -> None:
     write("orders.py", ORDERS)
     ended = run(target)
     assert ended.code == 0, ended.err
@@ -94,7 +94,7 @@ def test_a_file_of_a_package_is_imported_under_its_full_name(run: Run, write: Wr
 # -- what each mistake says -------------------------------------------------------------------------------------------
 
 
-def test_a_module_that_does_not_exist_is_said_with_the_place_and_the_nearest(
+def test_a_module_that_does_not_exist_is_reported_with_the_folder_and_the_nearest_name(
     run: Run, write: Write, tmp_path: Path
 ) -> None:
     write("orders.py", ORDERS)
@@ -108,7 +108,7 @@ def test_a_missing_module_of_a_package_that_exists_is_named_in_full(run: Run, wr
 
 
 @pytest.mark.parametrize("target", ["exmples/quickstart.py", "examples/quickstrt.py", "examples/", "quickstart.py"])
-def test_a_file_that_does_not_exist_is_said(run: Run, write: Write, target: str, tmp_path: Path) -> None:
+def test_a_file_that_does_not_exist_is_reported(run: Run, write: Write, target: str, tmp_path: Path) -> None:
     write("examples/quickstart.py", ORDERS)
     refused(run(target), "no such file: ", str(tmp_path), "use: karafka-lite run path/to/file.py")
 
@@ -119,7 +119,7 @@ def test_the_nearest_file_is_named_with_its_folder(run: Run, write: Write) -> No
 
 
 @pytest.mark.parametrize("target", ["", ":app", ".orders:app"])
-def test_a_target_without_a_module_is_said(run: Run, target: str) -> None:
+def test_a_target_without_a_module_is_refused(run: Run, target: str) -> None:
     refused(run(target), "does not name a module", "use: karafka-lite run module:app")
 
 
@@ -157,7 +157,7 @@ def test_a_module_that_ends_the_process_does_not_look_like_a_clean_end(run: Run,
     refused_with_the_users_traceback(run("orders"), 'orders.py", line 8', 'if __name__ == "__main__":')
 
 
-def test_an_attribute_that_is_missing_is_said_with_the_apps_that_are_there(run: Run, write: Write) -> None:
+def test_a_missing_attribute_is_reported_with_the_apps_of_the_module(run: Run, write: Write) -> None:
     write("orders.py", ORDERS + "second = App('other')\n")
     refused(
         run("orders:ap"),
@@ -167,7 +167,7 @@ def test_an_attribute_that_is_missing_is_said_with_the_apps_that_are_there(run: 
 
 
 @pytest.mark.parametrize("target", ["orders:app", "orders"])
-def test_a_module_without_any_app_is_told_how_to_make_one(run: Run, write: Write, target: str) -> None:
+def test_for_a_module_without_any_app_the_message_shows_how_to_create_one(run: Run, write: Write, target: str) -> None:
     write("orders.py", "x = 1\n")
     refused(run(target), "orders.py has no attribute 'app'", 'app = App("my-group")', "karafka-lite run orders:app")
 
@@ -189,7 +189,9 @@ def test_for_a_folder_its_modules_are_listed(run: Run, write: Write, package: bo
     ("text", "kind"),
     [("app = 3", "an object of type int"), ("app = None", "None"), ("class app: ...", "the class app")],
 )
-def test_an_attribute_that_is_not_an_app_is_said_with_its_type(run: Run, write: Write, text: str, kind: str) -> None:
+def test_an_attribute_that_is_not_an_app_is_reported_with_its_type(
+    run: Run, write: Write, text: str, kind: str
+) -> None:
     write("orders.py", f"{text}\n")
     refused(run("orders:app"), f"orders:app is {kind}, not an App")
     refused(run("orders"), f"orders:app is {kind}, not an App")
@@ -205,23 +207,23 @@ def test_for_a_handler_the_app_beside_it_is_suggested(run: Run, write: Write) ->
     refused(run("orders:store"), "orders:store is a function", "use: karafka-lite run orders:app")
 
 
-def test_a_factory_that_returns_something_else_is_said_with_its_type(run: Run, write: Write) -> None:
+def test_a_factory_that_returns_something_else_is_reported_with_its_type(run: Run, write: Write) -> None:
     write("orders.py", "def make(): ...\n")
     refused(run("orders:make()"), "orders:make() returned None, not an App", "return app")
 
 
-def test_a_factory_that_needs_arguments_is_said(run: Run, write: Write) -> None:
+def test_a_factory_that_needs_arguments_is_refused(run: Run, write: Write) -> None:
     write("orders.py", "def make(settings): ...\n")
     refused(run("orders:make()"), "make() missing 1 required positional argument", "called without arguments")
 
 
-def test_calling_an_app_is_said(run: Run, write: Write) -> None:
+def test_calling_an_app_is_refused(run: Run, write: Write) -> None:
     write("orders.py", ORDERS)
     refused(run("orders:app()"), "orders:app is an object of type App", "remove the ()")
 
 
 @pytest.mark.parametrize("target", ["orders", "jobs"])
-def test_a_wrong_decorator_is_said_with_the_users_line(run: Run, write: Write, target: str) -> None:
+def test_a_wrong_decorator_is_reported_with_the_users_line(run: Run, write: Write, target: str) -> None:
     write("orders.py", ORDERS + "@app.topic('clicks')\ndef count(batch): ...\n")
     write("jobs.py", "import orders\n")
     ended = run(target)
@@ -230,14 +232,14 @@ def test_a_wrong_decorator_is_said_with_the_users_line(run: Run, write: Write, t
     assert ended.err.startswith(f"orders.py:{line}: ")
 
 
-def test_a_wrong_call_in_a_factory_is_said_with_the_users_line(run: Run, write: Write) -> None:
+def test_a_wrong_call_in_a_factory_is_reported_with_the_users_line(run: Run, write: Write) -> None:
     write("orders.py", ORDERS + "def make():\n    app.topic('user_events')(store)\n")
     ended = run("orders:make()")
     refused(ended, "user_events")
     assert ended.err.startswith("orders.py:8: ")
 
 
-def test_a_wrong_app_is_said_with_the_users_line(run: Run, write: Write) -> None:
+def test_a_wrong_app_is_reported_with_the_users_line(run: Run, write: Write) -> None:
     write("orders.py", "from karafka_lite import App\n\napp = App('')\n")
     ended = run("orders")
     refused(ended, "group_id")
@@ -245,7 +247,7 @@ def test_a_wrong_app_is_said_with_the_users_line(run: Run, write: Write) -> None
 
 
 @pytest.mark.parametrize("target", ["orders", "jobs"])
-def test_a_syntax_error_is_said_with_its_line_and_text(run: Run, write: Write, target: str) -> None:
+def test_a_syntax_error_is_reported_with_its_line_and_text(run: Run, write: Write, target: str) -> None:
     write("orders.py", "x = 1\ndef f(:\n    pass\n")
     write("jobs.py", "import orders\n")
     ended = run(target)
@@ -263,18 +265,18 @@ def test_a_syntax_error_that_no_file_has_is_shown_from_the_users_file_on(run: Ru
     assert "importer.py" not in ended.err
 
 
-def test_a_file_that_is_no_text_is_said(run: Run, tmp_path: Path) -> None:
+def test_a_file_that_is_no_text_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "orders.py").write_bytes(b"x = 1\n\x00\xff")
     refused(run("orders"), "orders")
 
 
-def test_an_app_without_topics_is_told_to_decorate_a_function(run: Run, write: Write) -> None:
+def test_for_an_app_without_topics_the_message_shows_how_to_register_a_handler(run: Run, write: Write) -> None:
     write("orders.py", "from karafka_lite import App\napp = App('event-store')\n")
     refused(run("orders:app"), "the App in orders:app has no topics", "@app.topic(", "def handle(batch, ctx)")
 
 
 @pytest.mark.parametrize("target", ["argparse:app", "argparse.py"])
-def test_a_file_whose_name_is_taken_is_said(run: Run, write: Write, target: str) -> None:
+def test_a_file_whose_name_is_taken_is_refused(run: Run, write: Write, target: str) -> None:
     write("argparse.py", ORDERS)
     refused(run(target), "cannot import argparse.py", "already taken by", "rename it, for example to my_argparse")
 

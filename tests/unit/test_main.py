@@ -23,7 +23,7 @@ from karafka_lite.cli import main as cli
         (["orders", "--brok", "kafka:9092"], "unrecognized arguments: --brok"),
     ],
 )
-def test_a_usage_error_exits_1_and_says_what_to_type(run: Run, argv: list[str], words: str) -> None:
+def test_a_usage_error_exits_1_and_shows_the_usage(run: Run, argv: list[str], words: str) -> None:
     refused(run(*argv), words, "usage: karafka-lite run", "karafka-lite run module:app", "karafka-lite run --help")
 
 
@@ -83,7 +83,7 @@ def help_of(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 # -- as a process -----------------------------------------------------------------------------------------------------
 
 
-def test_the_version_is_said_on_standard_output(tmp_path: Path) -> None:
+def test_the_version_goes_to_standard_output(tmp_path: Path) -> None:
     done = process("-m", "karafka_lite", "--version", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"karafka-lite {karafka_lite.__version__}\n", "")
 

@@ -65,7 +65,7 @@ def _collector_as_it_was() -> Iterator[None]:
         (700, [], "import gc; gc.set_threshold(900)\n", 900),  # the user's module has the last word
     ],
 )
-def test_the_collector_runs_less_often_unless_somebody_knows_better(
+def test_the_collector_runs_less_often_unless_the_user_has_set_it(
     run: Run, write: Write, before: int, options: list[str], module: str, seen: int
 ) -> None:
     write("orders.py", module + ORDERS)
@@ -94,7 +94,7 @@ def test_the_exit_code_is_that_of_the_run(run: Run, write: Write, monkeypatch: p
 @pytest.mark.parametrize(
     ("error", "code"), [(ConfigurationError("no such file"), 1), (BrokerUnavailableError("none"), 3)]
 )
-def test_what_is_only_known_at_run_time_is_said_without_a_traceback(
+def test_a_mistake_that_shows_at_run_time_is_one_message_without_a_traceback(
     run: Run, write: Write, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
 ) -> None:
     def fail(app: App) -> int:
@@ -109,7 +109,7 @@ def test_what_is_only_known_at_run_time_is_said_without_a_traceback(
     assert "Traceback" not in ended.err
 
 
-def test_an_option_that_the_app_refuses_is_said(run: Run, write: Write) -> None:
+def test_an_option_that_the_app_refuses_is_reported(run: Run, write: Write) -> None:
     write("orders.py", ORDERS)
     refused(run("orders", "--concurrency", "0"), "karafka-lite: ", "concurrency")
 
@@ -184,7 +184,7 @@ def test_a_feed_that_fails_ends_with_its_code_and_the_app_does_not_run(
         ("=f", "--feed expects TOPIC=FILE, got '=f'"),
     ],
 )
-def test_a_feed_that_reaches_nobody_is_a_usage_error_with_the_apps_topics(
+def test_a_feed_for_another_topic_is_a_usage_error_with_the_apps_topics(
     run: Run, write: Write, fed: list[Any], feed: str, words: str
 ) -> None:
     write("orders.py", ORDERS + "@app.topic('clicks', 'user_events', group_id='other')\ndef two(batch, ctx): ...\n")
