@@ -52,7 +52,7 @@ def image() -> Iterator[str]:
 
 @pytest.fixture
 def containers(image: str) -> Iterator[Callable[[], list[Any]]]:
-    """Asks the daemon which containers the test has, in any state. Behind it there must be none."""
+    """Asks the daemon which containers the test has, in any state. Afterwards there must be none."""
     client = docker.from_env()
 
     def ours() -> list[Any]:
@@ -125,7 +125,7 @@ def test_run_with_the_docker_broker_consumes_and_a_signal_commits_and_removes_th
 ) -> None:
     elsewhere = {"KARAFKA_LITE_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
     with command(tmp_path, "run", "events", "--broker", "docker", "--image", image, **elsewhere) as process:
-        observer = Observer(address(said(tmp_path, "nothing is kept")))
+        observer = Observer(address(said(tmp_path, "data is discarded on exit")))
         observer.produce("user_events", [{"id": 7}])
         said(tmp_path, "stored {'id': 7}")
         wait_until(lambda: observer.committed("event-store", "user_events") == 1, 30, "a commit of the message")
@@ -155,7 +155,7 @@ def test_a_process_that_is_killed_leaves_no_container(
     image: str, containers: Callable[[], list[Any]], tmp_path: Path
 ) -> None:
     with command(tmp_path, "run", "events", "--broker", "docker", "--image", image) as process:
-        said(tmp_path, "nothing is kept")
+        said(tmp_path, "data is discarded on exit")
         process.kill()
     wait_until(lambda: not containers(), 60, "the removal of the container")
 
@@ -164,7 +164,7 @@ def test_a_second_ctrl_c_which_ends_the_app_at_once_leaves_no_container(
     image: str, containers: Callable[[], list[Any]], tmp_path: Path
 ) -> None:
     with command(tmp_path, "run", "events", "--broker", "docker", "--image", image) as process:
-        said(tmp_path, "nothing is kept")
+        said(tmp_path, "data is discarded on exit")
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)
 
