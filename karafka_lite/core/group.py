@@ -436,6 +436,8 @@ class Group:
 
     def advance(self, now: float) -> None:
         """Time has passed: bounds that are over, back-offs that ended."""
+        for ownership in [o for o in self.leftovers.values() if not o.busy]:
+            self._forget_leftover(ownership)  # of an earlier run of the app: only that run's group has seen it end
         while self._timers and self._timers[0][0] <= now:
             moment, _, ownership = heapq.heappop(self._timers)
             if ownership.timer == moment:

@@ -328,8 +328,9 @@ class Ownership:
             self.marks.mark(self.intake.next_offset)
 
     def _go_on_at(self, run: Run, offset: int) -> None:
-        """The next batch begins at ``offset``: with what ``run`` had, put back; or fetched again where it is older."""
-        if self.state is State.ASSIGNED and offset >= run.begin_offset:
+        """The next batch begins at ``offset``: with what ``run`` had, put back; or fetched again, from elsewhere."""
+        in_hand = run.begin_offset <= offset <= next_offset_after(run.records[-1].offset)
+        if self.state is State.ASSIGNED and in_hand:
             self.intake.put_back(run.chunk, offset)
         else:
             self.intake.go_to(offset)

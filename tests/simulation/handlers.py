@@ -2,141 +2,289 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from steps import Steps
+from ledger import violated
 
-from karafka_lite.core.options import Hook
-from karafka_lite.core.ownership import Partition, Run, State
-from karafka_lite.messages import next_offset_after
+from karafka_lite.context import Context
+from karafka_lite.core.options import Hook, Options, RegisteredHook
+from karafka_lite.core.ownership import Run
+from karafka_lite.errors import CommitError, KarafkaLiteError, ProduceError
+from karafka_lite.messages import Batch, Message
+from karafka_lite.routing import Route
 
 if TYPE_CHECKING:
-    from simulated_member import SimulatedMember
+    from ledger import Book
+    from simulated_runner import Life
+    from simulation import Policy
+
+SYNC_SLACK_S = 5.0
+
+
+class Failed(Exception):
+    """A handler fails; its text cannot be made."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Unwanted(TypeError):
+    """What cannot be a message."""
+
+
+class Bug(BaseException):
+    """The world has put it into our code."""
+
+
+EXPECTED = Failed, CommitError, ProduceError, SystemExit, Unwanted, type(None)
 
 
 class Handlers:
-    """The user code of one member."""
+    """The user code of one run of the app."""
 
-    def __init__(self, member: SimulatedMember) -> None:
-        self._member = member
-        self._rng = member.rng
-        self._settings = member.world.settings
+    def __init__(self, life: Life) -> None:
+        self._life, self._world = life, life.world
+        self._rng, self._settings = self._world.rng, self._world.settings
+        self._ledger = self._world.ledger
+        self.routes = {topic: self._route(topic, policy) for topic, policy in self._world.policies.items()}
 
-    def call(self, run: Run) -> Steps:
-        """Returns whether the batch failed (what a hook raises is only logged)."""
-        if run.hook:
-            yield from self._hook(run.partition, run.hook)
-            return False
-        self._touch_state(run.partition)
-        if self._member.world.calm:
-            yield None
-            if run.partition.policy.manual_offsets:
-                self._member.mark(run.partition, next_offset_after(run.records[-1].offset))
-            return False
-        failed = yield from self._batch(run)
-        return failed
+    def _route(self, topic: str, policy: Policy) -> Route:
+        hooks = [RegisteredHook(kind, self._hook, every_ms) for kind, every_ms in policy.hooks]
+        options = Options(
+            policy.manual_offsets,
+            policy.max_messages,
+            policy.batch_timeout_ms,
+            policy.backoff,
+            budget=policy.budget,
+        )
+        return SimulatedRoute(self._life, (topic,), self._batch, "g", options, None, hooks, policy.dead_letter)
 
-    def _touch_state(self, partition: Partition) -> None:
-        """The state holds a token that the ledger knows: it has to come back with the next batch."""
-        o = self._member.ledger[partition]
-        if o.token is None:
-            o.token = partition.user_state["token"] = object()
+    # -- a batch
 
-    def _batch(self, run: Run) -> Steps:
-        rng, settings, partition = self._rng, self._settings, run.partition
-        size = len(run.records)
-        fails_at = rng.randrange(size + 1) if rng.random() < settings.failing else self._poison(run)
+    def _batch(self, batch: Batch, ctx: Context) -> None:
+        o, run = self._ledger[ctx._ownership], ctx._run
+        if o.token is None:  # the ledger knows what is in the state: it has to come back with the next batch
+            o.token = ctx.state["token"] = object()
+        if self._world.calm:
+            self._world.point()
+            if o.options.manual_offsets:
+                self._mark(o, ctx, batch.last)
+            return
+        if self._rng.random() < self._settings.failing / 100:
+            raise SystemExit
+        self._process(batch, ctx, o, run)
+
+    def _process(self, batch: Batch, ctx: Context, o: Book, run: Run) -> None:
+        rng, settings, size = self._rng, self._settings, len(batch)
+        fails_at = rng.randrange(size + 1) if rng.random() < settings.failing else self._poison(batch)
         returns_at = rng.randrange(size) if rng.random() < 0.05 else None
-        leaves_at = rng.randrange(size) if rng.random() < 0.05 else None  # a loop over ``each`` by ``break``
         hangs_at = rng.randrange(size) if rng.random() < settings.hanging else None
         careful = rng.random() < 0.7  # stops at the first mark that is refused, and wraps up when asked to
-        o = self._member.ledger[partition]
         o.marking = rng.choice(["never", "as it comes"]) if o.marking is None else o.marking
-        marking = rng.choice([0.0, 0.3, 1.0]) if partition.policy.manual_offsets else rng.choice([0.0, 0.0, 0.3])
+        marking = rng.choice([0.0, 0.3, 1.0]) if o.options.manual_offsets else rng.choice([0.0, 0.0, 0.3])
         marking = 0.0 if o.marking == "never" else marking
-        for index, record in enumerate(run.records):
-            yield from self._work(hangs=index == hangs_at)
+        each = o.marking != "never" and rng.random() < 0.3
+        messages: Iterable[Message] = ctx.each(batch) if each else batch
+        for index, message in enumerate(messages):
+            self._work(hangs=index == hangs_at)
             if index == fails_at:
-                if rng.random() < 0.3:
-                    run.in_hand = record.offset  # in a loop over ``each``
-                return True
-            if index == leaves_at:
-                run.in_hand = record.offset
-                return False
-            if rng.random() < settings.sending:
-                self._member.send(partition)
-                if rng.random() < 0.3:
-                    yield from self._member.answers(partition)  # and goes on, whatever it is
-            if rng.random() < 0.01:
-                self._member.rest(partition, rng.choice([0.0, 0.3, 20.0]))
-            if settings.backward_marks and rng.random() < 0.08:
-                self._seek(partition, record.offset)
-            if index == returns_at or (careful and partition.state is State.DRAINING and rng.random() < 0.3):
-                return False
-            if rng.random() < marking:
-                marked = self._member.mark(partition, next_offset_after(record.offset))
-                if not marked and careful:
-                    return False
+                raise Failed
+            self._do_something(ctx, o, message)
+            if index == returns_at or (careful and ctx.stopping and rng.random() < 0.3):
+                return
+            if not each and rng.random() < marking:
+                if not self._mark(o, ctx, message) and careful:
+                    return
                 if rng.random() < settings.failing / 4:
-                    return True
-                if marked and (yield from self._commit(partition)) is None and rng.random() < 0.5:
-                    return True  # CommitError
-            if settings.backward_marks and rng.random() < 0.03:
-                self._mark_older(partition, record.offset)
-                if rng.random() < 0.3:
-                    yield from self._member.commit(partition, 3.0)
+                    raise Failed
+                self._commit(o, ctx)
         if fails_at == size:
-            return True
-        if partition.policy.manual_offsets and o.marking != "never" and rng.random() < 0.5:
-            self._member.mark(partition, next_offset_after(run.records[-1].offset))
-        return False
+            raise Failed
+        if o.options.manual_offsets and o.marking != "never" and rng.random() < 0.5:
+            self._mark(o, ctx, batch.last)
 
-    def _poison(self, run: Run) -> int | None:
+    def _poison(self, batch: Batch) -> int | None:
         """The first message that no try can process, but for some luck."""
         limit = 1000 * self._settings.poison
-        poisonous = (i for i, record in enumerate(run.records) if record.offset * 7919 % 1000 < limit)
+        poisonous = (i for i, message in enumerate(batch) if message.offset * 7919 % 1000 < limit)
         return next(poisonous, None) if self._rng.random() < 0.9 else None
 
-    def _seek(self, partition: Partition, before: int) -> None:
+    def _do_something(self, ctx: Context, o: Book, message: Message) -> None:
+        rng, settings = self._rng, self._settings
+        if rng.random() < settings.sending:
+            self._send(ctx, message)
+        if rng.random() < 0.01:
+            ctx.pause(rng.choice([0, 300, 20_000]))
+        elif rng.random() < 0.005:
+            ctx.resume()
+        if settings.backward_marks and rng.random() < 0.08:
+            self._seek(ctx, o, message.offset)
+        if settings.backward_marks and rng.random() < 0.03:
+            self._mark(o, ctx, self._handed(o), sync=rng.random() < 0.3)
+        if rng.random() < (0.05 if settings.backward_marks else 0.01):
+            self._world.spawn(self._life.process, f"{self._life} helper", partial(self._help, ctx, o, message))
+        if o.was_revoked or rng.random() < 0.1:
+            revoked = ctx.revoked
+            if revoked is o.was_revoked is False:
+                return
+            if not revoked:
+                violated("revoked is never False again", o)
+            o.was_revoked = True
+
+    def _seek(self, ctx: Context, o: Book, before: int) -> None:
         """Backward: forward would be the user's own wish to skip."""
-        begin = partition.start or 0
-        target = self._rng.choice(["earliest", self._rng.randint(min(begin, before), before)])
-        self._member.redirect(partition, target)
+        begin = min(o.start or 0, before)
+        choice = self._rng.random()
+        if choice < 0.4:
+            ctx.seek("earliest")
+        elif choice < 0.8:
+            ctx.seek(self._rng.randint(begin, before))
+        else:
+            ctx.pause(self._rng.choice([0, 100]), offset=self._rng.randint(begin, before))
 
-    def _mark_older(self, partition: Partition, before: int) -> None:
+    def _handed(self, o: Book) -> Message:
         """Any message that this ownership was handed."""
-        member = self._member
-        records = member.world.broker.logs[partition.place].read(min(partition.start or 0, before), 1000)
-        older = [record.offset for record in records if record.offset <= before]
-        member.mark(partition, next_offset_after(self._rng.choice(older[-20:])))
+        records = self._world.broker.logs[o.tp].read(int(o.lowest), 1000)
+        offsets = [record.offset for record in records if record.offset < o.highest]
+        return Message(*o.tp, self._rng.choice(offsets[-20:]))
 
-    def _work(self, *, hangs: bool) -> Steps:
+    def _work(self, *, hangs: bool) -> None:
         """Take some time."""
-        rng, member = self._rng, self._member
+        rng, world = self._rng, self._world
         if hangs:
-            member.say("hangs")
-            yield member.now + member.drain * rng.uniform(0.5, 5.0)
+            world.say(self._life, "hangs")
+            world.pause(world.now + self._life.drain_s * rng.uniform(0.5, 5.0))
         elif rng.random() < 0.2:
-            yield member.now + rng.choice([0.0, 0.01, 0.2, 2.0])
+            world.pause(world.now + rng.choice([0.0, 0.01, 0.2, 2.0]))
+        else:
+            world.point()
 
-    def _commit(self, partition: Partition) -> Steps:
-        """Now and then: ask for a commit, or wait for one. Returns None when the wait timed out."""
-        chance = self._rng.random() / (3 if partition.unanswered else 1)
+    # -- what a context is asked for
+
+    def _mark(self, o: Book, ctx: Context, message: Message, *, sync: bool = False) -> bool:
+        rng, began = self._rng, self._world.now
+        if not sync and rng.random() < 0.93:
+            result = ctx.mark_as_consumed(message)
+            self._ledger.has_marked(o, result)
+            return result
+        timeout_ms = rng.choice([200, 3000, 30_000])
+        try:
+            result = ctx.mark_as_consumed(message, sync=True, timeout_ms=timeout_ms)
+        except (CommitError, ProduceError) as error:
+            self._sync_raised(error)
+            if rng.random() < 0.5:
+                raise
+            return True
+        finally:
+            self._took(began, timeout_ms)
+        self._synced(o, result)
+        return result
+
+    def _commit(self, o: Book, ctx: Context) -> None:
+        """Now and then: ask for a commit, or wait for one."""
+        rng, began = self._rng, self._world.now
+        chance = rng.random() / (3 if o.waiting else 1)
         if chance < 0.05:
-            self._member.request_commit(partition)
-        elif chance < 0.12:
-            return (yield from self._member.commit(partition, self._rng.choice([0.2, 3.0, 30.0])))
-        return True
+            ctx.commit_offsets()
+        elif chance < 0.1:
+            timeout_ms = rng.choice([200, 3000, 30_000])
+            try:
+                result = ctx.commit_offsets(sync=True, timeout_ms=timeout_ms)
+            except (CommitError, ProduceError) as error:
+                self._sync_raised(error)
+                if rng.random() < 0.5:
+                    raise
+                return
+            finally:
+                self._took(began, timeout_ms)
+            self._world.reached["a sync commit ended with the ownership"] += not result
 
-    def _hook(self, partition: Partition, hook: Hook) -> Steps:
-        """Mark what was processed but not marked; on_revoked tries to, in vain."""
-        o = self._member.ledger[partition]
-        calm = self._member.world.calm
-        yield from self._work(hangs=not calm and self._rng.random() < 3 * self._settings.hanging)
-        if not calm and self._rng.random() < self._settings.sending:
-            self._member.send(partition)
-        flushes = hook is Hook.ON_REVOKED or (partition.policy.manual_offsets and self._rng.random() < 0.7)
-        if flushes and o.done not in (o.start, o.stored):
-            self._member.mark(partition, o.done)
-            if hook is not Hook.ON_REVOKED and self._rng.random() < 0.2:
-                yield from self._member.commit(partition, 1.0)
+    def _synced(self, o: Book, result: bool) -> None:
+        if result:
+            self._ledger.has_synced(o)
+        else:
+            self._world.reached["a sync commit ended with the ownership"] += 1
+
+    def _sync_raised(self, error: Exception) -> None:
+        timed_out = isinstance(error, CommitError)
+        name = "a sync commit timed out" if timed_out else "a sync commit ended with a send that failed"
+        self._world.reached[name] += 1
+
+    def _took(self, began: float, timeout_ms: int) -> None:
+        took, frozen = self._world.now - began, self._life.process.frozen_until >= began
+        if took > timeout_ms / 1000 + SYNC_SLACK_S and not frozen and not self._world.over:
+            violated("a sync commit ends within its timeout", self._life, took, timeout_ms)
+
+    def _send(self, ctx: Context, message: Message) -> None:
+        rng, world = self._rng, self._world
+        try:
+            if ctx._dead_letter and rng.random() < 0.2:
+                future: Future[Any] = ctx.dead_letter(message, "by hand")
+            else:
+                future = ctx.produce("out", b"x")
+        except (ProduceError, TypeError) as error:
+            if rng.random() < 0.5:
+                raise Unwanted from error
+            return  # it goes on, whatever it is
+        if rng.random() < 0.3:
+            until = world.now + 3.0
+            while not future.done() and world.now < until:
+                world.pause(world.now + 0.1)
+
+    def _help(self, ctx: Context, o: Book, message: Message) -> None:
+        """A thread of user code, which may outlive the call that started it."""
+        rng, world = self._rng, self._world
+        world.pause(world.now + rng.choice([0.0, 0.1, 2.0]))
+        choice = rng.random()
+        try:
+            if choice < 0.3:
+                ctx.resume()
+            elif choice < 0.5:
+                ctx.commit_offsets(sync=rng.random() < 0.5, timeout_ms=500)
+            elif self._settings.backward_marks and choice < 0.75:
+                self._mark(o, ctx, message)
+            elif self._settings.backward_marks:
+                self._seek(ctx, o, message.offset)
+        except KarafkaLiteError:
+            pass
+
+    # -- hooks
+
+    def _hook(self, ctx: Context) -> None:
+        """Mark what was processed but not marked; ``on_revoked`` tries to, in vain."""
+        o, hook = self._ledger[ctx._ownership], ctx._run.hook
+        calm, rng = self._world.calm, self._rng
+        self._work(hangs=not calm and rng.random() < 3 * self._settings.hanging)
+        if not calm and rng.random() < self._settings.sending:
+            self._produce(ctx)
+        if not calm and rng.random() < self._settings.failing:
+            raise Failed
+        flushes = hook is Hook.ON_REVOKED or (o.options.manual_offsets and rng.random() < 0.7)
+        last = self._world.broker.logs[o.tp].read(o.done - 1, 1)
+        processed = last and last[0].offset == o.done - 1 and o.lowest <= o.done - 1 < o.highest
+        if flushes and processed and o.done != o.stored:
+            self._mark(o, ctx, Message(*o.tp, o.done - 1), sync=not calm and rng.random() < 0.2)
+
+    def _produce(self, ctx: Context) -> None:
+        try:
+            ctx.produce("out", b"x")
+        except TypeError as error:
+            raise Unwanted from error
+
+
+class SimulatedRoute(Route):
+    """A route in which there may be a bug of ours."""
+
+    def __init__(self, life: Life, *args: Any) -> None:
+        super().__init__(*args)
+        self._life = life
+
+    def batch_of(self, run: Run) -> Batch:
+        world = self._life.world
+        if not world.calm and world.rng.random() < world.settings.bugs:
+            self._life.bugs += 1
+            raise Bug
+        return super().batch_of(run)

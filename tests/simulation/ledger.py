@@ -1,7 +1,8 @@
 """The second opinion: what must be true of every ownership, from what happened to it and from nothing else.
 
-The shell tells the ledger what it did to the group and what came back. The ledger keeps its own books (what was handed
-over, marked, sent to the broker, known to be there) and compares them with the group's after each event.
+The watchers (``watch.py``) tell the ledger what the runner did under its lock and what came back. The ledger keeps its
+own books (what was handed over, marked, sent to the broker, known to be there) and compares them with the group's each
+time the lock is released.
 """
 
 from __future__ import annotations
@@ -9,32 +10,46 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from greenlet import getcurrent
+from simulated_client import RECORD_BYTES
 from steps import FOREVER
 
-from karafka_lite.core.group import FINAL_COMMIT_S, Commit, Group
-from karafka_lite.core.options import Hook
-from karafka_lite.core.ownership import Partition, Run, State
+from karafka_lite.core.group import FINAL_COMMIT_S, Commit, Group, Outcome, PollPlan
+from karafka_lite.core.marks import Send
+from karafka_lite.core.options import Hook, RegisteredHook
+from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.messages import TopicPartition
 
 if TYPE_CHECKING:
     from simulated_broker import Broker, Record
+    from simulated_runner import Life
 
-RECORD_BYTES = 7
 EPSILON = 1e-6
 NUMBERS = itertools.count(1)
+COMMIT_RETRY_S = 0.1, 1.0  # the shortest and the longest wait between two tries of a commit
+SLACK_S = 5.0  # how late threads may be scheduled, all together, when something has a bound
 
 
 class Violation(AssertionError):
     """A promise of the contract is broken."""
 
 
+def violated(promise: str, *details: object) -> None:
+    """End the world. The thread that found it does not go on: user code, and the runner, would catch what it raises."""
+    error = Violation(f"{promise}: {', '.join(map(str, details))}")
+    hub = getcurrent().parent
+    if hub is None:
+        raise error
+    hub.throw(error)
+
+
 def require(fact: Any, promise: str, *details: object) -> None:
-    """Raise a Violation that names the ``promise`` unless ``fact``."""
+    """End the world with a Violation that names the ``promise`` unless ``fact``."""
     if not fact:
-        raise Violation(f"{promise}: {', '.join(map(str, details))}")
+        violated(promise, *details)
 
 
 class Mark(NamedTuple):
@@ -45,54 +60,62 @@ class Mark(NamedTuple):
     number: int  # of all that was stored and requested
 
 
-class Ownership:
-    """The books of one Partition object."""
+class Book:
+    """What the ledger knows of one ownership."""
 
-    def __init__(self, partition: Partition, member: Any, predecessors: list[Ownership]) -> None:
-        self.partition = partition
-        self.place: TopicPartition = partition.place
-        self.policy = partition.policy
-        self.member = member
-        self.generation: int = member.client.generation
+    def __init__(self, ledger: Ledger, life: Life, ownership: Ownership, predecessors: list[Book]) -> None:
+        self.ledger = ledger
+        self.life = life
+        self.ownership = ownership
+        self.tp: TopicPartition = ownership.tp
+        self.options = ownership.options
+        self.generation = life.client.generation()
         self.predecessors = predecessors  # of this process; their user code must end first
         self.seen = State.ASSIGNED
+        self.automatic = False  # the group is marking by itself
 
         self.start: int | None = None
-        self.start_committed = False
         self.start_uncommitted_latest = False
+        self.seek_to: int | None = None  # where the client has yet to be moved to
+        self.sought: object = None  # where to begin, while nobody knows the offset
         self.fetch_next = self.hand_next = 0
         self.queued = 0
         self.queued_since = 0.0
         self.in_jobs = False
         self.running: Run | None = None
         self.handed = False
-        self.highest = 0  # behind the highest message handed over
-        self.done = 0  # behind the last batch that was processed
+        self.lowest, self.highest = FOREVER, 0  # the first message handed over, and past the last one
+        self.done = 0  # where the next batch begins
+        self.began_at = 0  # ``done`` of the running batch
         self.attempt = 1
         self.not_before = 0.0
         self.rests_until = 0.0
-        self.every_at: list[float] = []
+        self.every_at: dict[RegisteredHook, float] = {}
+        self.hooks_first = 0  # runs of ``every`` since the batch that waits was ready
         self.seq_begun = 0  # of stores, when the batch began
         self.redirect: Any = None  # where the running code wants the next batch to start
-        self.sought: object = None  # where to begin, while nobody knows the offset
         self.retry_position = 0
         self.token: object = None
         self.marking: str | None = None  # how its handler goes about it
+        self.was_revoked = False  # user code was told
 
         self.stored: int | None = None
         self.stored_ever: set[int] = set()
         self.seq = self.acked_seq = self.applied_seq = 0  # of stores: made, known to be on the broker, on the broker
         self.acked_offset: int | None = None
         self.seqs = 0  # how many there were, void ones included
+        self.version = 0  # the highest of the group's own numbers of stores
+        self.void: set[int] = set()  # stores that a failed send has undone
+        self.last_mark: dict[object, tuple[bool, int]] = {}  # of each thread: whether it was stored, and as which one
         self.backed = Mark(0, None, 0)  # the newest mark with every send before it acknowledged
-        self.trail: list[Mark | object] = []  # what came behind it: sends, and marks that wait for them
-        self.waiting: set[object] = set()  # sends without an answer
-        self.retry_at: dict[object, int] = {}  # send -> the retry position before it
+        self.trail: list[Mark | Send] = []  # what came after it: sends, and marks that wait for them
+        self.waiting: set[Send] = set()  # sends without an answer
+        self.retry_at: dict[Send, int] = {}  # the retry position before it
         self.failed_send = False  # of the code that runs
         self.unacked_since = 0.0
 
         self.tries: dict[int, list[int]] = {}  # offset -> failures, and those of a batch of one
-        self.gone: set[int] = set()  # set aside, and not known to be committed
+        self.gone: set[int] = set()  # given up, and not known to be committed
         self.passed_over = 0  # tries of commits since it was part of one that could succeed
 
         self.asked: str | None = None  # "revoke" or "stop", whichever came first
@@ -112,8 +135,13 @@ class Ownership:
     def committable(self) -> bool:
         return self.acked_seq != self.backed.seq
 
+    @property
+    def ours(self) -> bool:
+        """Marks count: until the ownership releases its partition or is lost."""
+        return not self.lost and self.seen < State.RELEASING
+
     def is_isolated(self, record: Record) -> bool:
-        budget = self.policy.budget
+        budget = self.options.budget
         return budget is not None and self.tries.get(record.offset, [0])[0] >= budget
 
     @property
@@ -137,7 +165,7 @@ class Ownership:
         self.trim(now)
 
     def trim(self, now: float) -> None:
-        """What nothing stands before any more is backed."""
+        """A mark before which no send waits is backed."""
         while self.trail and self.trail[0] not in self.waiting:
             mark = self.trail.pop(0)
             if isinstance(mark, Mark):
@@ -145,18 +173,177 @@ class Ownership:
                     self.unacked_since = now
                 self.backed = mark
 
-    def send_failed(self, send: object, now: float) -> None:
-        """Everything behind ``send`` is void."""
+    def send_failed(self, send: Send) -> None:
+        """Everything after ``send`` is void."""
         self.failed_send = True
         if send in self.trail:
-            del self.trail[self.trail.index(send) :]
+            index = self.trail.index(send)
+            self.void.update(mark.seq for mark in self.trail[index:] if isinstance(mark, Mark))
+            del self.trail[index:]
             marks = [mark for mark in self.trail if isinstance(mark, Mark)]
             last = marks[-1] if marks else self.backed
             self.seq, self.stored = last.seq, last.offset
+            self.void.discard(last.seq)  # it was stored again after the send
             self.retry_position = self.retry_at[send]
 
     def __str__(self) -> str:
-        return f"{self.place[0]}-{self.place[1]}/{self.member}"
+        return f"{self.tp[0]}-{self.tp[1]}/{self.life}"
+
+
+class Sent(NamedTuple):
+    """One offset on its way to the broker, and which of its owner's stores it is."""
+
+    book: Book
+    offset: int
+    seq: int
+
+
+class Books:
+    """What the ledger knows of one member."""
+
+    def __init__(self, life: Life) -> None:
+        self.life = life
+        self.open: dict[TopicPartition, Book] = {}  # not over
+        self.plan: PollPlan | None = None  # that was made, and is not applied yet
+        self.has_to_rejoin = False  # because it said by itself that it is lost
+        self.committing = False
+        self.commit_requested_at: float | None = None
+        self.commit_requested_number = 0
+        self.commit_retry_at = 0.0
+        self.stopped_at: float | None = None
+        self.lost_partitions: Counter[TopicPartition] = Counter()  # less those that an event has named
+        self.wake_at = 0.0  # until when the committer may sleep
+        self.found_nothing = False  # the last look for something to commit, since the lock was taken
+        self._commit_not_before = self._committed_at = 0.0
+        self._unasked = 0  # commits in a row for which there was no reason
+        self._failed_topics: set[str] | None = None  # of the last commit
+        self._passed_over: set[str] = set()  # topics that it left for later
+        self._batch: list[Sent] = []
+
+    def requested(self, now: float) -> None:
+        self.commit_requested_number = next(NUMBERS)
+        if self.commit_requested_at is None:
+            self.commit_requested_at = now
+
+    def handed_over(self, tps: Sequence[TopicPartition], began: float) -> None:
+        """A rebalance has got ``tps``."""
+        self.within_bounds(began, "a hand-over")
+        kept = [tp for tp in tps if tp in self.open]
+        require(not kept, "what is handed over is over", self.life, *kept)
+
+    def within_bounds(self, began: float, what: str) -> None:
+        took = self.life.world.now - began
+        bound = self.life.drain_s + FINAL_COMMIT_S + SLACK_S
+        frozen = self.life.process.frozen_until >= began
+        require(took <= bound or frozen, f"{what} ends within its bound", self.life, took)
+
+    # -- commits
+
+    def batched(self, commits: Sequence[Commit], now: float) -> None:
+        """The committer was given ``commits``."""
+        books = self.open.values()
+        if all(o.acked for o in books):
+            self.commit_requested_at = None
+        self.found_nothing = not commits
+        if not commits:
+            return
+        self._batch = [self._sent(commit) for commit in commits]
+        self._is_asked_for(commits, now)
+        if all(o.seq == o.backed.seq for o in books):
+            self.commit_requested_at = None  # else it waits for what was sent
+        self._is_fair({o.tp[0] for o, _, _ in self._batch}, now)
+        self.committing = True
+
+    def _sent(self, commit: Commit) -> Sent:
+        o = self.open.get(commit.ownership.tp)
+        ours = o is not None and o.ownership is commit.ownership and not o.ended
+        require(ours, "only what is ours is committed", commit.ownership)
+        assert o is not None
+        require(
+            commit.offset == o.backed.offset and o.committable,
+            "what is stored is committed once everything that was sent before it is acknowledged",
+            *(o, commit.offset, o.backed, o.trail),
+        )
+        return Sent(o, commit.offset, o.backed.seq)
+
+    def on_the_way(self, offsets: Mapping[TopicPartition, int]) -> list[Sent]:
+        """The client is to commit ``offsets``."""
+        batch = {one.book.tp: one.offset for one in self._batch}
+        require(batch == offsets, "what is due is committed", self.life, batch, offsets)
+        return self._batch
+
+    def answered(self, accepted: bool, now: float) -> list[Sent]:
+        """The client has answered; returns what it was asked to commit."""
+        topics = {one.book.tp[0] for one in self._batch}
+        self.committing = False
+        for o in self.open.values():
+            # How long has each topic waited for its turn, to be tried without any other?
+            its_turn = o.tp[0] in topics and (accepted or len(topics) == 1)
+            o.passed_over = 0 if not o.committable or its_turn else o.passed_over + 1
+            require(o.passed_over <= 8, "a topic that refuses commits does not hold up the others", o, o.passed_over)
+        if accepted:
+            self._failed_topics = None
+        else:
+            self._failed_topics = topics
+            self._commit_not_before, self.commit_retry_at = (now + wait for wait in COMMIT_RETRY_S)
+        return self._batch
+
+    def _is_asked_for(self, commits: Sequence[Commit], now: float) -> None:
+        """By the interval, somebody who waits, a hand-over, or a failure before; now and then once more."""
+        releasing = any(commit.ownership.state is State.RELEASING for commit in commits)
+        interval = now >= self._committed_at + self.life.commit_interval_s - EPSILON
+        asked = releasing or interval or self.commit_requested_at is not None or self._failed_topics is not None
+        self._committed_at = now
+        self._unasked = 0 if asked else self._unasked + 1
+        # A topic that once refused makes each topic go by itself until it has had its turn, and once more.
+        require(self._unasked <= 8, "commits keep to their interval", self.life, self._unasked)
+
+    def _is_fair(self, topics: set[str], now: float) -> None:
+        """After a failure each topic goes by itself and in turn: one that refuses does not hold up the others."""
+        pending = {o.tp[0] for o in self.open.values() if o.committable}
+        if self._failed_topics is not None:
+            again = topics == self._failed_topics
+            waited = now >= self._commit_not_before - EPSILON
+            require(waited, "a failed commit is tried again after a pause", self.life)
+            alone = len(topics) == 1 or not self._failed_topics & pending
+            require(alone, "after a failed commit each topic goes by itself", self.life, *topics)
+            require(not (again and self._passed_over & pending), "after a failed commit topics take turns", *topics)
+        self._passed_over = pending - topics
+
+    # -- promises about time
+
+    def due(self) -> tuple[float, str]:
+        """When the group has to be looked at next, and why, so that nothing is late."""
+        first, reason = FOREVER, ""
+        for o in self.open.values():
+            for moment, why in self._due_of(o):
+                if moment < first:
+                    first, reason = moment, f"{why} of {o}"
+        return first, reason
+
+    def _due_of(self, o: Book) -> Iterator[tuple[float, str]]:
+        if o.seen is State.DRAINING:
+            yield o.deadline, "the bound of the drain"
+        if o.seen is State.RELEASING:
+            yield o.commit_deadline, "the bound of the last commit"
+        if o.committable and not self.committing:
+            yield max(o.unacked_since + self.life.commit_interval_s, self.commit_retry_at), "the interval commit"
+            if o.seen is State.RELEASING:
+                yield max(o.released_at, self.commit_retry_at), "the last commit"
+            if self.commit_requested_at is not None and o.backed.number < self.commit_requested_number:
+                yield max(self.commit_requested_at, self.commit_retry_at), "the requested commit"
+        if not o.in_jobs and o.running is None:
+            yield self._code_due(o), "user code"
+
+    def _code_due(self, o: Book) -> float:
+        if o.seen is State.DRAINING and not o.code_ended:
+            return 0.0
+        if o.seen is not State.ASSIGNED:
+            return FOREVER
+        elsewhere = o.ownership.predecessor is not None and any(p.life is not self.life for p in o.predecessors)
+        if elsewhere or any(p.busy for p in o.predecessors):
+            return FOREVER
+        return min([o.ledger.batch_due(o)[0], *o.every_at.values()])
 
 
 class Ledger:
@@ -167,36 +354,41 @@ class Ledger:
         self._reset = reset
         self._backward_marks = backward_marks
         self.reached = reached
-        self.books: dict[Partition, Ownership] = {}
-        self.open: dict[Any, dict[TopicPartition, Ownership]] = defaultdict(dict)  # member -> not over
-        self._over: dict[tuple[Any, TopicPartition], list[Ownership]] = defaultdict(list)  # process -> over
+        self.books: dict[Ownership, Book] = {}
+        self._over: dict[tuple[Any, TopicPartition], list[Book]] = defaultdict(list)  # process -> over
         # How far each log is processed without a hole; None: nobody has begun (latest).
         self.covered: dict[TopicPartition, int | None] = {
-            place: log.start if reset == "earliest" else None for place, log in broker.logs.items()
+            tp: log.start if reset == "earliest" else None for tp, log in broker.logs.items()
         }
 
-    def __getitem__(self, partition: Partition) -> Ownership:
-        return self.books[partition]
+    def __getitem__(self, ownership: Ownership) -> Book:
+        return self.books[ownership]
 
     # -- assignment
 
-    def assigned(self, member: Any, fresh: Iterable[Partition]) -> None:
-        for partition in fresh:
-            over = self._over[member.process, partition.place]
+    def assigned(self, life: Life, fresh: Iterable[Ownership], tps: Sequence[TopicPartition]) -> None:
+        require(life.client.reporting, "an assignment is of the client that is ours", life)
+        life.books.has_to_rejoin = False
+        self.reached["an assignment came while stopping"] += life.member.group.stopping and bool(tps)
+        for ownership in fresh:
+            over = self._over[life.process, ownership.tp]
             over[:] = [o for o in over if o.busy]
-            require(partition not in self.books, "an assignment makes a new ownership", partition)
-            o = Ownership(partition, member, list(over))
-            self.books[partition] = o
-            self.open[member][partition.place] = o
-            if over:
-                self.reached["an ownership waited for its predecessor's handler"] += 1
+            require(ownership not in self.books, "an assignment makes a new ownership", ownership)
+            require(ownership.tp not in life.books.open, "a partition has one ownership at a time", ownership)
+            o = Book(self, life, ownership, list(over))
+            self.books[ownership] = life.books.open[ownership.tp] = o
+            self.reached["an ownership waited for its predecessor's handler"] += bool(over)
 
-    def started(self, member: Any, place: TopicPartition, offset: int, committed: bool, now: float) -> None:
-        o = self.open[member].get(place)
-        if o is None or o.start is not None:
+    def started(self, o: Book, offset: int, committed: bool, result: bool, now: float) -> None:
+        expected = not o.ended and not o.lost and o.start is None
+        self.reached["a start came for an earlier ownership"] += not expected
+        require(result is expected, "an answer to an earlier ownership changes nothing", o, offset)
+        if not expected:
             return
+        asked_for = o.life.client.asked_for.get(o.tp)
+        require(asked_for is o, "an ownership begins with the answer that it asked for", o, asked_for)
         o.start = o.fetch_next = o.hand_next = o.retry_position = o.done = offset
-        o.start_committed = committed
+        o.seek_to = None if o.asked else offset
         if committed:
             o.stored = o.acked_offset = offset
             o.backed = Mark(0, offset, 0)
@@ -205,48 +397,90 @@ class Ledger:
             o.start_uncommitted_latest = True
             o.store(offset, now)
 
-    def asked(self, member: Any, places: Iterable[TopicPartition], why: str, now: float, drain: float) -> None:
-        """``why``: a rebalance wants ``places`` ("revoke"), or the app stops ("stop")."""
+    def asked(self, life: Life, tps: Iterable[TopicPartition], why: str, now: float) -> None:
+        """``why``: a rebalance wants ``tps`` ("revoke"), or the app stops ("stop")."""
         hook = Hook.BEFORE_REVOKE if why == "revoke" else Hook.ON_SHUTDOWN
-        for place in places:
-            o = self.open[member].get(place)
+        if why == "revoke":
+            require(life.client.reporting, "a rebalance is of the client that is ours", life)
+        else:
+            life.books.stopped_at = now
+        for tp in tps:
+            o = life.books.open.get(tp)
             if o is None:
                 continue
             if o.asked:
                 self.reached[f"{why} while already ending by {o.asked}"] += o.asked != why
                 continue
-            o.asked, o.deadline, o.queued = why, now + drain, 0
-            o.final_hook = hook if o.handed and hook in o.policy.hooks else None
+            o.asked, o.deadline, o.queued, o.seek_to = why, now + life.drain_s, 0, None
+            o.final_hook = hook if o.handed and o.options.hooks_of(hook) else None
             self.reached["a stop during back-off"] += why == "stop" and not o.running and now < o.not_before
 
-    def lost(self, member: Any) -> None:
-        for o in self.open[member].values():
-            o.lost, o.queued = True, 0
+    def lost(self, life: Life, rejoin: bool, now: float) -> None:
+        client, open_books = life.client, life.books.open
+        if open_books and not rejoin:
+            require(client.reporting or client.broken, "a loss is reported by the client that is ours", life)
+        elif open_books:
+            require(client.lost(now), "a member is lost when its client says so", life)
+            self.reached["a member declared its own loss"] += 1
+            life.books.has_to_rejoin = True
+        for o in open_books.values():
+            o.lost, o.queued, o.seek_to = True, 0, None
+            life.books.lost_partitions[o.tp] += 1
             self.reached["a loss while a handler ran"] += o.running is not None
             self.reached["a loss during a drain"] += o.asked is not None
 
     def crashed(self, process: Any) -> None:
-        for member in [member for member in self.open if member.process is process]:
-            del self.open[member]
         for key in [key for key in self._over if key[0] is process]:
             del self._over[key]
 
-    def closed(self, member: Any) -> None:
+    def closed(self, life: Life) -> None:
         """The member has left: its hooks that had no time are left out."""
+        life.books.within_bounds(life.member._wind_down_until - life.drain_s, "a stop")
+        self.reached["a stop left a stuck handler behind"] += bool(life.process.inside)
         for (process, _), over in self._over.items():
             for o in over:
-                if process is member.process and o.member is member:
+                if process is life.process and o.ownership in life.member.group.leftovers.values():
                     self.reached["a member left with an on_revoked hook waiting"] += o.revoked_hook_due
                     o.revoked_hook_due = False
 
-    # -- messages
+    # -- what the poller does
 
-    def fetched(self, member: Any, place: TopicPartition, records: Sequence[Record], wanted: bool, now: float) -> None:
-        o = self.open[member].get(place)
+    def planned(self, life: Life, plan: PollPlan) -> None:
+        """A plan was made: everything that has to be done is in it."""
+        books = life.books
+        if books.plan is not None:
+            self.reached["a plan was dropped and made again"] += 1
+        books.plan = None if plan.is_empty else plan
+        require(plan.rejoin or not books.has_to_rejoin, "a member that declares its own loss joins anew", life)
+        require(not (plan.rejoin and books.open), "who has joined again stays", life)
+        for o in books.open.values():
+            if o.seen is State.ASSIGNED and o.seek_to is not None:
+                planned = plan.seeks.get(o.ownership)
+                require(planned == o.seek_to, "a seek is planned until it is done", o, planned, o.seek_to)
+        limits = life.limits.shared_by(len(books.open) or 1)
+        for ownership in plan.pause:
+            full_of_bytes = ownership.intake.size_bytes >= limits.size_bytes
+            self.reached["a queue was full of bytes" if full_of_bytes else "a queue was full of messages"] += 1
+
+    def carried_out(self, life: Life, plan: PollPlan) -> None:
+        life.books.plan = None
+        life.books.has_to_rejoin &= not plan.rejoin
+        for ownership, offset in plan.seeks.items():
+            o = self.books[ownership]
+            if o.seek_to == offset:
+                o.seek_to = None
+        for o in life.books.open.values():
+            fetch = life.client.assignment.get(o.tp)
+            if fetch and o.seen is State.ASSIGNED:
+                agreed = fetch.paused is o.ownership.intake.paused
+                require(agreed, "a pause and a resume are planned until they are done", o, fetch.paused)
+
+    def fetched(self, life: Life, tp: TopicPartition, records: Sequence[Record], wanted: bool, now: float) -> None:
+        o = life.books.open.get(tp)
         self.reached["fetched records were dropped"] += not wanted
         if not wanted:
             return
-        require(o is not None and o.asked is None and not o.lost, "nothing is queued for what is not ours", place)
+        require(o is not None and o.asked is None and not o.lost, "nothing is queued for what is not ours", tp)
         assert o is not None
         follows = o.start is not None and o.sought is None and self._log_has(o, o.fetch_next, records)
         require(follows, "what is queued follows what was queued before", o, records[0].offset, o.fetch_next)
@@ -255,97 +489,134 @@ class Ledger:
             o.queued_since = now
         o.queued += wanted_records
         o.fetch_next = records[-1].offset + 1
-        batch, room = o.policy.max_messages, member.room
-        full = min(max(2 * batch, min(8 * batch, room.messages)), math.ceil(room.size_bytes / RECORD_BYTES))
-        require(o.queued <= full - 1 + member.poll_records, "a queue is bounded", o, o.queued)
+        batch, limits = o.options.max_messages, life.limits
+        full = min(max(2 * batch, min(8 * batch, limits.messages)), math.ceil(limits.size_bytes / RECORD_BYTES))
+        most = full - 1 + life.world.settings.poll_records + batch  # of one poll, and a batch that was put back
+        require(o.queued <= most, "a queue is bounded", o, o.queued)
 
-    def _log_has(self, o: Ownership, position: int, records: Sequence[Record]) -> bool:
-        return list(records) == self._broker.logs[o.place].read(position, len(records))
+    def _log_has(self, o: Book, position: int, records: Sequence[Record]) -> bool:
+        return list(records) == self._broker.logs[o.tp].read(position, len(records))
 
-    def _next_in_log(self, o: Ownership, count: int) -> list[Record]:
+    def _next_in_log(self, o: Book, count: int) -> list[Record]:
         """What has to be handed over next."""
-        records = self._broker.logs[o.place].read(o.hand_next, count + len(o.gone))
+        records = self._broker.logs[o.tp].read(o.hand_next, count + len(o.gone))
         return [record for record in records if record.offset not in o.gone][:count]
+
+    def positions(self, life: Life) -> None:
+        """What is done by the group's own account is done."""
+        for o in life.books.open.values():
+            done = o.ownership.done
+            if done is not None:
+                left = [r.offset for r in self._next_in_log(o, 1) if r.offset < done]
+                at_rest = o.running is None
+                require(not (left and at_rest), "what is done has been processed", o, done, *left)
 
     # -- user code
 
-    def enlisted(self, partition: Partition) -> None:
-        o = self.books[partition]
+    def enlisted(self, ownership: Ownership) -> None:
+        o = self.books[ownership]
         require(not o.in_jobs, "a partition waits for a worker once", o)
         o.in_jobs = True
 
-    def begun(self, member: Any, partition: Partition, run: Run | None, now: float) -> None:
-        o = self.books[partition]
+    def begun(self, life: Life, ownership: Ownership, run: Run | None, now: float) -> None:
+        o = self.books[ownership]
         o.in_jobs = False
         if run is None:
             self.reached["a worker came when its job had passed"] += 1
             return
-        inside = member.process.inside
-        require(o.place not in inside, "one run per partition at a time", o, inside.get(o.place))
+        inside = life.process.inside
+        require(o.tp not in inside, "one run per partition at a time", o, inside.get(o.tp))
         require(o.running is None, "one run per ownership at a time", o)
-        o.running = inside[o.place] = run
+        require(not any(p.busy for p in o.predecessors), "an ownership waits for the code of its predecessor", o)
+        o.redirect = None
         if run.hook is Hook.EVERY:
-            owned = o.asked is None and not o.lost and o.handed
-            require(owned, "every is called for what was handed a batch, and no more behind the end", o)
-            require(now >= o.every_at[run.number] - EPSILON, "every keeps to its time", o, now, o.every_at)
-            self.reached["every was called"] += 1
+            self._every_begun(o, run.hooks[0], now)
         elif run.hook:
             self._hook_begun(o, run.hook)
         else:
             self._batch_begun(o, run, now)
+        o.running = inside[o.tp] = run
 
-    def _batch_begun(self, o: Ownership, run: Run, now: float) -> None:
+    def _every_begun(self, o: Book, hook: RegisteredHook, now: float) -> None:
+        owned = o.asked is None and not o.lost and o.handed
+        require(owned, "every is called for what was handed a batch, and no more after the end", o)
+        due = o.every_at[hook]
+        require(now >= due - EPSILON, "every keeps to its time", o, now, due)
+        self.reached["every was called"] += 1
+        require(due <= min(o.every_at.values()), "the most overdue function of every goes first", o)
+        batch_at, since = self.batch_due(o)
+        if batch_at > now:
+            o.hooks_first = 0
+            return
+        o.hooks_first += 1
+        self.reached["an every went before a batch"] += 1
+        require(due <= since + EPSILON, "a batch goes before an every that became due later", o, due, since)
+        many = o.hooks_first > len(o.every_at)
+        require(not many, "a batch that is ready waits for each function of every once at the most", o)
+
+    def _batch_begun(self, o: Book, run: Run, now: float) -> None:
         records = run.records
         owned = o.asked is None and not o.lost and o.seen is State.ASSIGNED
         require(owned, "a batch is handed over to its owner only", o, o.seen)
-        require(not any(p.busy for p in o.predecessors), "an ownership waits for the code of its predecessor", o)
-        require(0 < len(records) <= o.policy.max_messages, "a batch has 1 to max_messages messages", o, len(records))
+        require(0 < len(records) <= o.options.max_messages, "a batch has 1 to max_messages messages", o, len(records))
         require(
             self._next_in_log(o, len(records)) == list(records),
             "nothing is skipped, repeated or out of order",
-            o,
-            records[0].offset,
-            o.hand_next,
+            *(o, records[0].offset, o.hand_next),
         )
         require(run.attempt == o.attempt, "attempts are counted", o, run.attempt, o.attempt)
         require(now >= o.not_before - EPSILON, "a failed batch waits for its back-off", o, now, o.not_before)
         require(now >= o.rests_until - EPSILON, "a paused partition rests", o, now, o.rests_until)
-        o.seq_begun, o.redirect = o.seq, None
         isolated = o.is_isolated(records[0])
         by_itself = len(records) == 1 if isolated else not any(map(o.is_isolated, records))
         require(by_itself, "a message whose batch failed too often is tried by itself", o, run, o.tries)
         self.reached["a message was tried by itself"] += isolated
-        if o.queued < o.policy.max_messages and not isolated and not o.partition.paused:
-            wait = o.policy.batch_timeout_ms / 1000
-            require(now >= o.queued_since + wait - EPSILON, "a batch waits for max_messages or its timeout", o)
+        due, since = self.batch_due(o)
+        require(now >= due - EPSILON, "a batch waits for max_messages or its timeout", o, now, due)
+        overdue = [moment for moment in o.every_at.values() if moment <= now]
+        if overdue:
+            self.reached["a batch went before an every"] += 1
+            require(since <= min(overdue) + EPSILON, "an every goes before a batch that became due later", o, since)
         if self._reset == "latest":
-            require(o.place in self._broker.committed, "a start at the end is committed before anything else", o)
+            require(o.tp in self._broker.committed, "a start at the end is committed before anything else", o)
         if not o.handed:
             self._first_batch(o)
-            o.every_at = [now + ms / 1000 for ms in o.policy.every_ms]
+            o.every_at = {hook: now + hook.every_ms / 1000 for hook in o.options.hooks_of(Hook.EVERY)}
         o.handed = True
+        o.hooks_first = 0
+        o.seq_begun, o.began_at = o.seq, o.done
         o.queued -= len(records)
         o.queued_since = now
         o.hand_next = records[-1].offset + 1
+        o.lowest = min(o.lowest, records[0].offset)
         o.highest = max(o.highest, o.hand_next)
-        if not o.policy.manual_offsets:
+        if not o.options.manual_offsets:
             o.retry_position = records[0].offset
 
-    def _first_batch(self, o: Ownership) -> None:
-        if o.generation != self._broker.generation or o.member.client.session not in self._broker.sessions:
+    def batch_due(self, o: Book) -> tuple[float, float]:
+        """When the next batch may be handed over, and since when it waits."""
+        if not o.queued or (o.start_uncommitted_latest and not o.handed and not o.acked):
+            return FOREVER, FOREVER
+        due = max(o.not_before, o.rests_until)
+        isolated = any(map(o.is_isolated, self._next_in_log(o, 1)))
+        enough = o.queued >= o.options.max_messages or o.ownership.intake.paused
+        if o.options.batch_timeout_ms and not enough and not isolated:
+            due = max(due, o.queued_since + o.options.batch_timeout_ms / 1000)
+        return due, max(due, o.queued_since)
+
+    def _first_batch(self, o: Book) -> None:
+        if o.generation != self._broker.generation or o.life.client.session not in self._broker.sessions:
             self.reached["an evicted member went on before it knew"] += 1
             return
-        committed = self._broker.committed.get(o.place)
+        committed = self._broker.committed.get(o.tp)
         require(
-            committed == o.start or (committed is None and o.start == self._broker.logs[o.place].start),
+            committed == o.start or (committed is None and o.start == self._broker.logs[o.tp].start),
             "an owner begins at the committed offset, or where auto_offset_reset points to",
-            o,
-            o.start,
-            committed,
+            *(o, o.start, committed),
         )
 
-    def _hook_begun(self, o: Ownership, hook: Hook) -> None:
-        require(hook in o.policy.hooks, "a hook runs where it was hung", o, hook)
+    def _hook_begun(self, o: Book, hook: Hook) -> None:
+        require(o.options.hooks_of(hook), "a hook runs where it was registered", o, hook)
         require(hook not in o.hooks_run, "a hook runs once per ownership", o, hook)
         require(o.handed, "a hook runs only for what was handed a batch", o, hook)
         if hook is Hook.ON_REVOKED:
@@ -357,9 +628,9 @@ class Ledger:
         self.reached[f"a hook ran: {hook.value}"] += 1
 
     def gives_up(self, run: Run, result: bool) -> None:
-        """The handler has failed; ``result``: the group says that its message is to be set aside."""
-        o = self.books[run.partition]
-        if run.hook or o.policy.budget is None:
+        """The handler has failed; ``result``: the group says that its message is to be given up."""
+        o = self.books[run.ownership]
+        if run.hook or o.options.budget is None:
             require(not result, "only what has a budget is given up", o)
             return
         first = run.records[0].offset
@@ -369,56 +640,50 @@ class Ledger:
                 tries = o.tries.setdefault(record.offset, [0, 0])
                 tries[0] += 1
                 tries[1] += len(run.records) == 1
-        spent = len(run.records) == 1 and o.tries.get(first, [0, 0])[1] >= o.policy.budget
-        expected = spent and o.redirect is None and first >= o.retry_position and self.marks_count(o)
+        spent = len(run.records) == 1 and o.tries.get(first, [0, 0])[1] >= o.options.budget
+        expected = spent and o.redirect is None and first >= o.retry_position and o.ours
         require(result is expected, "a message is given up when its budget is spent, and not before", o, first, o.tries)
-        if result:
-            o.failed_send = False
 
-    def set_aside(self, run: Run, now: float) -> None:
+    def given_up(self, run: Run, now: float) -> None:
         """The message of ``run`` is in safety."""
         o = self._out(run)
         (record,) = run.records
         o.attempt, o.token = 1, None
         o.tries.pop(record.offset, None)
         o.done = record.offset + 1
-        self.reached["a message was set aside"] += 1
-        if not o.policy.manual_offsets:
-            if self.marks_count(o):
+        self.reached["a message was given up"] += 1
+        if not o.options.manual_offsets:
+            if o.ours:
                 self._stored(o, record.offset + 1, now)
-            return
-        o.gone.add(record.offset)
-        between = self._broker.logs[o.place].read(o.retry_position, 1)
-        if between[0] is record:
-            if self.marks_count(o):
-                self._stored(o, o.retry_position, now)
         else:
-            self.reached["a message was set aside with others unmarked before it"] += 1
-            self._begin_next_at(o, o.retry_position)
+            o.gone.add(record.offset)
+            if self._unmarked_from(o) in (None, record.offset):
+                if o.ours:
+                    self._stored(o, o.retry_position, now)
+            else:
+                self.reached["a message was given up with others unmarked before it"] += 1
+                self._fetch_again_from(o, o.retry_position)
+        if o.redirect is not None:
+            self._redirect(o, o.redirect)
 
-    def _out(self, run: Run) -> Ownership:
-        o = self.books[run.partition]
+    def _unmarked_from(self, o: Book) -> int | None:
+        records = self._broker.logs[o.tp].read(o.retry_position, 1)
+        return records[0].offset if records else None
+
+    def _out(self, run: Run) -> Book:
+        o = self.books[run.ownership]
         require(not o.waiting, "a run ends with the answers to what it sent", o)
+        require(o.running is run, "a run ends once", o)
         o.running = None
         o.failed_send = False
-        del o.member.process.inside[o.place]
+        del o.life.process.inside[o.tp]
         return o
 
     def run_ended(self, run: Run, *, failed: bool, now: float) -> None:
-        unsent = self.books[run.partition].failed_send
+        unsent = self.books[run.ownership].failed_send
         o = self._out(run)
-        if run.hook and unsent and o.asked is None and not o.lost:
-            self.reached["what a hook could not send came again"] += 1
-            o.token = None
-            o.not_before = max(o.not_before, now + o.policy.backoff.delay_ms(1) / 1000)
-            if o.sought is None:
-                self._begin_next_at(o, o.retry_position)
-        if run.hook is Hook.EVERY:
-            o.every_at[run.number] = now + o.policy.every_ms[run.number] / 1000
-        elif run.hook is Hook.ON_REVOKED:
-            o.revoked_hook_due = False
-        elif run.hook:
-            o.final_hook_done = True
+        if run.hook:
+            self._hooks_ended(o, run, unsent, now)
         elif failed:
             self._batch_failed(o, run, now)
         elif o.redirect is not None or run.in_hand is not None:
@@ -429,75 +694,102 @@ class Ledger:
             for record in run.records:
                 o.tries.pop(record.offset, None)
             o.gone = {gone for gone in o.gone if gone >= min(o.acked_offset or 0, run.records[0].offset)}
-            if not o.policy.manual_offsets and self.marks_count(o):
+            if not o.options.manual_offsets and o.ours:
                 self._stored(o, o.done, now)
 
-    def _batch_failed(self, o: Ownership, run: Run, now: float) -> None:
-        o.not_before = now + o.policy.backoff.delay_ms(o.attempt) / 1000
+    def _hooks_ended(self, o: Book, run: Run, unsent: bool, now: float) -> None:
+        if unsent and o.seen is State.ASSIGNED and not o.lost:
+            self.reached["what a hook could not send came again"] += 1
+            o.token = None
+            o.not_before = max(o.not_before, now + o.options.backoff.delay_ms(1) / 1000)
+            if o.sought is None:
+                self._fetch_again_from(o, o.retry_position)
+        if run.hook is Hook.EVERY:
+            o.every_at[run.hooks[0]] = now + run.hooks[0].every_ms / 1000
+        elif run.hook is Hook.ON_REVOKED:
+            o.revoked_hook_due = False
+        else:
+            o.final_hook_done = True
+
+    def _batch_failed(self, o: Book, run: Run, now: float) -> None:
+        o.not_before = max(o.not_before, now + o.options.backoff.delay_ms(o.attempt) / 1000)
         o.attempt += 1
         if o.redirect is None:
-            self._begin_next_at(o, o.retry_position)
+            self._go_on_at(o, run, o.retry_position)
         else:
             self._redirect(o, o.redirect)
         o.token = None
         self.reached["a handler failed"] += 1
         self.reached["a handler failed during a drain"] += o.asked is not None and not o.ended
 
-    def _batch_left(self, o: Ownership, run: Run, now: float) -> None:
+    def _batch_left(self, o: Book, run: Run, now: float) -> None:
         o.attempt = 1
         if o.redirect is not None:
+            o.done = run.records[-1].offset + 1
             self._redirect(o, o.redirect)
             return
-        done = [record.offset + 1 for record in run.records if record.offset < run.in_hand]
-        self._begin_next_at(o, done[-1] if done else o.done)
+        done = [record.offset + 1 for record in run.records if record.offset < (run.in_hand or 0)]
+        self._go_on_at(o, run, done[-1] if done else o.began_at)
         self.reached["a loop over each was left"] += 1
         if o.seq == o.seq_begun:
-            o.not_before = now + o.policy.backoff.delay_ms(1) / 1000
+            o.not_before = max(o.not_before, now + o.options.backoff.delay_ms(1) / 1000)
 
-    def _redirect(self, o: Ownership, target: Any) -> None:
+    def _redirect(self, o: Book, target: Any) -> None:
         """User code wants to begin there, and to repeat from there."""
-        self._begin_next_at(o, target)
+        self._fetch_again_from(o, target)
         if isinstance(target, int):
             o.retry_position = target
             o.gone = {offset for offset in o.gone if offset < target}
 
-    def _begin_next_at(self, o: Ownership, target: Any) -> None:
-        o.queued = 0
+    def _go_on_at(self, o: Book, run: Run, offset: int) -> None:
+        """What is in hand is put back, and not fetched again."""
+        if o.seen is not State.ASSIGNED or o.lost or not o.began_at <= offset <= run.records[-1].offset + 1:
+            self._fetch_again_from(o, offset)
+            return
+        o.hand_next = o.done = offset
+        back = sum(record.offset >= offset for record in run.records)
+        if back:
+            o.queued += back
+            o.queued_since = -FOREVER
+            self.reached["a batch was put back"] += 1
+
+    def _fetch_again_from(self, o: Book, target: Any) -> None:
+        o.queued = o.hooks_first = 0
         if isinstance(target, int):
             o.fetch_next = o.hand_next = o.done = target
-            o.sought = None
+            o.seek_to, o.sought = target, None
         else:
-            o.sought = target
+            o.seek_to, o.sought = None, target
 
-    def redirected(self, partition: Partition, target: Any, result: bool) -> None:
-        o = self.books[partition]
-        require(result is self.marks_count(o), "a seek counts while the partition is ours", o)
-        if result:
+    def redirected(self, ownership: Ownership, target: Any, result: bool) -> None:
+        o = self.books[ownership]
+        require(result is o.ours, "a seek counts while the partition is ours", o)
+        if not result:
+            return
+        self.reached["user code has sought"] += 1
+        if o.running and not o.running.hook:
             o.redirect = target
-            self.reached["user code has sought"] += 1
+        else:
+            self.reached["user code has sought while no batch ran"] += 1
+            self._redirect(o, target)
 
-    def found(self, member: Any, place: TopicPartition, target: object, offset: int) -> None:
-        o = self.open[member].get(place)
-        if o is not None and o.sought == target:
+    def found(self, o: Book, target: object, offset: int) -> None:
+        if o.sought == target and not o.ended and not o.lost:
             self._redirect(o, offset)
             self.reached["a place that only the cluster knew was found"] += 1
 
-    def rested(self, partition: Partition, until: float, result: bool) -> None:
-        o = self.books[partition]
-        require(result is self.marks_count(o), "a pause counts while the partition is ours", o)
+    def rested(self, ownership: Ownership, until: float, result: bool) -> None:
+        o = self.books[ownership]
+        require(result is o.ours, "a pause counts while the partition is ours", o)
         if result:
             o.rests_until = until
+            o.hooks_first = 0
             self.reached["user code has paused"] += 1
 
     # -- offsets
 
-    def marks_count(self, o: Ownership) -> bool:
-        """As the contract says: until the ownership releases its partition or is lost."""
-        return not o.lost and o.seen < State.RELEASING
-
-    def marked(self, partition: Partition, offset: int, result: bool, now: float) -> None:
-        o = self.books[partition]
-        require(result is self.marks_count(o), "a mark counts while the partition is ours", o, offset, result, o.seen)
+    def marked(self, o: Book, offset: int, result: bool, now: float) -> None:
+        require(result is o.ours, "a mark counts while the partition is ours", o, offset, result, o.seen)
         if not result:
             self.reached["a mark was refused"] += 1
         elif o.failed_send:
@@ -505,115 +797,111 @@ class Ledger:
         else:
             self.reached["a mark went backward"] += o.stored is not None and offset < o.stored
             self._stored(o, offset, now)
+        o.last_mark[getcurrent()] = result and not o.failed_send, o.seq
 
-    def _stored(self, o: Ownership, offset: int, now: float) -> None:
-        while (following := self._broker.logs[o.place].read(offset, 1)) and following[0].offset in o.gone:
+    def has_marked(self, o: Book, result: bool) -> None:
+        """What a mark has said to user code."""
+        stored, _ = o.last_mark.get(getcurrent(), (None, 0))
+        require(result is stored, "a mark says what it did", o, result, stored)
+
+    def has_synced(self, o: Book) -> None:
+        """A call has said to user code that its last mark is on the broker."""
+        _, seq = o.last_mark[getcurrent()]
+        require(seq not in o.void, "a sync mark never returns True for a void mark", o, seq)
+        require(o.applied_seq >= seq, "a sync commit is on the broker when the call returns", o)
+        self.reached["a sync commit was acknowledged"] += 1
+
+    def _stored(self, o: Book, offset: int, now: float) -> None:
+        while (following := self._broker.logs[o.tp].read(offset, 1)) and following[0].offset in o.gone:
             offset = following[0].offset + 1
-            self.reached["a message that was set aside counted as marked"] += 1
+            self.reached["a message that was given up counted as marked"] += 1
         o.store(offset, now)
         self.reached["a mark waited for a send"] += bool(o.trail)
         self._cover(o)
 
-    def _cover(self, o: Ownership) -> None:
+    def _cover(self, o: Book) -> None:
         """What is backed is processed."""
-        covered = self.covered[o.place]
+        covered = self.covered[o.tp]
         assert o.start is not None
         require(covered is not None and o.start <= covered, "an ownership begins where everything before is done", o)
-        self.covered[o.place] = max(o.backed.offset or 0, covered or 0)
+        self.covered[o.tp] = max(o.backed.offset or 0, covered or 0)
 
     # -- sends
 
-    def sent(self, partition: Partition, send: object) -> None:
-        o = self.books[partition]
+    def sent(self, o: Book, send: Send) -> None:
         o.waiting.add(send)
         o.trail.append(send)
         o.retry_at[send] = o.retry_position
 
-    def answered(self, partition: Partition, send: object, failed: bool, now: float) -> None:
-        o = self.books[partition]
+    def answered(self, o: Book, send: Send, failed: bool, now: float) -> None:
+        if send not in o.waiting:
+            self.reached["an answer came after nothing waited for it"] += 1
+            return
         o.waiting.remove(send)
         if failed:
             self.reached["a send failed"] += 1
             self.reached["a send failed, and the marks behind it were void"] += send in o.trail and o.trail[-1] != send
-            o.send_failed(send, now)
+            o.send_failed(send)
         o.trim(now)
-        if self.covered[o.place] is not None:
+        if self.covered[o.tp] is not None:
             self._cover(o)
 
-    def batched(self, group: Group, commits: Sequence[Commit]) -> list[tuple[Ownership, int, int]]:
-        """The committer was given ``commits``; each with the number of its store, by our own counting."""
-        batch = []
-        for commit in commits:
-            o = self.books[commit.partition]
-            require(group.owned.get(o.place) is commit.partition and not o.ended, "only what is ours is committed", o)
-            require(
-                commit.offset == o.backed.offset and o.committable,
-                "what is stored is committed once everything that was sent before it is acknowledged",
-                *(o, commit.offset, o.backed, o.trail),
-            )
-            batch.append((o, commit.offset, o.backed.seq))
-        return batch
+    # -- commits
 
-    def applied(self, batch: Sequence[tuple[Ownership, int, int]], generation: int) -> None:
+    def applied(self, batch: Sequence[Sent], generation: int) -> None:
         """The broker has accepted ``batch``."""
         for o, offset, seq in batch:
             require(generation == o.generation, "nothing is committed for an earlier ownership", o, generation)
             require(offset in o.stored_ever, "what is committed was stored by the owner", o, offset)
-            if o.start_uncommitted_latest and self.covered[o.place] is None:
-                self.covered[o.place] = offset
+            if o.start_uncommitted_latest and self.covered[o.tp] is None:
+                self.covered[o.tp] = offset
                 self.reached["a start at the end of the log was committed"] += 1
-            covered = self.covered[o.place]
+            covered = self.covered[o.tp]
             require(covered is not None and offset <= covered, "nothing unprocessed is committed", o, offset, covered)
-            committed = self._broker.committed.get(o.place, 0)
+            committed = self._broker.committed.get(o.tp, 0)
             if not self._backward_marks:
                 require(o.stored is not None and committed <= offset <= o.stored, "committed <= stored", o, offset)
             self.reached["a backward mark was committed"] += offset < committed
-            self._broker.committed[o.place] = offset
+            self._broker.committed[o.tp] = offset
             o.applied_seq = max(o.applied_seq, seq)
 
-    def count_tries(self, member: Any, topics: set[str], accepted: bool) -> None:
-        """A commit was tried: how long has each topic waited for its turn, to be tried without any other?"""
-        for o in self.open[member].values():
-            its_turn = o.place[0] in topics and (accepted or len(topics) == 1)
-            o.passed_over = 0 if not o.committable or its_turn else o.passed_over + 1
-            require(o.passed_over <= 8, "a topic that refuses commits does not hold up the others", o, o.passed_over)
-
-    def acknowledged(self, batch: Sequence[tuple[Ownership, int, int]], now: float) -> None:
+    def acknowledged(self, batch: Sequence[Sent], now: float) -> None:
         for o, offset, seq in batch:
             if not o.lost:
                 o.acked_seq, o.acked_offset = max(o.acked_seq, seq), offset
                 o.unacked_since = now
 
-    # -- after each event
+    # -- each time the lock is released
 
-    def compare(self, member: Any, now: float) -> None:
-        """The group's books of what ``member`` owns against ours."""
-        group: Group = member.group
-        ended = [o for o in self.open[member].values() if not self._compare_one(o, now)]
-        for o in ended:
-            del self.open[member][o.place]
+    def compare(self, life: Life, now: float) -> None:
+        """The group's books of what ``life`` owns against ours."""
+        group: Group = life.member.group
+        open_books = life.books.open
+        for o in [o for o in open_books.values() if not self._compare_one(o, now)]:
+            del open_books[o.tp]
             self._end(o)
-            require(group.owned.get(o.place) is not o.partition, "what is over is not owned", o)
+            require(group.owned.get(o.tp) is not o.ownership, "what is over is not owned", o)
             if o.busy:
-                require(group.leftovers.get(o.place) is o.partition, "what still runs is remembered", o)
-        require(len(group.owned) == len(self.open[member]), "what is owned is open", member)
-        for place, partition in group.leftovers.items():
-            left = self.books[partition]
-            require(left.ended and (left.busy or left.member is not member), "leftovers are forgotten", member, place)
+                require(group.leftovers.get(o.tp) is o.ownership, "what still runs is remembered", o)
+        require(len(group.owned) == len(open_books), "what is owned is open", life)
+        for tp, ownership in group.leftovers.items():
+            left = self.books[ownership]
+            require(left.ended and (left.busy or left.life is not life), "leftovers are forgotten", life, tp)
 
-    def _compare_one(self, o: Ownership, now: float) -> bool:
+    def _compare_one(self, o: Book, now: float) -> bool:
         """False when the ownership is over."""
-        p = o.partition
+        p, marks, intake = o.ownership, o.ownership.marks, o.ownership.intake
         if p.state is not o.seen or o.lost:
             self._observe(o, p.state, now)
-        require(p.stored == o.stored, "stored is what was marked last", o, p.stored, o.stored)
-        require(p.attempt == o.attempt, "attempts are counted", o, p.attempt, o.attempt)
-        require(p.backlog.size == o.queued, "the queue holds what was fetched", o, p.backlog.size, o.queued)
-        require(p.running is (o.running is not None), "who runs is known", o)
+        require(marks.stored == o.stored, "stored is what was marked last", o, marks.stored, o.stored)
+        require(p.retries.attempt == o.attempt, "attempts are counted", o, p.retries.attempt, o.attempt)
+        require(intake.next_offset == o.done, "where the next batch begins is known", o, intake.next_offset, o.done)
+        require(intake.size == o.queued, "the queue holds what was fetched", o, intake.size, o.queued)
+        require(p.run is o.running, "who runs is known", o)
         require(p.user_state.get("token") is o.token, "the state is kept over batches, and emptied by a failure", o)
         if not o.lost:
-            require(p.pending is not o.acked, "pending until the broker has it", o, p.stored, p.committed)
-            require(p.committable is o.committable, "a mark waits for what was sent before it", o, p.backed, o.backed)
+            require(marks.pending is not o.acked, "pending until the broker has it", o, marks.stored, marks.committed)
+            require(marks.committable is o.committable, "a mark waits for what was sent before it", o, o.backed)
             require(o.acked_seq <= o.applied_seq, "acknowledged is on the broker", o)
         if o.stored is not None:
             require(o.stored <= max(o.highest, o.start or 0), "stored <= delivered", o, o.stored, o.highest)
@@ -623,7 +911,7 @@ class Ledger:
         require(not (o.seen is State.RELEASING and o.acked), "a hand-over ends with its commit", o)
         return True
 
-    def _observe(self, o: Ownership, state: State, now: float) -> None:
+    def _observe(self, o: Book, state: State, now: float) -> None:
         """``o`` has moved on to ``state``: was it allowed to?"""
         before, o.seen = o.seen, state
         require(state >= before, "states go forwards", o, before, state)
@@ -643,65 +931,31 @@ class Ledger:
             in_time = now < o.commit_deadline
             require(o.acked or not in_time, "the last commit has until its bound", o, now, o.commit_deadline)
             self.reached["the last commit was given up"] += not o.acked
+            self.reached["a hand-over"] += o.asked == "revoke"
 
-    def _end(self, o: Ownership) -> None:
+    def _end(self, o: Book) -> None:
         o.ended = True
         o.queued = 0
-        if o.handed and Hook.ON_REVOKED in o.policy.hooks:
+        if o.handed and o.options.hooks_of(Hook.ON_REVOKED):
             o.revoked_hook_due = o.lost or o.asked == "revoke"
-        self._over[o.member.process, o.place].append(o)
+        self._over[o.life.process, o.tp].append(o)
 
-    def settled(self, member: Any, now: float) -> None:
+    def settled(self, life: Life, now: float) -> None:
         """After ``advance``: no bound that is over is left standing."""
-        for o in self.open[member].values():
-            require(o.seen is not State.DRAINING or now < o.deadline, "a drain ends at its bound", o)
-            require(o.seen is not State.RELEASING or now < o.commit_deadline, "a last commit ends at its bound", o)
+        for o in life.books.open.values():
+            state = o.ownership.state
+            require(state is not State.DRAINING or now < o.deadline, "a drain ends at its bound", o)
+            late = state is State.RELEASING and o.seen is State.RELEASING and now >= o.commit_deadline
+            require(not late, "a last commit ends at its bound", o)
 
-    # -- promises about time
-
-    def due(self, member: Any) -> tuple[float, str]:
-        """When the group has to be looked at next, and why, so that nothing is late."""
-        first, reason = FOREVER, ""
-        for o in self.open[member].values():
-            for at, why in self._due_of(o, member):
-                if at < first:
-                    first, reason = at, f"{why} of {o}"
-        return first, reason
-
-    def _due_of(self, o: Ownership, member: Any) -> Iterable[tuple[float, str]]:
-        if o.seen is State.DRAINING:
-            yield o.deadline, "the bound of the drain"
-        if o.seen is State.RELEASING:
-            yield o.commit_deadline, "the bound of the last commit"
-        if o.committable and not member.committing:
-            yield max(o.unacked_since + member.commit_interval, member.commit_retry_at), "the interval commit"
-            if o.seen is State.RELEASING:
-                yield max(o.released_at, member.commit_retry_at), "the last commit"
-            if member.commit_requested_at is not None and o.backed.number < member.commit_requested_number:
-                yield max(member.commit_requested_at, member.commit_retry_at), "the requested commit"
-        if not o.in_jobs and o.running is None:
-            yield self._code_due(o, member), "user code"
-
-    def _code_due(self, o: Ownership, member: Any) -> float:
-        if o.seen is State.DRAINING and not o.code_ended:
-            return 0.0
-        if o.seen is not State.ASSIGNED:
-            return FOREVER
-        return min([self._batch_due(o, member), *o.every_at])
-
-    def _batch_due(self, o: Ownership, member: Any) -> float:
-        elsewhere = o.partition.predecessor is not None and any(p.member is not member for p in o.predecessors)
-        if not o.queued or elsewhere or any(p.busy for p in o.predecessors):
-            return FOREVER
-        if o.start_uncommitted_latest and not o.handed and not o.acked:
-            return FOREVER
-        isolated = any(map(o.is_isolated, self._next_in_log(o, 1)))
-        enough = o.queued >= o.policy.max_messages or o.partition.paused
-        if enough or not o.policy.batch_timeout_ms or isolated:
-            return max(o.not_before, o.rests_until)
-        return max(o.not_before, o.rests_until, o.queued_since + o.policy.batch_timeout_ms / 1000)
+    def ended(self, o: Book, run: Run, outcome: Outcome, failed: bool, now: float) -> None:
+        """What the group says of how a batch ended."""
+        again = failed and o.ownership.state is State.ASSIGNED
+        require((outcome.retry_offset is not None) is again, "a failed batch comes again", o, outcome)
+        if again and o.sought is None:
+            require(outcome.retry_offset == o.done, "the next try is where it is said to be", o, outcome, o.done)
 
     # -- at the end of a world
 
-    def hooks_waiting(self) -> list[Ownership]:
+    def hooks_waiting(self) -> list[Book]:
         return [o for over in self._over.values() for o in over if o.busy]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from karafka_lite.messages import TopicPartition
 
 
 class Record:
-    """A fetched record; ``group.py`` looks at nothing but its offset."""
+    """A fetched record; what matters is its offset."""
 
     __slots__ = ("headers", "key", "offset", "timestamp", "value")
 
@@ -57,6 +58,7 @@ class Session:
     """What the coordinator knows of a member."""
 
     heard_at: float
+    topics: frozenset[str] = frozenset()
     generation: int = -1
     joined: bool = False  # waits for the new generation
     assignment: list[TopicPartition] = field(default_factory=list)
@@ -66,10 +68,10 @@ class Broker:
     """The logs, the committed offsets and the group coordinator."""
 
     def __init__(
-        self, rng: random.Random, places: list[TopicPartition], *, session_timeout: float, rebalance_timeout: float
+        self, rng: random.Random, tps: list[TopicPartition], *, session_timeout: float, rebalance_timeout: float
     ) -> None:
         self._rng = rng
-        self.logs = {place: Log(rng) for place in places}
+        self.logs = {tp: Log(rng) for tp in tps}
         self.committed: dict[TopicPartition, int] = {}
         self.session_timeout = session_timeout
         self.rebalance_timeout = rebalance_timeout
@@ -81,15 +83,15 @@ class Broker:
 
     # -- requests of members
 
-    def join(self, member: int | None, now: float) -> int:
+    def join(self, member: int | None, topics: Collection[str], now: float) -> int:
         """JoinGroup; the answer comes from ``sync``. A member that is not known becomes a new one."""
         if member not in self.sessions:
             member, self._next_id = self._next_id, self._next_id + 1
             self.sessions[member] = Session(now)
         assert member is not None
         self.rebalance(now)
-        self.sessions[member].joined = True
-        self.sessions[member].heard_at = now
+        session = self.sessions[member]
+        session.joined, session.heard_at, session.topics = True, now, frozenset(topics)
         self._complete(now)
         return member
 
@@ -151,11 +153,12 @@ class Broker:
         if not self.sessions:
             return
         self.generation += 1
-        before = {place: member for member, session in self.sessions.items() for place in session.assignment}
+        before = {tp: member for member, session in self.sessions.items() for tp in session.assignment}
         for session in self.sessions.values():
             session.joined, session.generation, session.heard_at, session.assignment = False, self.generation, now, []
-        members = list(self.sessions)
-        for place in self.logs:
-            stays = place in before and self._rng.random() < 0.5
-            owner = before[place] if stays else self._rng.choice(members)
-            self.sessions[owner].assignment.append(place)
+        for tp in self.logs:
+            members = [member for member, session in self.sessions.items() if tp[0] in session.topics]
+            if members:
+                stays = before.get(tp) in members and self._rng.random() < 0.5
+                owner = before[tp] if stays else self._rng.choice(members)
+                self.sessions[owner].assignment.append(tp)

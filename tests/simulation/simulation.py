@@ -1,29 +1,39 @@
-"""Millions of events in random order against ``group.py`` and ``partition.py``, without a thread or a socket.
+"""Millions of events in random order against the runner's own code, without a thread or a socket.
 
     python tests/simulation/simulation.py --events 1000000 --seed 1
 
 A *world* has one seed: a broker, up to three processes with members of one group, some thousand random events, then a
-calm phase in which everything must come to its end.
+calm phase in which everything must come to its end. An event is that one thread goes on, from one point at which a
+thread could be interrupted to another.
+
+    steps.py              greenlets for threads, and the scheduler that chooses who goes on
+    simulated_system.py   locks, conditions, queues and the clock, with points at which a thread may be interrupted
+    simulated_client.py   in the place of kafka-python; simulated_broker.py: what it talks to
+    simulated_runner.py   a process: the runner's own member, workers and ``serve``
+    handlers.py           user code
+    watch.py, ledger.py   what happened under the lock, and what must be true then
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ledger import Ledger, Violation, require
 from simulated_broker import Broker
 from simulated_client import SESSION_S
-from simulated_member import MemberProcess, SimulatedMember
-from steps import Condition, Scheduler, Steps
+from simulated_runner import AppProcess, Life
+from steps import Scheduler, Signal
+from watch import WatchedGroup, watched
 
 from karafka_lite.core.backoff import Backoff
-from karafka_lite.core.intake import Room
-from karafka_lite.core.options import Hook, Policy
+from karafka_lite.core.intake import BufferLimits
+from karafka_lite.core.options import Hook
 from karafka_lite.messages import TopicPartition
 
 EVENTS_PER_WORLD = 4000
@@ -35,6 +45,8 @@ REMEMBERED = 60
 # Every one of these has to be reached, else the simulation has gone blind.
 SITUATIONS = (
     "a backward mark was committed",
+    "a batch was put back",
+    "a batch went before an every",
     "a client broke down",
     "a commit arrived late",
     "a commit arrived when its ownership was over",
@@ -43,42 +55,42 @@ SITUATIONS = (
     "a fetch failed",
     "a hand-over",
     "a handler failed",
-    "a mark behind a failed send was void",
-    "a mark waited for a send",
-    "a message that was set aside counted as marked",
-    "a message was set aside",
-    "a message was set aside with others unmarked before it",
-    "a message was tried by itself",
-    "a send failed",
-    "a send failed, and the marks behind it were void",
-    "a loop over each was left",
-    "user code has sought",
-    "what a hook could not send came again",
-    "a place that only the cluster knew was found",
-    "user code has paused",
     "a handler failed during a drain",
     "a hook ran: before_revoke",
     "a hook ran: on_revoked",
     "a hook ran: on_shutdown",
     "a hook was left out: before_revoke",
     "a hook was left out: on_shutdown",
+    "a loop over each was left",
     "a loss during a drain",
     "a loss that turned back",
     "a loss while a handler ran",
+    "a mark behind a failed send was void",
+    "a mark waited for a send",
     "a mark was refused",
     "a mark went backward",
     "a member crashed",
     "a member declared its own loss",
     "a member left with an on_revoked hook waiting",
     "a member started with leftovers",
+    "a message that was given up counted as marked",
+    "a message was given up",
+    "a message was given up with others unmarked before it",
+    "a message was tried by itself",
     "a partition was paused",
+    "a partition was resumed",
+    "a place that only the cluster knew was found",
+    "a plan was dropped and made again",
+    "a process was frozen",
     "a queue was full of bytes",
     "a queue was full of messages",
-    "a partition was resumed",
-    "a process was frozen",
+    "a replaced client reported",
+    "a run waited for answers that did not come",
+    "a send failed",
+    "a send failed, and the marks behind it were void",
     "a stale commit was refused by the broker",
     "a start at the end of the log was committed",
-    "a topic refused its commits",
+    "a start came for an earlier ownership",
     "a stop during a hand-over",
     "a stop during back-off",
     "a stop left a stuck handler behind",
@@ -86,8 +98,14 @@ SITUATIONS = (
     "a sync commit ended with the ownership",
     "a sync commit timed out",
     "a sync commit was acknowledged",
+    "a thread found the lock taken",
+    "a topic refused its commits",
     "a worker came when its job had passed",
+    "a worker died of a bug",
+    "all topics were missing after the subscription",
+    "an answer came after nothing waited for it",
     "an assignment came while stopping",
+    "an every went before a batch",
     "an evicted member went on before it knew",
     "an ownership waited for its predecessor's handler",
     "every was called",
@@ -95,10 +113,14 @@ SITUATIONS = (
     "revoke while already ending by stop",
     "stop while already ending by revoke",
     "the broker evicted a silent member",
-    "the client was told to join anew",
+    "the client had to join anew",
     "the drain bound was over while a handler ran (revoke)",
     "the drain bound was over while a handler ran (stop)",
     "the last commit was given up",
+    "user code has paused",
+    "user code has sought",
+    "user code has sought while no batch ran",
+    "what a hook could not send came again",
 )
 
 
@@ -111,7 +133,7 @@ class Settings(NamedTuple):
     concurrency: int
     processes: int
     poll_records: int
-    room: Room  # of all queues of a member
+    limits: BufferLimits  # of all queues of a member
     backward_marks: bool
     failing: float
     hanging: float
@@ -119,9 +141,8 @@ class Settings(NamedTuple):
     poison: float  # of all messages: the handler fails at these again and again
     unrest: float  # seconds between two acts of the world
     jumps: float  # how often time moves on although somebody could go on
-    # The public commit of kafka-python stamps with the generation that it has when it sends. Is a member evicted and
-    # back by then, an offset of the lost ownership is accepted (repeats, never skips). False shows it.
-    commits_keep_their_generation: bool = True
+    interrupts: float  # at which part of its points a thread is interrupted
+    bugs: float  # of batches: a bug of ours hits the worker
 
     @classmethod
     def drawn(cls, rng: random.Random) -> Settings:
@@ -132,7 +153,7 @@ class Settings(NamedTuple):
             concurrency=rng.choice([1, 2, 4]),
             processes=rng.choice([1, 2, 2, 3]),
             poll_records=rng.choice([2, 5, 20]),
-            room=Room(rng.choice([5, 50, 1000]), rng.choice([20, 200, 10_000])),
+            limits=BufferLimits(rng.choice([5, 50, 1000]), rng.choice([20, 200, 10_000])),
             backward_marks=rng.random() < 0.25,
             failing=rng.choice([0.0, 0.1, 0.4]),
             hanging=rng.choice([0.0, 0.003, 0.02, 0.1]),
@@ -140,7 +161,21 @@ class Settings(NamedTuple):
             poison=rng.choice([0.0, 0.05, 0.3, 0.6]),
             unrest=rng.choice([0.1, 0.3, 1.0]),
             jumps=rng.choice([0.01, 0.05, 0.2]),
+            interrupts=rng.choice([0.02, 0.1, 0.3, 0.8]),
+            bugs=rng.choice([0.0, 0.0, 0.002]),
         )
+
+
+class Policy(NamedTuple):
+    """What a route is like."""
+
+    manual_offsets: bool
+    max_messages: int
+    batch_timeout_ms: int
+    backoff: Backoff
+    hooks: tuple[tuple[Hook, int], ...]  # with the milliseconds of EVERY
+    budget: int | None
+    dead_letter: str | Literal[False] | None
 
 
 def draw_policies(rng: random.Random) -> dict[str, Policy]:
@@ -148,10 +183,13 @@ def draw_policies(rng: random.Random) -> dict[str, Policy]:
 
     def policy(*, manual: bool, batch_timeout_ms: int = 0) -> Policy:
         backoff = Backoff(rng.choice([100, 1000]), rng.choice([1000, 8000]))
-        hooks = rng.choice([list(Hook), list(Hook), [], [hook for hook in Hook if rng.random() < 0.5]])
-        every_ms = rng.choice([(), (), (), (400,), (3000, 700)])
+        kinds = [Hook.BEFORE_REVOKE, Hook.ON_REVOKED, Hook.ON_SHUTDOWN, Hook.BEFORE_REVOKE]
+        chosen = rng.choice([kinds, kinds[:3], [], [kind for kind in kinds if rng.random() < 0.5]])
+        every_ms = rng.choice([(), (), (400,), (50,), (3000, 700)])
+        hooks = (*((kind, 0) for kind in chosen), *((Hook.EVERY, ms) for ms in every_ms))
         budget = rng.choice([None, 1, 1, 2, 4])
-        return Policy(manual, rng.choice([1, 3, 10]), batch_timeout_ms, backoff, frozenset(hooks), every_ms, budget)
+        dead_letter = None if budget is None else rng.choice([False, "dead", "dead"])
+        return Policy(manual, rng.choice([1, 3, 10]), batch_timeout_ms, backoff, hooks, budget, dead_letter)
 
     return {
         "auto": policy(manual=False),
@@ -168,24 +206,28 @@ class World(Scheduler):
         self.reached = reached
         self.rng = rng = random.Random(seed)
         self.settings = Settings.drawn(rng)._replace(**fixed)  # type: ignore[arg-type]
-        super().__init__(rng, self.settings.jumps, self._nobody_sleeps_too_long)
+        super().__init__(rng, self.settings.interrupts, self.settings.jumps, self._nobody_sleeps_too_long)
         self.policies = draw_policies(rng)
         self.calm = False
-        self.data_come = Condition()
+        self.group: Callable[..., Any] = WatchedGroup
+        self.data_come = Signal()
         self.refused_until: dict[str, float] = {}  # topic -> until when its commits fail
-        places: list[TopicPartition] = [(topic, n) for topic in self.policies for n in range(rng.choice([1, 2]))]
+        self.hidden_until: dict[str, float] = {}  # topic -> until when the metadata lack it
+        if rng.random() < 0.3:
+            self.hidden_until[rng.choice(list(self.policies))] = self.now + rng.choice([3.0, 60.0])
+        tps: list[TopicPartition] = [(topic, n) for topic in self.policies for n in range(rng.choice([1, 2]))]
         self.broker = Broker(
             rng,
-            places,
+            tps,
             session_timeout=SESSION_S + rng.choice([0.0, 10.0]),
             rebalance_timeout=self.settings.drain_timeout_ms / 1000 + rng.choice([3.0, 10.0, 30.0]),
         )
         self.ledger = Ledger(
             self.broker, self.settings.reset, backward_marks=self.settings.backward_marks, reached=reached
         )
-        self._said: deque[tuple[float, str, tuple[object, ...]]] = deque(maxlen=REMEMBERED)
+        self._said: deque[tuple[float, object, tuple[object, ...]]] = deque(maxlen=REMEMBERED)
         self._numbers = 0
-        self._processes = [MemberProcess(self.next_number()) for _ in range(self.settings.processes)]
+        self._processes = [AppProcess(self.next_number()) for _ in range(self.settings.processes)]
         for log in self.broker.logs.values():
             log.grow(rng.choice([0, 3, 20]))
 
@@ -193,7 +235,7 @@ class World(Scheduler):
         self._numbers += 1
         return self._numbers
 
-    def say(self, who: str, *words: object) -> None:
+    def say(self, who: object, *words: object) -> None:
         self._said.append((self.now, who, words))
 
     # -- its course
@@ -201,17 +243,18 @@ class World(Scheduler):
     def run(self, events: int) -> None:
         """Raises Violation with the seed and the last events."""
         try:
-            self._unrest(events)
-            self._calm_down()
-            self._stop_all()
+            with watched(), self.ending():
+                self._unrest(events)
+                self._calm_down()
+                self._stop_all()
         except Exception as error:
-            raise Violation(f"{error}\n{self._told()}") from error
+            raise Violation(f"{error}\n{self._said_last()}") from error
 
     def _unrest(self, events: int) -> None:
-        self.spawn(None, "coordinator", self._coordinator())
-        acts = self.spawn(None, "acts", self._acts())
+        self.spawn(None, "coordinator", self._coordinator)
+        acts = self.spawn(None, "acts", self._acts)
         for process in self._processes:
-            SimulatedMember(self, process, ())
+            Life(self, process, ())
         while self.events < events:
             self.step()
         self.threads.remove(acts)
@@ -221,21 +264,22 @@ class World(Scheduler):
         self.calm = True
         self.say("world", "is calm")
         self.refused_until.clear()
+        self.hidden_until.clear()
         for process in self._processes:
             process.frozen_until = min(process.frozen_until, self.now)
-            if process.member:
-                process.member.client.link_down_until = self.now
+        for life in self._lives():
+            life.client.link_down_until = self.now
         for thread in self.threads:
-            if thread.name.endswith("answer") or ("worker" in thread.name and thread.condition is None):
+            if thread.name.endswith("answer") or ("worker" in thread.name and thread.signal is None):
                 thread.wake = self.now
         for log in self.broker.logs.values():
             log.grow(2)
         self._until("everything is processed and committed", self._all_done, revive=True)
 
     def _stop_all(self) -> None:
-        for member in self._members():
-            member.ask_to_stop()
-        self._until("every member stops", lambda: not self._members())
+        for life in self._lives():
+            life.ask_to_stop()
+        self._until("every member stops", lambda: not self._lives())
         self._until("every worker ends", lambda: not any("worker" in thread.name for thread in self.threads))
         require(not (waiting := self.ledger.hooks_waiting()), "every hook that was due has run", *waiting)
         require(not (behind := self._behind()), "what was committed stays committed", *behind)
@@ -244,13 +288,13 @@ class World(Scheduler):
         events, began = self.events, self.now
         while not reached():
             self.step()
-            if revive and not self._members():
+            if revive and not self._lives():
                 self._start_one()
             if self.events - events > CALM_EVENTS or self.now - began > CALM_SECONDS:
-                require(False, f"nothing is stuck: {goal}", *self._behind(), *map(_possessions, self._members()))
+                require(False, f"nothing is stuck: {goal}", *self._behind(), *map(_possessions, self._lives()))
 
     def _all_done(self) -> bool:
-        return not self.broker.rebalancing and all(m.idle for m in self._members()) and not self._behind()
+        return not self.broker.rebalancing and all(life.idle for life in self._lives()) and not self._behind()
 
     def _behind(self) -> list[str]:
         """Partitions whose last message is not committed."""
@@ -261,36 +305,39 @@ class World(Scheduler):
             if log.last is not None and committed.get(place, 0) <= log.last
         ]
 
-    def _members(self) -> list[SimulatedMember]:
-        return [p.member for p in self._processes if p.member and not p.member.ended]
+    def _lives(self) -> list[Life]:
+        return [process.life for process in self._processes if process.life and not process.life.is_over]
 
     def _nobody_sleeps_too_long(self) -> None:
-        for member in self._members():
-            if member.process.frozen_until <= self.now and (why := member.sleeps_too_long()):
-                require(False, "nothing waits longer than wake_at and news promise", member, why)
+        for life in self._lives():
+            if life.process.frozen_until <= self.now and (why := life.sleeps_too_long()):
+                require(False, "nothing waits longer than wake_at and changed promise", life, why)
 
     # -- what happens in the world
 
-    def _coordinator(self) -> Steps:
+    def _coordinator(self) -> None:
         while True:
-            yield self.now + 0.5
+            self.pause(self.now + 0.5)
             self.reached["the broker evicted a silent member"] += self.broker.tick(self.now)
 
-    def _acts(self) -> Steps:
+    def _acts(self) -> None:
         """Some kinds of trouble are left out, so that others go on undisturbed."""
-        trouble = [self._evict, self._cut_link, self._freeze, self._refuse, self._break, self._stop_one, self._crash]
+        trouble = [
+            *(self._evict, self._cut_link, self._freeze, self._refuse, self._break),
+            *(self._stop_one, self._crash, self._hide, self._ask_for_positions),
+        ]
         acts = [self._grow, self._start_one, self._rebalance, *trouble]
         weights = [30, 5, self.rng.choice([1, 5, 10]), *(self.rng.choice([0, 0, 1, 3]) for _ in trouble)]
         while True:
-            yield self.now + self.rng.expovariate(1 / self.settings.unrest)
+            self.pause(self.now + self.rng.expovariate(1 / self.settings.unrest))
             self.rng.choices(acts, weights)[0]()
 
     def _grow(self) -> None:
-        place = self.rng.choice(list(self.broker.logs))
-        log = self.broker.logs[place]
-        if log.end - self.broker.committed.get(place, log.start) < BACKLOG:
+        tp = self.rng.choice(list(self.broker.logs))
+        log = self.broker.logs[tp]
+        if log.end - self.broker.committed.get(tp, log.start) < BACKLOG:
             log.grow(self.rng.choice([1, 1, 3, 10, 20]))
-            self.data_come.notify_all(self.now)
+            self.data_come.wake_all(self.now)
 
     def _rebalance(self) -> None:
         if self.broker.sessions:
@@ -304,10 +351,10 @@ class World(Scheduler):
             self.broker.evict(session, self.now)
 
     def _cut_link(self) -> None:
-        if members := self._members():
-            member = self.rng.choice(members)
-            member.client.link_down_until = self.now + self.rng.choice([0.5, 4.0, 8.0, 15.0])
-            member.say("link is down until", member.client.link_down_until)
+        if lives := self._lives():
+            life = self.rng.choice(lives)
+            life.client.link_down_until = self.now + self.rng.choice([0.5, 4.0, 8.0, 15.0])
+            self.say(life, "link is down until", life.client.link_down_until)
 
     def _freeze(self) -> None:
         process = self.rng.choice(self._processes)
@@ -316,8 +363,21 @@ class World(Scheduler):
         self.say(str(process), "frozen until", process.frozen_until)
 
     def _break(self) -> None:
-        if members := self._members():
-            self.rng.choice(members).client.broken = True
+        if lives := self._lives():
+            life = self.rng.choice(lives)
+            life.client.broken = True
+            self.say(life, "client breaks")
+
+    def _hide(self) -> None:
+        """The metadata lack a topic, or all of them, for a while."""
+        for topic in self.policies if self.rng.random() < 0.5 else [self.rng.choice(list(self.policies))]:
+            until = self.now + self.rng.choice([1.0, 3.0, 10.0])
+            self.hidden_until[topic] = max(self.hidden_until.get(topic, 0.0), until)
+        self.say("world", "hides", *self.hidden_until)
+
+    def _ask_for_positions(self) -> None:
+        for life in self._lives():
+            life.member.positions_wanted = True
 
     def _refuse(self) -> None:
         topic = self.rng.choice(list(self.policies))
@@ -325,15 +385,15 @@ class World(Scheduler):
         self.say("world", "refuses commits of", topic)
 
     def _stop_one(self) -> None:
-        if members := self._members():
-            member = self.rng.choice(members)
-            member.ask_to_stop()
+        if lives := self._lives():
+            life = self.rng.choice(lives)
+            life.ask_to_stop()
             if self.rng.random() < 0.5:
-                self.spawn(None, "restart", self._start_again(member.process))
+                self.spawn(None, "restart", lambda: self._start_again(life.process))
 
-    def _start_again(self, process: MemberProcess) -> Steps:
-        while process in self._processes and not (process.member and process.member.ended):
-            yield self.now + 0.1
+    def _start_again(self, process: AppProcess) -> None:
+        while process in self._processes and process.life and not process.life.is_over:
+            self.pause(self.now + 0.1)
         if process in self._processes and not self.calm:
             self._start(process)
 
@@ -342,28 +402,30 @@ class World(Scheduler):
         index = self.rng.randrange(len(self._processes))
         process = self._processes[index]
         self.say(str(process), "crashes")
-        self.reached["a member crashed"] += process.member is not None
+        self.reached["a member crashed"] += process.life is not None
         self.kill(process)
         self.ledger.crashed(process)
-        self._processes[index] = MemberProcess(self.next_number())
+        self._processes[index] = AppProcess(self.next_number())
 
     def _start_one(self) -> None:
         self._start(self.rng.choice(self._processes))
 
-    def _start(self, process: MemberProcess) -> None:
-        if process.member is None or process.member.ended:
-            leftovers = list(process.member.group.leftovers.values()) if process.member else []
+    def _start(self, process: AppProcess) -> None:
+        if process.life is None or process.life.is_over:
+            leftovers = list(process.life.member.group.leftovers.values()) if process.life else []
             self.reached["a member started with leftovers"] += bool(leftovers)
-            SimulatedMember(self, process, leftovers)
+            Life(self, process, leftovers)
 
-    def _told(self) -> str:
-        lines = [f"{when:10.3f}  {who:6} {' '.join(map(str, words))}" for when, who, words in self._said]
+    def _said_last(self) -> str:
+        lines = [f"{when:10.3f}  {who!s:6} {' '.join(map(str, words))}" for when, who, words in self._said]
         what = f"seed {self.seed}, {self.events} events, {self.settings}, {self.policies}"
         return "\n".join([what, f"the last {len(lines)} of what was said:", *lines])
 
 
-def _possessions(member: SimulatedMember) -> str:
-    return f"{member} has {list(member.group.owned.values())} and {member.group.leftovers} left"
+def _possessions(life: Life) -> str:
+    member, inside = life.member, [str(run) for run in life.process.inside.values()]
+    group = member.group
+    return f"{life} has {list(group.owned.values())}, {list(group.leftovers.values())} left, runs {inside}"
 
 
 class Report(NamedTuple):
@@ -386,6 +448,7 @@ class Report(NamedTuple):
 
 def simulate(first_seed: int, events: int, **fixed: object) -> Report:
     """Worlds from ``first_seed`` on until ``events`` have happened; ``fixed`` settings are the same in all of them."""
+    logging.getLogger("karafka_lite").setLevel(logging.ERROR)  # marks go backward here all the time
     began = time.perf_counter()
     reached: Counter[str] = Counter()
     happened = worlds = 0

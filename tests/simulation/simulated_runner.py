@@ -1,0 +1,223 @@
+"""A process of the app: the runner's own threads and steps, with a simulated system, client and outbox."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Collection
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+from handlers import EXPECTED, Bug, Handlers
+from ledger import EPSILON, Books, require, violated
+from simulated_client import SimulatedClient
+from simulated_system import SimulatedQueue, SimulatedSystem
+from steps import Process
+
+from karafka_lite import events
+from karafka_lite.core.options import Hook
+from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.errors import Exit, ProduceError
+from karafka_lite.messages import Outgoing, TopicPartition
+from karafka_lite.runner import Member, Runner, Shared, Workers
+from karafka_lite.settings import Config
+
+if TYPE_CHECKING:
+    from simulation import World
+
+    from karafka_lite.core.intake import BufferLimits
+
+GROUP = "g"
+ANSWER_TIMEOUT_S = 8.0
+MAX_POLL_INTERVAL_MS = 30_000
+
+
+class AppProcess(Process):
+    """What outlives a run of the app in its process: the handlers that it left behind."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+        self.inside: dict[TopicPartition, Run] = {}  # the user code that runs, of any ownership
+        self.life: Life | None = None
+
+    def __str__(self) -> str:
+        return f"p{self.number}"
+
+
+class Life(Runner):
+    """One run of the app: the runner's own ``start`` and ``serve``; only what it is made of is made here."""
+
+    def __init__(self, world: World, process: AppProcess, leftovers: Collection[Ownership]) -> None:
+        settings = world.settings
+        self.world, self.process = world, process
+        self.name = f"{process}.{world.next_number()}"
+        self.drain_s = settings.drain_timeout_ms / 1000
+        self.commit_interval_s = settings.commit_interval_ms / 1000
+        self.limits: BufferLimits = settings.limits
+        self.books = Books(self)
+        self.handlers = Handlers(self)
+        self.bugs = 0  # that the world has put into our code
+        config = Config(
+            GROUP,
+            ["simulated:9092"],
+            settings.concurrency,
+            settings.commit_interval_ms,
+            settings.drain_timeout_ms,
+            {"max_poll_interval_ms": MAX_POLL_INTERVAL_MS},
+        )
+        system = SimulatedSystem(world, process, self._compare)
+        self._deliveries = Deliveries()  # type: ignore[assignment]
+        self._emit = self._observe
+        self._requests = SimulatedQueue(world)  # type: ignore[assignment]
+        self._workers = Workers(system, config.concurrency, self._crashed)
+        self._outbox = SimulatedOutbox(self)  # type: ignore[assignment]
+        requests = self._requests
+        shared = Shared(config, system, self._workers, self._outbox, self._make_client, self._emit, requests)
+        with patch("karafka_lite.runner.Group", lambda *args, **named: world.group(self, *args, **named)):
+            self.member = Member(shared, GROUP, self.handlers.routes, leftovers)
+        self.members = [self.member]
+        self.ended = system.event()  # type: ignore[assignment]
+        self._exit = Exit.CLEAN
+        process.life = self
+        self.start()
+        self._main = system.thread(f"{self.name} main", self.serve)
+        self._main.start()
+
+    @property
+    def client(self) -> SimulatedClient:
+        client: SimulatedClient = self.member._client  # type: ignore[assignment]
+        return client
+
+    @property
+    def is_over(self) -> bool:
+        return not self._main.is_alive()
+
+    @property
+    def idle(self) -> bool:
+        """No user code runs or waits, and all that was stored is on the broker."""
+        acked = all(o.acked for o in self.books.open.values())
+        runs = any(run.hook is not Hook.EVERY for run in self.process.inside.values())
+        return acked and not runs and not self.member.group.leftovers and not self.client.joining
+
+    def sleeps_too_long(self) -> str | None:
+        """Why the committer, which is the group's clock, should get up earlier than it was told to."""
+        thread = self.member._committer
+        if thread.signal is not self.member._changed.signal or thread.wake <= self.world.now:
+            return None
+        due, why = self.books.due()
+        wake = self.books.wake_at  # it sleeps longer by as much as it was interrupted before it slept
+        if wake > max(due, self.world.now) + EPSILON:
+            return f"{why} is due at {due:.3f}, the committer sleeps until {wake:.3f}"
+        return None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def _make_client(self, member: Member) -> SimulatedClient:
+        if member.__dict__.get("_client") is not None:
+            self.world.reached["a client broke down"] += 1
+        return SimulatedClient(self, member)
+
+    def _compare(self) -> None:
+        self.books.found_nothing = False
+        self.world.ledger.compare(self, self.world.now)
+
+    # -- events
+
+    def _observe(self, event: events.Event) -> None:
+        world = self.world
+        if world.over:
+            return
+        world.reached[f"event: {type(event).__name__}"] += 1
+        if isinstance(event, events.Crashed):
+            self._died(event)
+        elif isinstance(event, events.ClientFailed):
+            if type(event.error).__name__ != "Broken":
+                violated("a client fails of what the world did to it", _trace(event.error))
+        elif isinstance(event, events.Lost):
+            lost = self.books.lost_partitions
+            for tp in event.partitions:
+                require(lost[tp] > 0, "a loss is reported once", self, tp)
+                lost[tp] -= 1
+        elif isinstance(event, events.Revoked):
+            kept = [tp for tp in event.committed if (o := self.books.open.get(tp)) and o.ours]
+            require(not kept, "what was handed over is reported as that", self, *kept)
+        elif isinstance(event, events.CallEnded) and not isinstance(event.error, EXPECTED):
+            violated("user code fails of what it did", _trace(event.error))
+
+    def _died(self, event: events.Crashed) -> None:
+        if self.bugs and isinstance(event.error, Bug):
+            self.bugs -= 1
+            self.world.reached["a worker died of a bug"] += 1
+        else:
+            violated("no thread dies", self, event.thread, _trace(event.error))
+
+    def serve(self) -> Exit:
+        code = super().serve()
+        self.world.say(self, "ends with", code)
+        missed = {tp: count for tp, count in self.books.lost_partitions.items() if count}
+        require(not missed, "a loss is reported", self, missed)
+        require(not self.bugs, "a bug in a worker ends the app", self)
+        return code
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+class Deliveries:
+    """Events are delivered where they are emitted."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+class SimulatedOutbox:
+    """Messages leave, and answers come some time, or never."""
+
+    answer_timeout_s = ANSWER_TIMEOUT_S
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._world = life.world
+        self._is_blind = self._world.rng.random() < 0.5  # ``check`` sees nothing
+        self._silent: list[tuple[float, Future[tuple[int, int]]]] = []  # the moment of sending
+
+    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
+        world, rng = self._world, self._world.rng
+        world.point()
+        world.say(self._life, "sends to", message.topic)
+        if not world.calm and rng.random() < 0.02:
+            raise TypeError("this cannot be a message")
+        future: Future[tuple[int, int]] = Future()
+        fate = "fine" if world.calm else rng.choices(["fine", "refused", "silent"], [82, 12, 6])[0]
+        delay = 0.0 if world.calm else rng.choice([0.0, 0.0, 0.01, 0.3, 6.0])
+        if fate == "silent":
+            self._silent.append((world.now, future))
+            delay = ANSWER_TIMEOUT_S + rng.choice([0.0, 10.0])  # if nobody asks, it comes late
+        failure = ProduceError("refused") if fate == "refused" else None
+        world.spawn(self._life.process, f"{self._life} answer", lambda: self._answer(future, delay, failure))
+        world.point()
+        return future
+
+    def _answer(self, future: Future[tuple[int, int]], delay: float, failure: ProduceError | None) -> None:
+        self._world.pause(self._world.now + delay)
+        if future.done():
+            return
+        if failure is None:
+            future.set_result((0, 0))
+        else:
+            future.set_exception(failure)
+
+    def check(self) -> None:
+        if self._silent and not self._is_blind:
+            overdue = [one for one in self._silent if one[0] + ANSWER_TIMEOUT_S <= self._world.now]
+            self._silent = [one for one in self._silent if one not in overdue]
+            for _, future in overdue:
+                if not future.done():
+                    future.set_exception(ProduceError("no answer"))
+        self._world.point()
+
+    def close(self) -> None:
+        self._world.point()

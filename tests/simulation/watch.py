@@ -1,0 +1,252 @@
+"""The group, its ownerships and their marks as the runner has them, and the ledger is told of all that is done to them.
+
+Everything in here happens under the group's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import ledger as books
+from ledger import require
+
+from karafka_lite.core.group import Commit, Group, Outcome, PollPlan
+from karafka_lite.core.marks import Marks, Send
+from karafka_lite.core.options import SeekTarget
+from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.messages import TopicPartition
+
+if TYPE_CHECKING:
+    from simulated_runner import Life
+
+
+class WatchedMarks(Marks):
+    """Marks of user code, and sends."""
+
+    __slots__ = ("book",)
+
+    book: books.Book
+
+    def mark(self, offset: int) -> bool:
+        before = self.version
+        result = super().mark(offset)
+        book = self.book
+        if self.version != before:
+            require(self.version > book.version, "a version is used once", book, self.version)
+            book.version = self.version
+        if not book.automatic:  # what the group marks by itself the ledger knows by itself
+            book.life.world.say(book.life, "mark", book.ownership, offset, result)
+            book.ledger.marked(book, offset, result, book.life.world.now)
+        return result
+
+    def sending(self) -> Send:
+        send = super().sending()
+        self.book.ledger.sent(self.book, send)
+        return send
+
+    def answered(self, send: Send, failure: BaseException | None) -> None:
+        book = self.book
+        book.life.world.say(book.life, "refused" if failure else "acknowledged", book.ownership)
+        book.ledger.answered(book, send, failure is not None, book.life.world.now)
+        super().answered(send, failure)
+
+    def give_up_answers(self, failure: BaseException) -> None:
+        self.book.ledger.reached["a run waited for answers that did not come"] += 1
+        super().give_up_answers(failure)
+
+
+class WatchedOwnership(Ownership):
+    """Whether a message is given up."""
+
+    __slots__ = ()
+
+    def gives_up(self, run: Run) -> bool:
+        result = super().gives_up(run)
+        self.marks.book.ledger.gives_up(run, result)  # type: ignore[attr-defined]
+        return result
+
+
+class WatchedGroup(Group):
+    """Everything else."""
+
+    def __init__(self, life: Life, *args: Any, **options: Any) -> None:
+        self.life, self.ledger, self.books, self.say = (
+            life,
+            life.world.ledger,
+            life.books,
+            partial(life.world.say, life),
+        )
+        super().__init__(*args, **options, limits=life.limits)
+
+    def assigned(self, tps: Iterable[TopicPartition], now: float) -> list[Ownership]:
+        tps = list(tps)
+        fresh = super().assigned(tps, now)
+        self.ledger.assigned(self.life, fresh, tps)
+        for ownership in fresh:
+            ownership.marks.book = self.ledger[ownership]  # type: ignore[attr-defined]
+        return fresh
+
+    @contextmanager
+    def _marking(self, ownership: Ownership) -> Iterator[None]:
+        """What is marked meanwhile is not user code's."""
+        book = self.ledger[ownership]
+        book.automatic = True
+        yield
+        book.automatic = False
+
+    def started(self, ownership: Ownership, offset: int, *, committed: bool, now: float) -> bool:
+        self.say("starts", ownership, offset, "committed" if committed else "reset")
+        with self._marking(ownership):
+            result = super().started(ownership, offset, committed=committed, now=now)
+        self.ledger.started(self.ledger[ownership], offset, committed, result, now)
+        return result
+
+    def found(self, ownership: Ownership, target: SeekTarget, offset: int, now: float) -> None:
+        self.ledger.found(self.ledger[ownership], target, offset)
+        super().found(ownership, target, offset, now)
+
+    def revoke(self, tps: Iterable[TopicPartition], now: float) -> list[Ownership]:
+        tps = list(tps)
+        self.ledger.asked(self.life, tps, "revoke", now)
+        leaving = super().revoke(tps, now)
+        self.ledger.compare(self.life, now)
+        require({o.tp for o in leaving} <= set(tps), "only what was asked for is handed over", self.life)
+        return leaving
+
+    def lose(self, now: float, *, rejoin: bool) -> list[Ownership]:
+        self.ledger.lost(self.life, rejoin, now)
+        lost = super().lose(now, rejoin=rejoin)
+        if lost:
+            self.say("has lost", *lost)
+        self.ledger.compare(self.life, now)
+        return lost
+
+    def stop(self, now: float) -> None:
+        self.say("stops")
+        self.ledger.reached["a stop during a hand-over"] += self.life.member._handing_over
+        self.ledger.asked(self.life, list(self.owned), "stop", now)
+        super().stop(now)
+
+    def close(self, now: float) -> None:
+        self.ledger.closed(self.life)
+        super().close(now)
+
+    def poll_plan(self, now: float) -> PollPlan:
+        plan = super().poll_plan(now)
+        self.ledger.planned(self.life, plan)
+        return plan
+
+    def applied(self, plan: PollPlan, now: float) -> None:
+        super().applied(plan, now)
+        self.ledger.carried_out(self.life, plan)
+
+    def fetched(
+        self, tp: TopicPartition, records: Sequence[Any], end_offset: int | None, size_bytes: int, now: float
+    ) -> bool:
+        wanted = super().fetched(tp, records, end_offset, size_bytes, now)
+        self.say("has fetched" if wanted else "drops", tp, records[0].offset, records[-1].offset)
+        self.ledger.fetched(self.life, tp, records, wanted, now)
+        return wanted
+
+    def fetch_failed(self, tp: TopicPartition, now: float) -> float | None:
+        self.say("cannot read", tp)
+        return super().fetch_failed(tp, now)
+
+    def polled(self, positions: Any) -> None:
+        super().polled(positions)
+        self.ledger.positions(self.life)
+
+    def take_ready(self) -> list[Ownership]:
+        ready = super().take_ready()
+        for ownership in ready:
+            self.ledger.enlisted(ownership)
+        return ready
+
+    def begin(self, ownership: Ownership, now: float) -> Run | None:
+        run = super().begin(ownership, now)
+        if run is not None:
+            self.say("begins", run, f"attempt {run.attempt}")
+        self.ledger.begun(self.life, ownership, run, now)
+        return run
+
+    def end(self, run: Run, *, failed: bool, now: float) -> Outcome:
+        self.say("has failed" if failed else "has ended", run)
+        self.ledger.run_ended(run, failed=failed, now=now)
+        with self._marking(run.ownership):
+            outcome = super().end(run, failed=failed, now=now)
+        if not run.hooks:
+            self.ledger.ended(self.ledger[run.ownership], run, outcome, failed, now)
+        return outcome
+
+    def give_up(self, run: Run, *, now: float) -> Outcome:
+        self.say("gives up", run)
+        self.ledger.given_up(run, now)
+        with self._marking(run.ownership):
+            return super().give_up(run, now=now)
+
+    def redirect(self, ownership: Ownership, target: SeekTarget, now: float) -> bool:
+        running = ownership.run
+        result = super().redirect(ownership, target, now)
+        self.say("seek", ownership, target, result)
+        require(ownership.run is running, "a running batch goes on", ownership)
+        self.ledger.redirected(ownership, target, result)
+        return result
+
+    def pause(self, ownership: Ownership, until: float, now: float) -> bool:
+        result = super().pause(ownership, until, now)
+        self.say("pause", ownership, until - now, result)
+        self.ledger.rested(ownership, until, result)
+        return result
+
+    def request_commit(self) -> None:
+        self.books.requested(self.life.world.now)
+        super().request_commit()
+
+    def commit_batch(self, now: float) -> list[Commit]:
+        commits = super().commit_batch(now)
+        self.books.batched(commits, now)
+        if commits:
+            self.say("commits", *(f"{o}:{offset}" for o, offset, _ in commits))
+        return commits
+
+    def wake_at(self, now: float) -> float:
+        moment = super().wake_at(now)
+        if self.life.world.current is self.life.member._committer:
+            require(not self.books.found_nothing or moment > now, "no committer spins", self.life)
+            self.books.wake_at = moment
+        return moment
+
+    def commit_succeeded(self, commits: Iterable[Commit], now: float) -> None:
+        self.ledger.acknowledged(self.books.answered(True, now), now)
+        super().commit_succeeded(commits, now)
+
+    def commit_failed(self, commits: Iterable[Commit], now: float) -> None:
+        self.say("commit failed")
+        self.ledger.reached["a commit failed"] += 1
+        self.books.answered(False, now)
+        super().commit_failed(commits, now)
+
+    def advance(self, now: float) -> None:
+        super().advance(now)
+        self.ledger.compare(self.life, now)
+        self.ledger.settled(self.life, now)
+
+    def released(self, ownerships: Collection[Ownership]) -> bool:
+        result = super().released(ownerships)
+        over = all(self.ledger[o].ended or self.ledger[o].lost for o in ownerships)
+        require(result is over, "partitions are handed over when they are over", self.life, result)
+        return result
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Have the runner's groups make ownerships and marks that are watched."""
+    with (
+        patch("karafka_lite.core.group.Ownership", WatchedOwnership),
+        patch("karafka_lite.core.ownership.Marks", WatchedMarks),
+    ):
+        yield
