@@ -141,13 +141,14 @@ class Message:
         return hash((self.topic, self.partition, self.offset))
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
-        """For pickle and copy. Where the deserializer cannot be pickled, the payload is decoded now."""
+        """For pickle and copy. Where the deserializer cannot be pickled, the payload is decoded now, if it can be."""
         state = {name: getattr(self, name) for name in self.__slots__}
         if self._payload is _MISSING:
             try:
                 pickle.dumps(self._deserialize)
             except Exception:  # noqa: BLE001 - it may raise anything
-                state["_payload"] = self.payload
+                with suppress(DeserializationError):
+                    state["_payload"] = self.payload
         if state["_payload"] is not _MISSING:
             state["_deserialize"] = None
         return None, state

@@ -49,8 +49,9 @@ class Progress:
     def observe(self, event: Event) -> None:
         """Count ``event``."""
         if isinstance(event, CallEnded):
+            text = describe(event.error) if event.error else ""  # not under the lock: a user's __str__ may take long
             with self._lock:
-                self._count(event)
+                self._count(event, text)
         elif isinstance(event, Unreadable):
             with self._lock:
                 self._errors[event.group_id][event.topic, event.partition] = describe(event.error)
@@ -59,7 +60,7 @@ class Progress:
                 for (topic, _), unmarked in event.unmarked.items():
                     self._totals[event.group_id][topic].unmarked += unmarked
 
-    def _count(self, call: CallEnded) -> None:
+    def _count(self, call: CallEnded, error: str) -> None:
         totals, errors = self._totals[call.group_id][call.topic], self._errors[call.group_id]
         if call.hook:
             totals.hook_failures += call.error is not None
@@ -72,7 +73,7 @@ class Progress:
         if call.error is None or isinstance(call, DeadLettered):  # which ends the trouble with it
             errors.pop(call.tp, None)
         else:
-            errors[call.tp] = describe(call.error)
+            errors[call.tp] = error
 
     def snapshot(self, group: Group, group_id: str, topics: list[str]) -> Snapshot:
         """To be called under the lock of ``group``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ def test_a_message_has_what_it_was_given() -> None:
     assert (made.key, made.headers, made.timestamp_ms) == (b"k", [("a", b"1"), ("a", b"2")], 99)
 
 
-def test_next_offset_is_the_one_behind_the_message() -> None:
+def test_next_offset_is_the_one_after_the_message() -> None:
     assert (message(0).next_offset, message(41).next_offset, next_offset_after(41)) == (1, 42, 42)
 
 
@@ -73,19 +74,19 @@ def test_a_payload_that_is_falsy_is_cached_too(decoded: object) -> None:
     assert calls == [b"x"]
 
 
-def test_the_payload_of_a_tombstone_is_none_and_nothing_is_decoded() -> None:
+def test_the_payload_of_a_tombstone_is_none_and_not_decoded() -> None:
     made = message(0, None, deserializer=lambda value: 1 / 0)
     assert (made.tombstone, made.value, made.payload) == (True, None, None)
 
 
-def test_an_empty_value_is_no_tombstone_and_is_given_to_the_deserializer() -> None:
+def test_an_empty_value_is_no_tombstone_and_is_decoded() -> None:
     assert message(0, b"").tombstone is False
     assert message(0, b"", deserializer=bytes.decode).payload == ""
     with pytest.raises(DeserializationError):
         _ = message(0, b"").payload
 
 
-def test_a_failed_decoding_raises_at_each_access_with_the_place_and_the_cause_and_the_value_stays_readable() -> None:
+def test_a_failed_decoding_raises_at_each_access_and_says_where() -> None:
     calls: list[bytes] = []
 
     def decode(value: bytes) -> object:
@@ -120,7 +121,7 @@ def test_a_failed_decoding_can_be_healed_by_the_deserializer() -> None:
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_what_is_no_exception_of_decoding_passes_through_unchanged(stop: type[BaseException]) -> None:
+def test_what_is_no_exception_of_decoding_passes_through(stop: type[BaseException]) -> None:
     def decode(value: bytes) -> object:
         raise stop
 
@@ -128,7 +129,7 @@ def test_what_is_no_exception_of_decoding_passes_through_unchanged(stop: type[Ba
         _ = message(0, deserializer=decode).payload
 
 
-def test_a_deserializer_is_a_function_or_a_module_with_loads_or_none_for_bytes() -> None:
+def test_a_deserializer_is_a_function_a_module_or_none() -> None:
     assert message(0, b"[1]", deserializer=json).payload == [1]
     assert message(0, b"[1]", deserializer=json.loads).payload == [1]
     assert message(0, pickle.dumps({1: 2}), deserializer=pickle).payload == {1: 2}
@@ -138,7 +139,129 @@ def test_a_deserializer_is_a_function_or_a_module_with_loads_or_none_for_bytes()
     assert as_deserializer(None) is None
 
 
-def test_the_texts_of_a_message_name_its_place_and_shorten_its_value() -> None:
+# -- copies, and what is equal
+
+
+def to_number(value: bytes) -> int:
+    return int(value)
+
+
+DECODED: list[bytes] = []
+
+
+def noted(value: bytes) -> dict[str, bytes]:
+    DECODED.append(value)
+    return {"decoded": value}
+
+
+COPIES = pytest.mark.parametrize(
+    "copied",
+    [lambda one: pickle.loads(pickle.dumps(one)), copy.deepcopy, copy.copy],
+    ids=["pickle", "deepcopy", "copy"],
+)
+
+
+@COPIES
+@pytest.mark.parametrize("deserializer", [json, json.loads, to_number, pickle, None], ids=str)
+@pytest.mark.parametrize("decoded", [False, True], ids=["not decoded", "decoded"])
+def test_a_copy_has_all_that_the_message_has(copied: Any, deserializer: Any, decoded: bool) -> None:
+    value = pickle.dumps(7) if deserializer is pickle else b"7"
+    made = message(3, value, key=b"k", headers=[("h", b"1")], timestamp_ms=9, deserializer=deserializer)
+    if decoded:
+        assert made.payload in (7, b"7")
+    other = copied(made)
+    assert other is not made
+    assert other == made
+    assert (other.topic, other.partition, other.offset, other.timestamp_ms) == ("user_events", 2, 3, 9)
+    assert (other.key, other.value, other.headers, other.next_offset) == (b"k", value, [("h", b"1")], 4)
+    assert other.payload == made.payload == (b"7" if deserializer is None else 7)
+
+
+@COPIES
+def test_a_copy_of_what_is_not_decoded_is_not_decoded_either(copied: Any) -> None:
+    DECODED.clear()
+    other = copied(message(0, b"x", deserializer=noted))
+    assert DECODED == []
+    assert other.payload == {"decoded": b"x"}
+
+
+@COPIES
+def test_a_deserializer_that_cannot_be_pickled_has_done_its_work(copied: Any) -> None:
+    made = message(0, b"7", deserializer=lambda value: int(value) + 1)
+    assert copied(made).payload == 8
+    assert copied(copied(made)).payload == 8
+
+
+@COPIES
+def test_a_copy_of_a_tombstone_is_a_tombstone(copied: Any) -> None:
+    other = copied(message(0, None, deserializer=lambda value: 1 / 0))
+    assert (other.tombstone, other.value, other.payload) == (True, None, None)
+
+
+@COPIES
+def test_a_copy_of_what_cannot_be_decoded_cannot_either(copied: Any) -> None:
+    other = copied(message(0, b"{"))
+    with pytest.raises(DeserializationError):
+        _ = other.payload
+    assert other.value == b"{"
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy])
+def test_a_poison_message_is_copied_with_any_deserializer(copied: Any) -> None:
+    other = copied(message(0, b"x", deserializer=lambda value: int(value)))
+    with pytest.raises(DeserializationError):
+        _ = other.payload
+
+
+@pytest.mark.parametrize("decoded", [False, True], ids=["not decoded", "decoded"])
+def test_messages_of_a_fetched_batch_can_be_pickled(decoded: bool) -> None:
+    batch = fetched(Fetched(0, b"1"), Fetched(1, None), deserialize=json.loads)
+    if decoded:
+        assert batch.payloads == [1, None]
+    assert [one.payload for one in pickle.loads(pickle.dumps(list(batch)))] == [1, None]
+
+
+def test_a_deep_copy_shares_nothing_that_can_be_changed() -> None:
+    made = message(0, b'{"rows": []}', headers=[("h", b"1")])
+    other = copy.deepcopy(made)
+    assert made.payload == {"rows": []}
+    third = copy.deepcopy(made)
+    made.payload["rows"].append(1)
+    made.headers.append(("i", b"2"))
+    assert (other.payload, other.headers, third.payload) == ({"rows": []}, [("h", b"1")], {"rows": []})
+
+
+def test_messages_are_equal_when_all_that_kafka_knows_of_them_is() -> None:
+    made = message(3, b"1", key=b"k", headers=[("h", b"1")], timestamp_ms=9)
+    again = message(3, b"1", key=b"k", headers=[("h", b"1")], timestamp_ms=9, deserializer=None)
+    assert made == again
+    assert hash(made) == hash(again)
+    assert len({made, again}) == 1
+    got = fetched(Fetched(3, b"1", b"k", 9, (["h", b"1"],))).first  # type: ignore[arg-type]
+    assert made == got
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        message(4, b"1", key=b"k", headers=[("h", b"1")], timestamp_ms=9),
+        message(3, b"2", key=b"k", headers=[("h", b"1")], timestamp_ms=9),
+        message(3, None, key=b"k", headers=[("h", b"1")], timestamp_ms=9),
+        message(3, b"1", key=None, headers=[("h", b"1")], timestamp_ms=9),
+        message(3, b"1", key=b"k", headers=[("h", b"2")], timestamp_ms=9),
+        message(3, b"1", key=b"k", headers=[("h", b"1")], timestamp_ms=8),
+        Message("other", 2, 3, value=b"1", key=b"k", headers=[("h", b"1")], timestamp_ms=9),
+        Message("user_events", 1, 3, value=b"1", key=b"k", headers=[("h", b"1")], timestamp_ms=9),
+        ("user_events", 2, 3),
+        None,
+    ],
+    ids=str,
+)
+def test_what_differs_in_anything_is_not_equal(other: object) -> None:
+    assert message(3, b"1", key=b"k", headers=[("h", b"1")], timestamp_ms=9) != other
+
+
+def test_the_texts_of_a_message_say_where_it_is() -> None:
     assert str(message(5)) == "user_events-2@5"
     assert repr(message(5, b"1", key=b"k")) == "<Message user_events-2@5 key=b'k' value=b'1'>"
     assert repr(message(5, None)) == "<Message user_events-2@5 key=None value=None>"
@@ -213,7 +336,7 @@ def test_a_batch_does_not_change_with_the_list_it_was_made_of() -> None:
     assert [one.offset for one in batch] == [1, 2]
 
 
-def test_lag_is_what_lies_between_the_end_of_the_batch_and_the_end_of_the_partition() -> None:
+def test_lag_is_what_lies_between_the_batch_and_the_end() -> None:
     assert [batch.lag for batch in both_kinds()] == [2, 2]
     assert fetched(Fetched(9), end_offset=10).lag == 0
     assert Batch([message(9)]).lag == 0, "unknown"
@@ -229,7 +352,7 @@ def test_a_fetched_record_becomes_a_message_with_all_its_fields() -> None:
     assert (got.payload, got.next_offset, got.tombstone) == (1, 4, False)
 
 
-def test_payloads_raise_at_the_first_message_that_cannot_be_decoded_and_values_do_not() -> None:
+def test_payloads_raise_at_the_first_that_cannot_be_decoded() -> None:
     batch = fetched(Fetched(0, b"1"), Fetched(1, b"{"), Fetched(2, b"["))
     with pytest.raises(DeserializationError, match="user_events-2@1:"):
         _ = batch.payloads
@@ -270,7 +393,7 @@ def test_a_batch_is_of_one_partition(foreign: Message) -> None:
 
 @pytest.mark.parametrize("offset", [0, 1])
 def test_a_batch_is_in_offset_order(offset: int) -> None:
-    with pytest.raises(ValueError, match=f"user_events-2@{offset} stands behind user_events-2@1"):
+    with pytest.raises(ValueError, match=f"user_events-2@{offset} comes after user_events-2@1"):
         Batch([message(1), message(offset)])
 
 

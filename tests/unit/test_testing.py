@@ -99,7 +99,7 @@ def test_what_cannot_be_sent_is_refused_with_what_to_type() -> None:
         pass
 
 
-def test_send_many_sends_each_and_batches_are_as_large_as_the_route_says() -> None:
+def test_send_many_sends_each_in_batches_as_the_route_says() -> None:
     with TestClient(given(nothing, max_messages=4)) as client:
         assert client.send_many(TOPIC, range(10), key="same") == [(0, n) for n in range(10)]
         assert [run.offsets for run in client.run()] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
@@ -108,7 +108,7 @@ def test_send_many_sends_each_and_batches_are_as_large_as_the_route_says() -> No
 # -- failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_failure_is_an_outcome_and_the_next_try_waits_for_the_clock() -> None:
+def test_a_failure_is_an_outcome_and_a_retry_waits_for_the_clock() -> None:
     def fail_twice(batch: Batch, ctx: Context) -> None:
         if ctx.attempt < 3:
             raise Flaky(ctx.attempt)
@@ -209,7 +209,7 @@ def test_manual_marks_are_told_and_committed() -> None:
     assert client.committed(TOPIC, 0) == 2, "the end of the block stops the app"
 
 
-def test_a_requested_and_a_blocking_commit_are_there_when_they_should_be() -> None:
+def test_a_requested_and_a_blocking_commit_are_there_in_time() -> None:
     seen: list[object] = []
 
     def mark(batch: Batch, ctx: Context) -> None:
@@ -286,7 +286,7 @@ def test_revoke_runs_the_hooks_commits_and_assign_begins_there() -> None:
         assert describe(client.run()) == [([2], 1, "done")]
 
 
-def test_revoke_inside_a_handler_asks_it_to_wrap_up_and_waits_for_it() -> None:
+def test_revoke_inside_a_handler_asks_it_to_wrap_up_and_waits() -> None:
     owned, seen = Owned(), []
 
     def inside(batch: Batch, ctx: Context) -> None:
@@ -305,7 +305,7 @@ def test_revoke_inside_a_handler_asks_it_to_wrap_up_and_waits_for_it() -> None:
         assert owned.calls == ["before_revoke 0 revoked=False", "on_revoked 0 revoked=True"]
 
 
-def test_lose_inside_a_handler_holds_at_once_and_nothing_is_committed() -> None:
+def test_lose_inside_a_handler_holds_at_once() -> None:
     owned, answers = Owned(manual_offsets=True), []
 
     def inside(batch: Batch, ctx: Context) -> None:
@@ -329,7 +329,7 @@ def test_lose_inside_a_handler_holds_at_once_and_nothing_is_committed() -> None:
     assert owned.calls[1:] == ["on_shutdown 0 revoked=False"]
 
 
-def test_an_eviction_takes_all_partitions_and_gives_back_the_others() -> None:
+def test_an_eviction_takes_all_and_gives_back_the_others() -> None:
     owned = Owned(manual_offsets=True)
     with TestClient(owned.app, partitions=2) as client:
         for partition in (0, 1):
@@ -406,7 +406,7 @@ def test_a_seek_goes_there_in_the_next_run(back: Any) -> None:
         assert begins == [0, 0 if back == "earliest" else 1]
 
 
-def test_latest_and_what_is_out_of_range_go_where_auto_offset_reset_says() -> None:
+def test_out_of_range_goes_where_auto_offset_reset_says() -> None:
     wanted: list[Any] = ["latest", 99]
 
     def seek(batch: Batch, ctx: Context) -> None:
@@ -589,12 +589,12 @@ def test_a_context_that_stops_ends_each_early() -> None:
     assert ctx.mark_as_consumed(batch_of(1).last)
 
 
-def test_the_clock_of_a_blocking_commit_goes_on_when_nothing_is_committed() -> None:
+def test_the_clock_of_a_blocking_commit_goes_on_without_one() -> None:
     """Nothing refuses a commit here; but who waits for one must not wait for ever if it did."""
     errors: list[CommitError] = []
 
     def mark(batch: Batch, ctx: Context) -> None:
-        client._members[0].guard.group._commit_retry_at = client.now + 60  # as behind a refusal
+        client._members[0].group._commit_retry_at = client.now + 60  # as after a refusal
         try:
             ctx.mark_as_consumed(batch.last, sync=True, timeout_ms=1000)
         except CommitError as error:
