@@ -58,7 +58,9 @@ def deliver(event: Event, observers: Sequence[Observer]) -> None:
     for observer in observers:
         try:
             observer(event)
-        except Exception:
+        except KeyboardInterrupt:  # of a test's user, who ends it
+            raise
+        except BaseException:  # noqa: BLE001 - also SystemExit, which would end the thread
             log.exception("observer %r raised; everything else goes on", observer)
 
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Collection, Mapping
-from types import FrameType
+from types import FrameType, TracebackType
 
 from karafka_lite.core.ownership import Ownership, Run
 
@@ -31,6 +31,14 @@ def user_stack(frame: FrameType) -> str:
     """The stack that ends in ``frame``, from the user's function on; empty where only the package is running."""
     users = list(itertools.dropwhile(is_ours, traceback.extract_stack(frame)))
     return "".join(traceback.StackSummary.from_list(users).format())
+
+
+def users_traceback(error: BaseException) -> TracebackType | None:
+    """The traceback of ``error`` from the user's function on; all of it where only the package is in it."""
+    step = error.__traceback__
+    while step is not None and step.tb_frame.f_code.co_filename.startswith(PACKAGE):
+        step = step.tb_next
+    return step or error.__traceback__
 
 
 def line_that_called_us(error: BaseException) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +11,8 @@ from karafka_lite import events
 from karafka_lite.client.protocol import Start
 from karafka_lite.core.group import Outcome, Slow
 from karafka_lite.core.ownership import Ownership, Run
+
+DeadLetter = tuple[str, int, int] | None  # its topic, partition and offset
 
 
 class News:
@@ -18,16 +22,24 @@ class News:
         self._group_id = group_id
         self._name = name
         self._emit = emit
-        self.waiting: list[events.Event] = []
+        self.waiting: deque[events.Event] = deque()
+        self._emitting = threading.Lock()
 
     def add(self, kind: type[events.Event], *values: Any) -> None:
         """An event of ``kind`` with these fields after ``group_id``."""
         self.waiting.append(kind(self._group_id, *values))
 
     def emit(self) -> None:
-        """Emit what was collected. Not to be called under the lock."""
-        while self.waiting:
-            self._emit(self.waiting.pop(0))
+        """Emit what was collected, in its order. Not to be called under the lock.
+
+        One thread emits at a time; who comes meanwhile does not wait, and leaves it what it has brought.
+        """
+        while self.waiting and self._emitting.acquire(blocking=False):
+            try:
+                while self.waiting:
+                    self._emit(self.waiting.popleft())
+            finally:
+                self._emitting.release()
 
     def emit_now(self, kind: type[events.Event], *values: Any) -> None:
         """``add`` and ``emit``. Not to be called under the lock."""
@@ -73,9 +85,7 @@ class News:
         call = run.as_call(self._group_id, function or self._name(run))
         self.waiting.append(events.CallEnded(*call, seconds, error=error))
 
-    def batch_ended(
-        self, run: Run, outcome: Outcome, error: BaseException | None, at: tuple[str, int, int] | None = None
-    ) -> None:
+    def batch_ended(self, run: Run, outcome: Outcome, error: BaseException | None, at: DeadLetter = None) -> None:
         """The call of a handler has ended. Where its message was given up, ``at`` is where its dead letter is."""
         call = *self._call(run), outcome.seconds, outcome.messages, error, outcome.retry_offset, outcome.retry_s
         if outcome.attempts:

@@ -11,7 +11,7 @@ from karafka_lite import events
 from karafka_lite.errors import ProduceError, describe
 from karafka_lite.messages import TopicPartition, where
 from karafka_lite.observers.delivery import Delivery
-from karafka_lite.observers.frames import line_that_called_us
+from karafka_lite.observers.frames import line_that_called_us, users_traceback
 from karafka_lite.version import PLEASE_REPORT
 
 log = logging.getLogger("karafka_lite")
@@ -50,21 +50,17 @@ class Report:
     # -- partitions
 
     def _assigned(self, event: events.Assigned) -> None:
-        starts = sorted(event.starts.items())
-        self._list(event.group_id, "assigned", [f"{where(*tp, offset)} ({why})" for tp, (offset, why) in starts])
+        names = [f"{where(*tp, offset)} ({why})" for tp, (offset, why) in sorted(event.starts.items())]
+        _list(logging.INFO, "group %(group)s: assigned %(names)s", names, group=event.group_id)
 
     def _revoked(self, event: events.Revoked) -> None:
-        offsets = [where(*tp) + f"@{offset}" for tp, offset in sorted(event.committed.items())]
-        self._list(event.group_id, "handed over", offsets, f" in {event.seconds:.3f} s")
+        names = [f"{where(*tp)}@{offset}" for tp, offset in sorted(event.committed.items())]
+        text = "group %(group)s: handed over %(names)s in %(seconds).3f s"
+        _list(logging.INFO, text, names, group=event.group_id, seconds=event.seconds)
 
     def _lost(self, event: events.Lost) -> None:
-        told = _some([where(*tp) for tp in sorted(event.partitions)])
-        log.warning("group %s: membership lost, nothing more is committed for %s", event.group_id, told)
-
-    def _list(self, group_id: str, what: str, offsets: list[str], how: str = "") -> None:
-        log.info("group %s: %s %s%s", group_id, what, _some(offsets), how)
-        if len(offsets) > NAMED:
-            log.debug("group %s: %s %s%s", group_id, what, ", ".join(offsets), how)
+        text = "group %(group)s: membership lost, nothing more is committed for %(names)s"
+        _list(logging.WARNING, text, [where(*tp) for tp in sorted(event.partitions)], group=event.group_id)
 
     def _waiting(self, event: events.Waiting) -> None:
         names, command = ", ".join(event.topics), "kafka-topics.sh --create --topic NAME"
@@ -113,7 +109,7 @@ class Report:
         elif repeats:
             log.error("%s as before, %s; %s", what, text, then)
         else:
-            log.error("%s; %s", what, then, exc_info=_info(error))
+            log.error("%s; %s", what, then, exc_info=_users(error))
 
     def _takeslong(self, event: events.TakesLong) -> None:
         what = f"{event}: {event.function} has been running for {event.seconds:.0f} s"
@@ -133,9 +129,10 @@ class Report:
     def _commitfailed(self, event: events.CommitFailed) -> None:
         if event.group_id not in self._commits_fail:
             self._commits_fail.add(event.group_id)
-            offsets = _some([where(*tp, offset) for tp, offset in sorted(event.offsets.items())])
-            text = "group %s: commit of %s failed, the offsets stay pending and are tried again: %s"
-            log.warning(text, event.group_id, offsets, describe(event.error))
+            text = (
+                "group %(group)s: commit of %(names)s failed, the offsets stay pending and are tried again: %(error)s"
+            )
+            _list(logging.WARNING, text, _offsets(event), group=event.group_id, error=describe(event.error))
 
     def _committed(self, event: events.Committed) -> None:
         if event.group_id in self._commits_fail:
@@ -143,8 +140,8 @@ class Report:
             log.info("group %s: commits work again", event.group_id)
 
     def _uncommitted(self, event: events.Uncommitted) -> None:
-        offsets = _some([where(*tp, offset) for tp, offset in sorted(event.offsets.items())])
-        log.error("final commit failed; messages from these offsets will be delivered again: %s", offsets)
+        text = "group %(group)s: final commit failed; messages from these offsets will be delivered again: %(names)s"
+        _list(logging.ERROR, text, _offsets(event), group=event.group_id)
 
     # -- the client and its threads
 
@@ -193,12 +190,24 @@ class Report:
             log.warning(text, *arguments)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= NAMED else f"{len(names)} partitions (the list is logged at debug)"
+def _list(level: int, text: str, names: list[str], **values: object) -> None:
+    """Log a line about ``names``; where these are many, how many, and a second line at debug that has them all."""
+    all_names, many = ", ".join(names), len(names) > NAMED
+    log.log(level, text, {"names": f"{len(names)} partitions (listed at debug)" if many else all_names, **values})
+    if many:
+        log.debug(text, {"names": all_names, **values})
+
+
+def _offsets(event: events.CommitFailed | events.Uncommitted) -> list[str]:
+    return [where(*tp, offset) for tp, offset in sorted(event.offsets.items())]
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
+def _users(error: BaseException) -> Any:
+    return type(error), error, users_traceback(error)
 
 
 def _info(error: BaseException) -> Any:

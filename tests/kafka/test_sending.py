@@ -160,7 +160,7 @@ def test_what_is_sent_behind_the_end_of_its_run_is_a_mistake(kafka: Observer) ->
 
     with running(app):
         wait_until(lambda: kept and app.members[0].group.owned[topic, 0].run is None)
-        with pytest.raises(RuntimeError, match=re.escape(f"{topic}-0@0..0 is over: send before the handler returns")):
+        with pytest.raises(RuntimeError, match=re.escape(f"cannot produce after the handler has returned ({topic}-0@0..0)")):
             kept[0].produce(out, b"late")
     assert kafka.records(out) == []
 
@@ -445,7 +445,7 @@ def test_a_stop_past_its_bound_commits_only_what_is_acknowledged_and_names_who_w
         assert app.stop() is False
     assert kafka.committed(group, topic) == 1
     assert f"final commit failed; messages from these offsets will be delivered again: {topic}-0@2" in describe(caplog)
-    assert any("waits for what it has sent to be acknowledged" in line for line in describe(caplog))
+    assert any("waits for what it sent to be acknowledged" in line for line in describe(caplog))
     for _, _, future in outputs.held:
         future.set_exception(ProduceError("the test is over"))
 
@@ -523,7 +523,7 @@ def test_a_hook_whose_message_is_refused_is_logged_and_its_marks_are_void(
         wait_until(lambda: seen[-1:] == [2])
     assert kafka.committed(group, topic) == 1
     (line,) = describe(caplog)
-    assert "on_shutdown: flush failed, ProduceError: a message of 5000 bytes is too large" in line
+    assert "flush failed, ProduceError: a message of 5000 bytes is too large" in line
     assert "marks made after that send were discarded" in line
 
 
