@@ -1,16 +1,16 @@
-"""One consumer-group member: the only file that touches kafka-python's consumer.
+"""One member of a consumer group, by kafka-python's consumer.
 
-Threads: ``commit`` belongs to the committer; ``lost``, ``join_anew`` and ``wake_rebalance`` may be called from anywhere
-and never block; all else is the poller's. The rebalance listener runs on kafka-python's own IO thread, inside ``poll``
-or ``close``.
+Threads: ``commit`` belongs to the committer; ``lost``, ``generation``, ``rejoin`` and ``wake_rebalance`` may be called
+from any thread and never block; the rest belongs to the poller. The rebalance listener runs on kafka-python's own IO
+thread, inside ``poll`` or ``close``, and must not block: heartbeats are sent by the same thread.
 
-Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in tests/kafka (most in test_cures.py):
+Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in tests/kafka (most in test_cures.py).
+``connection.py``, ``fetching.py`` and ``reader.py`` have more of them:
 
     consumer._subscription.assign_from_subscribed([])   eager assignors keep the positions of what was revoked
     consumer._subscription.assignment                   positions, without asking the network
-    consumer._fetcher._next_partition_records           a pause amid a fetched chunk blocks the partition for good
+    consumer._fetcher._next_partition_records           a pause within a fetched chunk blocks the partition for ever
     consumer._fetcher.PartitionRecords                  slow (see reader.py); after a corrupt batch ``poll`` hangs
-    consumer._fetcher._create_fetch_requests            a fetch for idle partitions keeps a busy one waiting
     consumer._manager._build_transport                  its connections read 4,096 bytes at a time
     consumer._cluster.config                            allow_auto_create_topics is not passed on: always True
     consumer._cluster.add_topic                         asks for a topic by name (and so creates it, where allowed)
@@ -22,7 +22,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in
     consumer._coordinator.coordinator_id                leaving while our join is pending needs another connection
     consumer._coordinator.fetch_committed_offsets       all partitions in one request (the public call takes one)
     consumer._net, consumer._manager                    a notifier that the listener can await; commits of our own
-    consumer._client                                    a constructor that raises leaves its IO thread behind
+    consumer._client                                    a close that fails leaves its sockets open
 """
 
 from __future__ import annotations
@@ -30,37 +30,42 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, Protocol, cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import kafka.errors
 from kafka import KafkaConsumer, OffsetAndMetadata
-from kafka import TopicPartition as Place
+from kafka import TopicPartition as KafkaTP
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.net.wakeup_notifier import WakeupNotifier
 from kafka.structs import MemberState
 
+from karafka_lite.client.admin import Admin
+from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
+from karafka_lite.client.fetching import Fetching
+from karafka_lite.client.protocol import Fetched, Rebalance, Start
 from karafka_lite.client.reader import choose_reader
-from karafka_lite.core.group import PollPlan
-from karafka_lite.core.options import Target, Time
-from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, KarafkaLiteError
-from karafka_lite.messages import Record, TopicPartition, where
+from karafka_lite.core.options import SeekTarget, Timestamp
+from karafka_lite.errors import ConfigurationError, KarafkaLiteError, PollError
+from karafka_lite.events import Crashed
+from karafka_lite.messages import TopicPartition, where
 
-log = logging.getLogger("karafka_lite")
-kafka_log = logging.getLogger("karafka_lite.kafka")
+if TYPE_CHECKING:
+    from karafka_lite.core.group import PollPlan
 
 RECEIVE_BYTES = 256 << 10
+RECEIVE_MAX_BYTES = 8 << 20  # in one step of the IO thread, which sends heartbeats between two steps
 POLL_RECORDS = 2000  # a poll costs about as much as reading a hundred of them
-JOINING_POLL_MS = 1000  # a join that ends between two polls is thrown away by the client: hardly ever be between two
-RECONNECT_MOST_MS = 1000  # as in Java; kafka-python's 30 s outlast bootstrap_timeout_ms: 10 s of outage end a start
-PAUSED_POLL_MS = 20  # there is no wakeup(): how late a partition may be resumed, or be asked for again
+JOINING_POLL_MS = 1000  # a join that ends between two polls is thrown away by the client: leave little time between two
+PAUSED_POLL_MS = 20  # there is no wakeup(): how late a partition may be resumed, or its next messages be asked for
 IDLE_POLL_MS = 200
 REQUEST_MS = 5000  # bound of one blocking request; what failed is asked again
 CLOSE_MS = 5000
-SAY_AGAIN_S = 30.0
 NO_GENERATION = -1
+MAX_OFFSET = (1 << 63) - 1
 MAX_POLL_INTERVAL_MS: int = KafkaConsumer.DEFAULT_CONFIG["max_poll_interval_ms"]
 
 FORCED: dict[str, Any] = {"enable_auto_commit": False, "metrics_enabled": False}
@@ -68,60 +73,40 @@ DEFAULTS: dict[str, Any] = {
     "client_id": "karafka-lite",
     "auto_offset_reset": "earliest",
     "allow_auto_create_topics": False,
-    "reconnect_backoff_max_ms": RECONNECT_MOST_MS,
+    "reconnect_backoff_max_ms": RECONNECT_MAX_MS,
     "max_poll_records": POLL_RECORDS,
 }
 
 
-class Fetched(NamedTuple):
-    """Records of one partition from one poll, some ``size_bytes``; ``end_offset``: where the partition ended then."""
-
-    place: TopicPartition
-    records: Sequence[Record]
-    end_offset: int | None
-    size_bytes: int
-
-
-class Start(NamedTuple):
-    """Where a new ownership begins, and why: ``committed``, ``earliest`` or ``latest``."""
-
-    offset: int
-    reason: str
-
-
-class Rebalance(Protocol):
-    """What the client tells its owner; called on the IO thread: must neither block nor raise."""
-
-    def on_assigned(self, places: Collection[TopicPartition]) -> None: ...
-    def on_revoke(self, places: Collection[TopicPartition]) -> Callable[[], float | None]:
-        """Returns a question: seconds to wait before it is asked again, or None when ``places`` may be given away."""
-
-    def on_lost(self) -> None: ...
-
-
-class PollError(KarafkaLiteError):
-    """A poll failed in a way that the next one may not."""
-
-
 class Client:
-    """A KafkaConsumer with its traps taken care of.
+    """A KafkaConsumer with its traps taken care of, for one connection: ``connect`` once, ``close``, and that is all.
 
     Raises this package's errors only. Anything else means that kafka-python itself is broken (its IO thread has died,
-    say): ``close`` and ``connect`` make a new one.
+    say): ``close`` this client and make a new one. Without a connection nothing raises but ``poll`` and what asks the
+    cluster (a PollError): the membership is ``lost``, and a commit returns an error.
     """
 
     def __init__(
-        self, group_id: str, bootstrap_servers: Sequence[str], settings: Mapping[str, Any], rebalance: Rebalance
+        self,
+        group_id: str,
+        bootstrap_servers: Sequence[str],
+        settings: Mapping[str, Any],
+        rebalance: Rebalance,
+        emit: Emit,
     ) -> None:
         self.group_id = group_id
         self.bootstrap_servers = list(bootstrap_servers)
         self.settings = {**DEFAULTS, **settings, **FORCED}
+        self._given = settings
         self._rebalance = rebalance
-        self._consumer: Any = None
-        self._coordinator: Any = None
+        self._emit = emit
+        self._connection = Connection(f"group {group_id}", emit, group_id)
+        self._consumer: Any = _NotConnected()
+        self._coordinator: Any = self._consumer
+        self._notifier: Any = self._consumer
+        self._fetching: Any = self._consumer
         self._session_s = 0.0
-        self._sizes: Counter[Any] = Counter()  # of what the poll in hand has read, in bytes
-        self._notifier: Any = None
+        self._sizes: Counter[Any] = Counter()  # of what the current poll has read, in bytes
         self._joined_at = self._alive_until = float("-inf")
 
     @property
@@ -138,16 +123,27 @@ class Client:
             BrokerUnavailableError: none answered.
             ConfigurationError: a setting that kafka-python refuses.
         """
-        with connecting(f"group {self.group_id}", self.bootstrap_servers, self.settings):
-            consumer = _new_consumer(bootstrap_servers=self.bootstrap_servers, group_id=self.group_id, **self.settings)
+        new = partial(KafkaConsumer, group_id=self.group_id)
+        consumer = self._connection.open(new, self.bootstrap_servers, self.settings)
         _receive_more(consumer._manager)
-        _fetch_soon(consumer._fetcher)
         consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]
         consumer._fetcher.PartitionRecords = partial(choose_reader(), sizes=self._sizes)
+        self._fetching = Fetching(consumer)
         self._notifier = WakeupNotifier(consumer._net)
-        self._coordinator = consumer._coordinator
-        self._session_s = self._coordinator.heartbeat.config["session_timeout_ms"] / 1000
-        self._consumer = consumer
+        self._session_s = consumer._coordinator.heartbeat.config["session_timeout_ms"] / 1000
+        self._consumer, self._coordinator = consumer, consumer._coordinator
+
+    def ensure_topics(self, topics: Collection[str]) -> set[str]:
+        """Create those of ``topics`` that do not exist; returns them.
+
+        Raises BrokerUnavailableError, ClusterError, and ConfigurationError where one cannot be created.
+        """
+        admin = Admin(self.bootstrap_servers, self._given, self._emit)
+        admin.connect()
+        try:
+            return admin.ensure_topics(topics)
+        finally:
+            admin.close()
 
     def missing_topics(self, topics: Collection[str]) -> set[str]:
         """Those of ``topics`` that do not exist, or that we may not see. Raises PollError."""
@@ -168,58 +164,75 @@ class Client:
             return set(self._consumer.topics())
 
     def subscribe(self, topics: Collection[str]) -> None:
-        """Join the group with the next poll. ``topics`` exist: one that does not may leave the member idle for good."""
-        self._consumer.subscribe(sorted(topics), listener=_Listener(self, self._consumer, self._rebalance))
-        self.missing_topics(topics)  # else the first metadata that know of the subscription come after the join: twice
+        """Join the group with the next poll.
 
-    def starts(self, places: Collection[TopicPartition]) -> dict[TopicPartition, Start]:
-        """Where ``places`` begin; without those of which the cluster cannot say it now. Raises as ``poll`` does."""
-        wanted = [Place(*place) for place in places]
+        All of ``topics`` exist: a member that asks for one that does not may be left without any partition for ever.
+        """
+        self._consumer.subscribe(sorted(topics), listener=_Listener(self))
+        self.missing_topics(topics)  # else metadata with the new topics would come after the join, and cause another
+
+    def starts(self, tps: Collection[TopicPartition]) -> dict[TopicPartition, Start]:
+        """Where ``tps`` begin, without those for which the cluster cannot say it now. Raises ConfigurationError."""
+        wanted = [KafkaTP(*tp) for tp in tps]
         starts: dict[TopicPartition, Start] = {}
         try:
             committed = self._coordinator.fetch_committed_offsets(wanted, timeout_ms=REQUEST_MS)
-            starts.update({tuple(place): Start(offset.offset, "committed") for place, offset in committed.items()})
-            if missing := [place for place in wanted if place not in committed]:
+            starts.update({tuple(tp): Start(offset.offset, "committed") for tp, offset in committed.items()})
+            if missing := [tp for tp in wanted if tp not in committed]:
                 if self.reset == "none":
-                    raise ConfigurationError(self._no_start(", ".join(where(*place) for place in missing)))
-                ask = self._consumer.end_offsets if self.reset == "latest" else self._consumer.beginning_offsets
+                    raise ConfigurationError(self._no_start(", ".join(where(*tp) for tp in missing)))
+                latest = self.reset == "latest"
+                ask = self._consumer.end_offsets if latest else self._consumer.beginning_offsets
                 offsets = ask(missing, timeout_ms=REQUEST_MS)
-                starts.update({tuple(place): Start(offset, self.reset) for place, offset in offsets.items()})
+                reason: Literal["latest", "earliest"] = "latest" if latest else "earliest"
+                starts.update({tuple(tp): Start(offset, reason) for tp, offset in offsets.items()})
         except kafka.errors.KafkaError as error:
-            log.debug("group %s: not all starting offsets are known yet: %s", self.group_id, error)
+            self._debug(f"group {self.group_id}: not all starting offsets are known yet: {error}")
         return starts
 
-    def offset_of(self, place: TopicPartition, target: Target) -> int | None:
-        """Where ``target`` is; None while the cluster cannot say it. Behind the end there is the end."""
-        wanted, consumer = Place(*place), self._consumer
+    def offset_of(self, tp: TopicPartition, target: SeekTarget) -> int | None:
+        """Where ``target`` is; None while the cluster cannot say it. A time past the last message is the end."""
+        wanted, consumer = KafkaTP(*tp), self._consumer
+        earliest = target == "earliest"
         try:
-            if isinstance(target, Time):
-                found = consumer.offsets_for_times({wanted: target.ms}, timeout_ms=REQUEST_MS)[wanted]
-                if found is not None:
-                    return int(found.offset)
-            ask = consumer.beginning_offsets if target == "earliest" else consumer.end_offsets
+            if isinstance(target, Timestamp):
+                earliest = target.ms < 0  # before 1970, and so before any message; kafka-python would raise
+                if 0 <= target.ms <= MAX_OFFSET:
+                    found = consumer.offsets_for_times({wanted: target.ms}, timeout_ms=REQUEST_MS)[wanted]
+                    if found is not None:
+                        return int(found.offset)
+            ask = consumer.beginning_offsets if earliest else consumer.end_offsets
             return int(ask([wanted], timeout_ms=REQUEST_MS)[wanted])
         except kafka.errors.KafkaError as error:
-            log.debug("group %s: %s: %s is not known yet: %s", self.group_id, where(*place), target, error)
+            self._debug(f"group {self.group_id}: {where(*tp)}: {target} is not known yet: {error}")
             return None
 
     def apply(self, plan: PollPlan) -> None:
-        """Carry out what the group wants before the next poll; a partition that has just gone is left alone."""
-        if plan.join_anew:
-            self.join_anew()
-        actions: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
-            *((self._consumer.seek, (Place(*place), offset)) for place, offset in plan.seeks.items()),
-            *((self._consumer.pause, (Place(*place),)) for place in plan.pause),
-            *((self._consumer.resume, (Place(*place),)) for place in plan.resume),
-        ]
-        for action, arguments in actions:
-            try:
-                action(*arguments)
-            except (KeyError, ValueError, AssertionError, kafka.errors.IllegalStateError):
-                log.debug("group %s: %s%s came too late", self.group_id, action.__name__, arguments)
+        """Carry out what the group wants before the next poll.
 
-    def poll(self, *, paused: bool) -> Iterator[Fetched]:
-        """Wait for records. Rebalances happen in here.
+        A partition that is not assigned any more is left alone, which is safe: nothing is fetched from it, and when it
+        is assigned again the group owns it anew, does not know a position of it, and seeks it to its start.
+        """
+        if plan.rejoin:
+            self.rejoin()
+        for ownership, offset in plan.seeks.items():
+            self._apply(self._consumer.seek, ownership.tp, min(offset, MAX_OFFSET))
+        for ownership in plan.pause:
+            self._apply(self._consumer.pause, ownership.tp)
+        for ownership in plan.resume:
+            self._apply(self._consumer.resume, ownership.tp)
+
+    def _apply(self, action: Callable[..., None], tp: TopicPartition, *offset: int) -> None:
+        kafka_tp = KafkaTP(*tp)
+        try:
+            action(kafka_tp, *offset)
+        except (KeyError, ValueError):  # what seek, pause and resume raise for a partition that is not assigned
+            if kafka_tp in self._consumer._subscription.assignment:
+                raise
+            self._debug(f"group {self.group_id}: {where(*tp)} is not assigned any more")
+
+    def poll(self, *, paused: bool) -> list[Fetched]:
+        """Wait for records; shorter when something is ``paused``. Rebalances happen in here.
 
         Raises:
             FetchError: what one partition holds next cannot be read.
@@ -234,42 +247,46 @@ class Client:
         joining = self._consumer.group_metadata().state != MemberState.STABLE or self._coordinator.need_rejoin()
         try:
             if joining:  # only that: the consumer's poll would go on to fetch from where we do not want to begin
-                self.join_anew()  # a join for a new subscription that outlives its poll is forgotten
+                self.rejoin()  # a join for a new subscription that outlives its poll is forgotten
                 self._coordinator.poll(timeout_ms=JOINING_POLL_MS)
-                return
-            polled = self._consumer.poll(PAUSED_POLL_MS if paused else IDLE_POLL_MS)
+                return []
+            polled = self._fetching.poll(PAUSED_POLL_MS if paused else IDLE_POLL_MS)
         except (kafka.errors.NoOffsetForPartitionError, kafka.errors.OffsetOutOfRangeError) as error:
             raise ConfigurationError(self._no_start(str(error))) from error
         except kafka.errors.KafkaError as error:
             raise PollError(str(error)) from error
-        for place, records in polled.items():
-            yield Fetched(tuple(place), records, self._end_offset(place), self._sizes[place])
+        return [Fetched(tuple(tp), records, self._end_offset(tp), self._sizes[tp]) for tp, records in polled.items()]
 
     def positions(self) -> dict[TopicPartition, int]:
-        """Where fetching goes on: behind what ``poll`` has returned, and behind markers and what was compacted away."""
+        """Where fetching goes on: past what ``poll`` has returned, and past offsets that hold no message."""
         states = list(self._consumer._subscription.assignment.items())
-        return {tuple(place): state.position.offset for place, state in states if state.position is not None}
+        # Read once: the IO thread may set it to None meanwhile.
+        return {tuple(tp): position.offset for tp, state in states if (position := state.position) is not None}
 
-    def close(self) -> None:
-        """Leave the group at once; calls the listener for what is still assigned."""
-        consumer, self._consumer = self._consumer, None
-        if consumer is None:
-            return
-        if consumer.group_metadata().state == MemberState.REBALANCING and self._coordinator.coordinator_id is not None:
-            # LeaveGroup would wait behind our pending JoinGroup, for the others' batches: it takes another connection.
-            self._coordinator.coordinator_id = int(str(self._coordinator.coordinator_id).rpartition("-")[2])
+    def close(self) -> Exception | None:
+        """Leave the group at once; calls the listener for what is still assigned.
+
+        Returns why the broker could not be told: it notices after ``session_timeout_ms`` then.
+        """
+        consumer, coordinator = self._consumer, self._coordinator
+        if isinstance(coordinator, _NotConnected):  # never connected, or closed
+            return None
         try:
+            if consumer.group_metadata().state == MemberState.REBALANCING and coordinator.coordinator_id is not None:
+                # LeaveGroup would wait on the broker for the end of our pending JoinGroup, which waits for the batches
+                # of the other members: it takes another connection.
+                coordinator.coordinator_id = int(str(coordinator.coordinator_id).rpartition("-")[2])
             consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
-        except Exception as error:
-            log.warning("group %s: left without a goodbye (%r); noticed after session_timeout_ms", self.group_id, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this client is over
             with suppress(Exception):
                 consumer._client.close()  # its sockets would stay open
+            return error
+        finally:
+            self._coordinator = _NotConnected()
+            self._connection.close()
+        return None
 
     # -- the committer's
-
-    def generation(self) -> int:
-        """Of the group, as we know it; what is owned now is owned in it."""
-        return int(self._coordinator._generation.generation_id)
 
     def commit(self, offsets: Mapping[TopicPartition, int], generation: int) -> Exception | None:
         """Commit, if the group is still in ``generation``; one attempt.
@@ -277,10 +294,10 @@ class Client:
         The public ``commit`` tries again for as long as it may, with whatever generation there is by then: what we had
         lost meanwhile would be committed in the name of our next membership.
 
-        Returns None when the broker has acknowledged, else what went wrong (ask ``lost`` what it means).
+        Returns None when the broker has acknowledged, else what went wrong (``lost`` says what it means).
         """
-        wanted = {Place(*place): OffsetAndMetadata(offset, "", -1) for place, offset in offsets.items()}
-        coordinator, manager = self._coordinator, self._consumer._manager
+        wanted = {KafkaTP(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()}
+        consumer, coordinator = self._consumer, self._coordinator
 
         async def send() -> None:  # the check and the stamp on the request are one step of the IO thread
             if coordinator._generation.generation_id != generation:
@@ -290,21 +307,25 @@ class Client:
         async def attempt() -> None:
             if not await coordinator.ensure_coordinator_ready_async(timeout_ms=REQUEST_MS):
                 raise kafka.errors.CoordinatorNotAvailableError()
-            await manager.wait_for(manager.call_soon(send), REQUEST_MS)
+            await consumer._manager.wait_for(consumer._manager.call_soon(send), REQUEST_MS)
 
         try:
-            self._consumer._net.run(attempt)
-        except Exception as error:  # also what a dying IO thread throws: nothing is committed then
+            consumer._net.run(attempt)
+        except Exception as error:  # noqa: BLE001 - also what a dying IO thread throws: nothing is committed
             return error
         return None
 
-    # -- anybody's
+    # -- from any thread
+
+    def generation(self) -> int:
+        """Of the group, as we know it: what is owned now is owned in it."""
+        return int(self._coordinator._generation.generation_id)
 
     def lost(self, now: float) -> bool:
         """Whether our membership is known to be gone: evicted, or no heartbeat answered for ``session_timeout_ms``.
 
-        Asked of the client's memory, without the network: 0.1 µs, part of every mark. It can turn back to False (the
-        client joins again, or the coordinator still knows us), so whoever acts on it has to remember.
+        It looks into the client's memory, without the network: 0.1 µs, part of every mark. It can turn back to False
+        (the client joins again, or the coordinator still knows us), so whoever acts on it has to remember.
         """
         coordinator = self._coordinator
         if coordinator._generation.generation_id == NO_GENERATION:
@@ -314,17 +335,18 @@ class Client:
         self._alive_until = max(coordinator.heartbeat.last_receive, self._joined_at) + self._session_s
         return now > self._alive_until
 
-    def join_anew(self) -> None:
+    def rejoin(self) -> None:
         """Make the member join again at its next poll, with the id that it has."""
         self._coordinator.request_rejoin()
 
     def wake_rebalance(self) -> None:
         """Have the listener ask again whether the partitions may be given away."""
-        self._notifier.notify()
+        with suppress(KarafkaLiteError, RuntimeError):  # not connected, or closed
+            self._notifier.notify()
 
-    def _end_offset(self, place: Any) -> int | None:
-        with suppress(KeyError, AssertionError, kafka.errors.IllegalStateError):
-            return cast("int | None", self._consumer.highwater(place))
+    def _end_offset(self, tp: Any) -> int | None:
+        with suppress(KeyError, AssertionError, kafka.errors.IllegalStateError):  # not assigned any more
+            return cast("int | None", self._consumer.highwater(tp))
         return None
 
     def _no_start(self, where: str) -> str:
@@ -333,64 +355,17 @@ class Client:
             f"choose one; commit one with kafka-consumer-groups.sh --reset-offsets, or set 'earliest' or 'latest'"
         )
 
-
-@contextmanager
-def connecting(who: str, bootstrap_servers: Sequence[str], settings: Mapping[str, Any]) -> Iterator[None]:
-    """Quiet kafka-python's loggers, and turn what a constructor of its clients raises into our errors.
-
-    Raises:
-        BrokerUnavailableError: no broker answered.
-        ConfigurationError: a setting that kafka-python refuses.
-    """
-    last_words = _quiet_kafka_loggers()
-    last_words.text = ""  # of an earlier connection
-    try:
-        yield
-    except (kafka.errors.KafkaConnectionError, kafka.errors.KafkaTimeoutError) as error:
-        waited = settings.get("bootstrap_timeout_ms", KafkaConsumer.DEFAULT_CONFIG["bootstrap_timeout_ms"])
-        timed_out = isinstance(error, kafka.errors.KafkaTimeoutError)
-        raise BrokerUnavailableError(
-            f"no broker could be reached at {','.join(bootstrap_servers)} within {waited} ms "
-            f"({(timed_out and last_words.text) or error}); is Kafka running there? "
-            f"Another address: --broker HOST:PORT, or KARAFKA_LITE_BOOTSTRAP_SERVERS=HOST:PORT"
-        ) from error
-    except (kafka.errors.KafkaError, AssertionError, OSError, TypeError, ValueError) as error:
-        raise ConfigurationError(f"kafka-python refuses the settings of {who}: {error}") from error
+    def _debug(self, message: str) -> None:
+        self._connection.debug(__name__, logging.DEBUG, message)
 
 
-def _new_consumer(**settings: Any) -> Any:
-    """A KafkaConsumer; when its constructor raises, its IO thread is ended, which nobody else could do."""
-    consumer = KafkaConsumer.__new__(KafkaConsumer)
-    try:
-        consumer.__init__(**settings)
-    except BaseException:
-        if hasattr(consumer, "_client"):
-            consumer._client.close()
-        raise
-    return consumer
+class _NotConnected:
+    """In place of a consumer and of its coordinator: a member of nothing, whatever it is asked."""
 
+    _generation = SimpleNamespace(generation_id=NO_GENERATION)
 
-def _fetch_soon(fetcher: Any) -> None:
-    """Have no busy partition wait for news from idle ones.
-
-    There is one fetch at a time for each broker, and it leaves out partitions that are paused, or have something left
-    from the fetch before. Those would wait ``fetch_max_wait_ms`` for every few thousand records.
-    """
-    stock, settings, most = fetcher._create_fetch_requests, fetcher.config, fetcher.config["fetch_max_wait_ms"]
-    subscriptions = fetcher._subscriptions
-
-    def create() -> Any:
-        left, asked_for = fetcher._next_partition_records, fetcher._fetchable_partitions()
-        if left and all(map(at_end, asked_for)):
-            return {}  # the next polls take what is left (it is not paused, or it was parked); then all are asked for
-        all_of_them = len(asked_for) == len(subscriptions.assignment)
-        settings["fetch_max_wait_ms"] = most if all_of_them else min(most, PAUSED_POLL_MS)
-        return stock()
-
-    def at_end(place: Any) -> bool:
-        return bool(subscriptions.assignment[place].highwater == subscriptions.assignment[place].position.offset)
-
-    fetcher._create_fetch_requests = create
+    def __getattr__(self, name: str) -> Any:
+        raise PollError("the client is not connected")
 
 
 def _receive_more(manager: Any) -> None:
@@ -406,75 +381,53 @@ def _receive_more(manager: Any) -> None:
 
 
 def _received(transport: Any, stock: Callable[[], tuple[bytes, Any]]) -> tuple[bytes, Any]:
-    """All that has come; where nothing has, the stock method says why."""
-    pieces = []
-    with suppress(Exception):  # what is wrong now is wrong at the next call, too
-        while piece := transport._sock.recv(RECEIVE_BYTES):
+    """What has come, up to about RECEIVE_MAX_BYTES, and an error; where nothing has come, the stock method says why.
+
+    The rest is not forgotten: the socket stays readable. (A TLS record is never read in part, so nothing of it waits
+    in the TLS layer, where no selector would see it.)
+    """
+    pieces, size = [], 0
+    try:
+        while size < RECEIVE_MAX_BYTES and (piece := transport._sock.recv(RECEIVE_BYTES)):
             pieces.append(piece)
-    return (b"".join(pieces), None) if pieces else stock()
+            size += len(piece)
+        received = b"".join(pieces)
+    except OSError:  # nothing more has come; or the connection is broken, which the next call says
+        received = b"".join(pieces)
+    except Exception as error:  # noqa: BLE001 - no memory, say: what was received is lost, so the connection has to end
+        return b"", kafka.errors.KafkaConnectionError(repr(error))
+    return (received, None) if received else stock()
 
 
 class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
-    """Awaits the hand-over without blocking: heartbeats go on. A listener that raises is called for ever."""
+    """Awaits the hand-over without blocking: heartbeats go on. A listener that raises would be called for ever."""
 
-    def __init__(self, client: Client, consumer: Any, rebalance: Rebalance) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
-        self._consumer = consumer
-        self._rebalance = rebalance
 
     async def on_partitions_assigned(self, assigned: set[Any]) -> None:
         try:
             self._client._joined_at = time.monotonic()
-            self._rebalance.on_assigned(sorted(tuple(place) for place in assigned))
-        except Exception:
-            log.exception("group %s: assignment failed; please report this", self._client.group_id)
+            self._client._rebalance.on_assigned(self._client, sorted(tuple(tp) for tp in assigned))
+        except Exception as bug:  # noqa: BLE001 - a listener that raises is called for ever
+            self._report(bug)
 
     async def on_partitions_revoked(self, revoked: set[Any]) -> None:
         try:
-            wait = self._rebalance.on_revoke(sorted(tuple(place) for place in revoked))
+            wait = self._client._rebalance.on_revoke(self._client, sorted(tuple(tp) for tp in revoked))
             while (seconds := wait()) is not None:
                 await self._client._notifier(seconds)
-        except Exception:
-            log.exception("group %s: hand-over failed; please report this", self._client.group_id)
+        except Exception as bug:  # noqa: BLE001 - a listener that raises is called for ever
+            self._report(bug)
         # As Java does. Else a partition that comes back keeps its position and its paused flag, and what we have just
         # dropped from its queue is skipped.
-        self._consumer._subscription.assign_from_subscribed([])
+        self._client._consumer._subscription.assign_from_subscribed([])
 
-    async def on_partitions_lost(self, lost: set[Any]) -> None:
+    async def on_partitions_lost(self, _lost: set[Any]) -> None:
         try:
-            self._rebalance.on_lost()
-        except Exception:
-            log.exception("group %s: loss not handled; please report this", self._client.group_id)
+            self._client._rebalance.on_lost(self._client)
+        except Exception as bug:  # noqa: BLE001 - a listener that raises is called for ever
+            self._report(bug)
 
-
-class _LastWords(logging.Handler):
-    """Takes what kafka-python logs to our own debug log; says once, and remembers, that a broker cannot be reached."""
-
-    text = ""
-    said_at = float("-inf")
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        kafka_log.debug("%s: %s", record.name, message)
-        if message.startswith("Connection failed: "):
-            self.text = message.removeprefix("Connection failed: ")
-            if time.monotonic() - self.said_at > SAY_AGAIN_S:
-                self.said_at = time.monotonic()
-                log.warning("a broker cannot be reached, it is tried again: %s", self.text)
-
-
-def _quiet_kafka_loggers() -> _LastWords:
-    """kafka-python logs an ERROR for each ordinary disconnect: keep that to our debug log.
-
-    Left alone where the program has set up the logger ``kafka`` by itself (a level or a handler).
-    """
-    logger = logging.getLogger("kafka")
-    for handler in logger.handlers:
-        if isinstance(handler, _LastWords):
-            return handler
-    last_words = _LastWords()
-    if logger.level == logging.NOTSET and all(isinstance(handler, logging.NullHandler) for handler in logger.handlers):
-        logger.addHandler(last_words)
-        logger.setLevel(logging.WARNING)
-        logger.propagate = False
-    return last_words
+    def _report(self, bug: Exception) -> None:
+        self._client._emit(Crashed(self._client.group_id, "rebalance listener", bug))

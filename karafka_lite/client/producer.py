@@ -1,149 +1,321 @@
-"""Messages on their way to the brokers: the only file that touches kafka-python's producer.
+"""Messages on their way to the brokers, by kafka-python's producer.
 
-Threads: every method may be called from anywhere; futures are resolved on kafka-python's sender thread.
+Threads: every method may be called from anywhere. Futures are resolved on kafka-python's sender thread, or where
+``check``, ``send``, ``flush`` or ``close`` finds out that this thread will not do it.
 
 Private touch points in kafka-python 3.0 (pinned below 3.1), with tests in tests/kafka/test_produce.py:
 
     producer._sender.force_close    ``close`` raises while something is unanswered, and leaves its thread behind
-    producer._sender.is_alive       a sender that has died says nothing
+    producer._sender.is_alive       a sender thread that has died says nothing
+    producer._sender._client        what a sender thread that has died leaves open
+    producer._sender.run_once       one that fails at every turn resolves no future, and uses all of a core
     producer._transaction_manager   an idempotent producer is dead after one refused message: this knows it
+    receipt._produce_future         the same for all messages of a batch
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import kafka.errors
 from kafka import KafkaProducer
 from kafka.partitioner.default import murmur2
 from kafka.serializer import Serializer
+from kafka.util import ensure_valid_topic_name
 
-from karafka_lite.client.consumer import RECONNECT_MOST_MS, connecting
+from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
 from karafka_lite.errors import KarafkaLiteError, ProduceError
-from karafka_lite.messages import Outgoing
+
+if TYPE_CHECKING:
+    from karafka_lite.messages import Outgoing
 
 WINDOW_BYTES = 32 << 20  # of unanswered messages: kafka-python itself takes any number into its memory
-MESSAGE_BYTES = 2048  # what the objects around one message weigh
+MESSAGE_BYTES = 2048  # what the objects around one message take
+LOOK_AGAIN_S = 0.1  # how late a thread that waits sees that the producer is dead
+OVERDUE_S = 5.0  # kafka-python looks for messages that have expired once per turn
+FAILING_S = 10.0  # a sender thread that has done nothing but fail for so long is broken
+FAILING_REST_S = 0.1  # between two turns that failed
 CLOSE_S = 5.0
+MAX_PARTITION, MAX_TIMESTAMP_MS = (1 << 31) - 1, (1 << 63) - 1
 DEFAULTS: dict[str, Any] = {
     "client_id": "karafka-lite",
     "batch_size": 256 << 10,
     "max_block_ms": 15_000,  # how long a new topic may take to appear
-    "max_request_size": 64 << 20,  # how much is too much, the broker says
-    "reconnect_backoff_max_ms": RECONNECT_MOST_MS,
+    "max_request_size": 64 << 20,  # the brokers say how large a message may be
+    "reconnect_backoff_max_ms": RECONNECT_MAX_MS,
+    "delivery_timeout_ms": KafkaProducer.DEFAULT_CONFIG["delivery_timeout_ms"],
 }
 FORCED: dict[str, Any] = {"acks": "all", "allow_auto_create_topics": True, "metrics_enabled": False}
 IN_FLIGHT = {True: 5, False: 1}  # requests at once that keep the order
 
+DEAD = "the producer is closed, or has died of an earlier message, or nothing was answered for too long"
 
 NULL: Any = object()
+Receipt = tuple[int, int]
+"""Partition and offset of a message that was sent."""
 
 
 class _Values(Serializer):  # type: ignore[misc]
     """kafka-python refuses a message with neither key nor value, which Kafka does not."""
 
-    def serialize(self, topic: str, headers: Any, data: Any) -> Any:
+    def serialize(self, _topic: str, _headers: Any, data: Any) -> Any:
         return None if data is NULL else data
+
+
+class _Sent:
+    """One message without an answer."""
+
+    __slots__ = ("batch", "future", "overdue_at", "size", "topic")
+
+    def __init__(self, topic: str, size: int, overdue_at: float) -> None:
+        self.future: Future[Receipt] = Future()
+        self.future.set_running_or_notify_cancel()  # a message on its way cannot be cancelled
+        self.topic = topic
+        self.size = size  # of its key and its value
+        self.overdue_at = overdue_at
+        self.batch: Any = None  # what kafka-python sends it in
 
 
 class Producer:
     """A KafkaProducer with ``concurrent.futures.Future`` and a bound on what is unanswered.
 
-    ``settings`` are those of an App, or of kafka-python's producer; what only a consumer knows is left out.
+    Every future has a result ``answer_timeout_s`` after ``send`` at the latest, if somebody calls ``check`` meanwhile.
+
+    ``settings`` are those of an App, or of kafka-python's producer; those that only a consumer knows are left out.
     ``idempotent``: a message whose answer got lost is written once; but one refused message, whosever it is, makes the
-    producer ``dead``, and all that is on its way fails. Without, such a message may stand twice, and nobody else fails.
+    producer ``dead``, and all that is on its way fails. Otherwise such a message may be written twice, and no other
+    message fails. ``emit``: as ``Connection`` has it.
     """
 
     def __init__(
-        self, bootstrap_servers: Sequence[str], settings: Mapping[str, Any], *, idempotent: bool = False
+        self,
+        bootstrap_servers: Sequence[str],
+        settings: Mapping[str, Any],
+        emit: Emit | None = None,
+        *,
+        idempotent: bool = False,
     ) -> None:
         self.bootstrap_servers = list(bootstrap_servers)
         known = {name: value for name, value in settings.items() if name in KafkaProducer.DEFAULT_CONFIG}
         one_of = {"enable_idempotence": idempotent, "max_in_flight_requests_per_connection": IN_FLIGHT[idempotent]}
         self.settings = {**DEFAULTS, **known, **FORCED, **one_of, "value_serializer": _Values()}
+        self._connection = Connection("the producer", emit)
         self._producer: Any = None
-        self._died_of = ""  # the topic whose message was refused
-        self._answered = threading.Condition()
+        self._manager: Any = None
+        self._closing = False
+        self._failing_since: float | None = None  # when the sender thread began to fail at every turn
+        self._broken: Exception | None = None  # what it fails with
+        self._refused: _Sent | None = None  # the message that the producer has died of
+        self._changed = threading.Condition()
+        self._open: dict[int, _Sent] = {}  # without an answer, the oldest first
+        self._numbers = itertools.count()
         self._unanswered = 0  # bytes
+
+    @property
+    def answer_timeout_s(self) -> float:
+        """How long a message may take: until its topic is known, and then ``delivery_timeout_ms``."""
+        return float(self.settings["max_block_ms"] + self.settings["delivery_timeout_ms"]) / 1000 + OVERDUE_S
 
     def connect(self) -> None:
         """Reach a broker, for up to ``bootstrap_timeout_ms``. Raises BrokerUnavailableError, ConfigurationError."""
-        with connecting("the producer", self.bootstrap_servers, self.settings):
-            self._producer = KafkaProducer(bootstrap_servers=self.bootstrap_servers, **self.settings)
+        producer = self._connection.open(KafkaProducer, self.bootstrap_servers, self.settings)
+        self._connection.thread = producer._sender
+        producer._sender.run_once = self._watched(producer._sender.run_once)
+        self._producer, self._manager = producer, producer._transaction_manager
 
     @property
     def dead(self) -> bool:
         """Whether it will never send anything any more."""
-        producer = self._producer
-        if producer is None:
-            return True
-        manager = producer._transaction_manager
-        return not producer._sender.is_alive() or (manager is not None and manager.has_fatal_error())
+        return self._closing or self._cannot_answer() is not None or self._has_fatal_error()
 
-    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
+    def send(self, message: Outgoing) -> Future[Receipt]:
         """Send one message; the future holds (partition, offset) once all in-sync replicas have it, or a ProduceError.
 
-        Blocks while 32 MB are unanswered, and for up to ``max_block_ms`` until an unknown topic is there. Raises
-        TypeError or ValueError where this cannot be a message, or not one of that partition.
+        Blocks while 32 MB are unanswered, and for up to ``max_block_ms`` until an unknown topic is there.
+
+        Raises:
+            TypeError, ValueError: as ``check_outgoing``; the topic has no such partition.
         """
-        future: Future[tuple[int, int]] = Future()
-        future.set_running_or_notify_cancel()  # what is on its way cannot be called back
+        check_outgoing(message)
         topic, value, key, headers, partition, timestamp_ms = message
-        size = len(value or b"") + len(key or b"")
-
-        def acknowledged(place: Any) -> None:
-            future.set_result((place.partition, place.offset))
-            self._note(-size - MESSAGE_BYTES)
-
-        def refused(error: Exception) -> None:
-            told = _explained(topic, size, error)
-            if self.dead:  # all that was on its way fails with the error of the one that was refused
-                self._died_of = self._died_of or topic
-                if self._died_of != topic:
-                    told = f"topic {topic} did not take a message: one for {self._died_of} was refused ({error!r})"
-            future.set_exception(ProduceError(told))
-            self._note(-size - MESSAGE_BYTES)
-
-        self._note(size + MESSAGE_BYTES)
+        sent = _Sent(topic, len(value or b"") + len(key or b""), time.monotonic() + self.answer_timeout_s)
+        number = next(self._numbers)
+        self._wait_for(lambda: self._enter(number, sent) or self.dead, self.answer_timeout_s)
         producer = self._producer
+        if self.dead or number not in self._open:
+            self._fail(number, kafka.errors.IllegalStateError(DEAD), sent)
+            return sent.future
         try:
-            if self.dead:
-                raise kafka.errors.IllegalStateError("the producer is closed, or has died of an earlier message")
             receipt = producer.send(topic, NULL if value is None else value, key, headers, partition, timestamp_ms)
         except kafka.errors.KafkaError as error:
-            refused(error)
+            self._fail(number, error)
         except BaseException:
-            self._note(-size - MESSAGE_BYTES)
+            self._take(number)
             raise
         else:
-            receipt.add_callback(acknowledged).add_errback(refused)
-        return future
+            sent.batch = receipt._produce_future
+            receipt.add_callback(lambda found: self._resolve(number, (found.partition, found.offset)))
+            receipt.add_errback(lambda error: self._fail(number, error))
+        return sent.future
+
+    def check(self) -> None:
+        """Have the futures fail that kafka-python is not going to resolve any more; never blocks.
+
+        These are all, when its sender thread has died or does nothing but fail, and those that are overdue.
+        """
+        error, now = self._cannot_answer(), time.monotonic()
+        with self._changed:
+            hopeless = itertools.takewhile(lambda number: error or self._open[number].overdue_at < now, self._open)
+            numbers = list(hopeless)
+        for number in numbers:
+            self._fail(number, error or kafka.errors.KafkaTimeoutError("kafka-python gave no answer at all"))
 
     def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until every message has its answer, good or bad; False: not within ``timeout_s``."""
-        with self._answered:
-            return self._answered.wait_for(lambda: self._unanswered == 0, timeout_s)
+        """Wait until every message has its answer, good or bad; False: not within ``timeout_s``.
+
+        Without ``timeout_s`` it takes ``answer_timeout_s`` at the most.
+        """
+        return self._wait_for(lambda: not self._open, self.answer_timeout_s if timeout_s is None else timeout_s)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Flush for up to ``timeout_s``; what is unanswered then fails with a ProduceError, and may have arrived."""
-        producer, self._producer = self._producer, None
+        producer, self._closing = self._producer, True
         if producer is not None:
             self.flush(timeout_s)
-            producer._sender.force_close()
-            producer.close(timeout=CLOSE_S)
+            sender = producer._sender
+            sender.force_close()
+            with suppress(kafka.errors.KafkaError):  # its thread has died, and something is unanswered
+                producer.close(timeout=CLOSE_S if sender.is_alive() else 0)
+            if not sender.is_alive():
+                sender._client.close()  # else its last act
+        self._producer = None
+        self._connection.close()
+        self.check()
 
-    def _note(self, size: int) -> None:
-        """More that is unanswered, once there is room for it; or less."""
-        with self._answered:
-            if size > 0:
-                self._answered.wait_for(lambda: self._unanswered == 0 or self._unanswered + size <= WINDOW_BYTES)
-            before, self._unanswered = self._unanswered, self._unanswered + size
-            # Not each time that one more fits: two threads that take turns at every message cost double.
-            if self._unanswered == 0 or self._unanswered <= WINDOW_BYTES // 2 < before:
-                self._answered.notify_all()
+    # -- what becomes of the sender thread
+
+    def _watched(self, run_once: Callable[[], None]) -> Callable[[], None]:
+        """One turn of the sender thread, which kafka-python starts again at once, whatever it raises."""
+
+        def watched() -> None:
+            try:
+                run_once()
+            except Exception as error:
+                now = time.monotonic()
+                self._failing_since = since = self._failing_since or now
+                if now - since > FAILING_S:
+                    self._broken = error
+                time.sleep(FAILING_REST_S)
+                raise
+            self._failing_since = None
+
+        return watched
+
+    def _cannot_answer(self) -> Exception | None:
+        """Why no future will be resolved any more; None: they will be."""
+        error: Exception | None = self._broken
+        if self._producer is None:
+            error = kafka.errors.IllegalStateError("the producer is closed")
+        elif not self._producer._sender.is_alive():
+            error = kafka.errors.IllegalStateError("kafka-python's sender thread has died")
+        return error
+
+    def _has_fatal_error(self) -> bool:
+        return self._manager is not None and bool(self._manager.has_fatal_error())
+
+    # -- messages without an answer
+
+    def _enter(self, number: int, sent: _Sent) -> bool:
+        """Count ``sent`` as unanswered, if there is room for it."""
+        size = sent.size + MESSAGE_BYTES
+        if self._open and self._unanswered + size > WINDOW_BYTES:
+            return False
+        self._open[number] = sent
+        self._unanswered += size
+        return True
+
+    def _wait_for(self, fact: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until ``fact`` holds, and look meanwhile whether kafka-python still answers."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with self._changed:
+                left = deadline - time.monotonic()
+                if self._changed.wait_for(fact, max(0.0, min(LOOK_AGAIN_S, left))):
+                    return True
+            if left <= 0:
+                return False
+            self.check()
+
+    def _take(self, number: int) -> _Sent | None:
+        """The message as long as it has no answer; whoever takes it answers."""
+        with self._changed:
+            sent = self._open.pop(number, None)
+            if sent is not None:
+                before, self._unanswered = self._unanswered, self._unanswered - sent.size - MESSAGE_BYTES
+                # Not each time that one more fits: two threads that take turns at every message cost double.
+                if not self._open or self._unanswered <= WINDOW_BYTES // 2 < before:
+                    self._changed.notify_all()
+        return sent
+
+    def _resolve(self, number: int, receipt: Receipt) -> None:
+        if (sent := self._take(number)) is not None:
+            sent.future.set_result(receipt)
+
+    def _fail(self, number: int, error: Exception, not_entered: _Sent | None = None) -> None:
+        sent = self._take(number) or not_entered
+        if sent is None:
+            return
+        if self._has_fatal_error():  # all that was on its way fails, with the error of the message that was refused
+            if self._refused is None and sent.batch is not None:
+                self._refused = sent
+            if self._refused is None or sent.batch is not self._refused.batch:
+                refused = f"a message for topic {self._refused.topic}" if self._refused else "another message"
+                text = f"topic {sent.topic} did not take a message, because {refused} was refused ({error!r})"
+                failure = ProduceError(text)
+                failure.collateral = True
+                sent.future.set_exception(failure)
+                return
+        sent.future.set_exception(ProduceError(_explained(sent.topic, sent.size, error)))
+
+
+def check_outgoing(message: Outgoing) -> None:
+    """Whether this can be a message. kafka-python takes some things that break its sender thread or are sent wrong.
+
+    Raises:
+        TypeError, ValueError: it cannot; the text names the argument.
+    """
+    topic, value, key, headers, partition, timestamp_ms = message
+    if not isinstance(topic, str):
+        raise TypeError(f"topic must be a string, got {type(topic).__name__}")
+    ensure_valid_topic_name(topic)
+    for name, data in (("value", value), ("key", key)):
+        if data is not None and not isinstance(data, bytes):
+            raise TypeError(f"{name} must be bytes or None, got {type(data).__name__}")
+    if headers is not None and not isinstance(headers, list):
+        raise TypeError(f"headers must be a list of (str, bytes) pairs, got {type(headers).__name__}")
+    for header in headers or ():
+        if not (isinstance(header, tuple) and len(header) == 2):
+            raise TypeError(f"headers must be a list of (str, bytes) pairs, got {header!r} in it")
+        if not (isinstance(header[0], str) and isinstance(header[1], bytes)):
+            raise TypeError(f"headers must be a list of (str, bytes) pairs, got {header!r} in it")
+        header[0].encode()
+    for name, number, most in (
+        ("partition", partition, MAX_PARTITION),
+        ("timestamp_ms", timestamp_ms, MAX_TIMESTAMP_MS),
+    ):
+        if number is None:
+            continue
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{name} must be an integer, got {number!r}")
+        if not 0 <= number <= most:
+            raise ValueError(f"{name} must be between 0 and {most}, got {number!r}")
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -153,29 +325,34 @@ def partition_of(key: bytes, partitions: int) -> int:
 
 
 class Outbox:
-    """The idempotent producer of a process: made when something is sent first, and anew behind its death."""
+    """The idempotent producer of a process: created on first use, replaced after a fatal error."""
 
-    def __init__(self, bootstrap_servers: Sequence[str], settings: Mapping[str, Any]) -> None:
-        self._bootstrap_servers = bootstrap_servers
-        self._settings = settings
+    def __init__(self, bootstrap_servers: Sequence[str], settings: Mapping[str, Any], emit: Emit | None = None) -> None:
+        self._new = partial(Producer, bootstrap_servers, settings, emit, idempotent=True)
         self._making = threading.Lock()
         self._tries = 0  # to make one
         self._error: KarafkaLiteError | None = None  # of the last
         self._producer: Producer | None = None
         self._closed = False
+        self.answer_timeout_s = self._new().answer_timeout_s
 
-    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
+    def send(self, message: Outgoing) -> Future[Receipt]:
         """As ``Producer.send``. No broker within ``bootstrap_timeout_ms`` is a ProduceError in the future, too."""
         try:
             producer = self._living()
         except KarafkaLiteError as error:
-            future: Future[tuple[int, int]] = Future()
+            future: Future[Receipt] = Future()
             future.set_exception(ProduceError(f"topic {message.topic} did not take a message ({error})"))
             return future
         return producer.send(message)
 
+    def check(self) -> None:
+        """As ``Producer.check``; for whoever waits for answers, every 100 ms."""
+        if (producer := self._producer) is not None:
+            producer.check()
+
     def close(self) -> None:
-        """What is unanswered fails, and may have arrived: nobody waits for it any more, nor for a broker."""
+        """Have fail what is unanswered, which may have arrived, and what waits for a broker."""
         self._closed = True
         if (producer := self._producer) is not None:
             producer.close(0)
@@ -187,7 +364,7 @@ class Outbox:
         if producer is not None and not producer.dead:
             return producer
         with self._making:
-            if self._tries == tries:  # else somebody has tried meanwhile: that counts for all who waited
+            if self._tries == tries:  # else another thread has tried meanwhile: that counts for all who waited
                 self._make()
             if self._error is not None or self._producer is None:
                 raise self._error or ProduceError("the app has stopped")
@@ -197,7 +374,7 @@ class Outbox:
         dead, self._producer = self._producer, None
         if dead is not None:
             dead.close(0)
-        producer, self._error = Producer(self._bootstrap_servers, self._settings, idempotent=True), None
+        producer, self._error = self._new(), None
         try:
             producer.connect()
             self._producer = producer
@@ -209,12 +386,12 @@ class Outbox:
 
 
 def _explained(topic: str, size: int, error: Exception) -> str:
-    said = f"{type(error).__name__}: {error}"
+    reason = f"{type(error).__name__}: {error}"
     if isinstance(error, kafka.errors.MessageSizeTooLargeError | kafka.errors.RecordListTooLargeError):
         return f"a message of {size} bytes is too large for topic {topic}; raise its max.message.bytes, or send less"
     if isinstance(error, kafka.errors.AuthorizationError):
-        return f"topic {topic} may not be written to ({said}); type: kafka-acls.sh --add --producer --topic {topic}"
+        return f"topic {topic} may not be written to ({reason}); use kafka-acls.sh --add --producer --topic {topic}"
     if isinstance(error, kafka.errors.UnknownTopicOrPartitionError | kafka.errors.KafkaTimeoutError):
-        missing = f"is missing and they create none; then type: kafka-topics.sh --create --topic {topic}"
-        return f"topic {topic} acknowledged nothing in time ({said}): its brokers do not answer, or it {missing}"
-    return f"topic {topic} did not take a message ({said})"
+        missing = f"is missing and they create none; then use kafka-topics.sh --create --topic {topic}"
+        return f"topic {topic} acknowledged nothing in time ({reason}): its brokers do not answer, or it {missing}"
+    return f"topic {topic} did not take a message ({reason})"

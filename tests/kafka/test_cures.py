@@ -1,4 +1,4 @@
-"""The traps of kafka-python 3.0.12 that client.py cures, each on a real Kafka, once with its cure and once without.
+"""The traps of kafka-python 3.0.12 that client/ cures, each on a real Kafka, once with its cure and once without.
 
 A test "without the cure" asserts that the bad thing happens: when it fails with a new release of kafka-python, that
 release no longer needs the cure. A test "with" it fails when the release has broken the cure.
@@ -23,7 +23,7 @@ from typing import Any
 import crc32c
 import pytest
 from kafka import KafkaConsumer, OffsetAndMetadata
-from kafka import TopicPartition as Place
+from kafka import TopicPartition as KafkaTP
 from kafka.admin import KafkaAdminClient, MemberToRemove
 from kafka.consumer.fetcher import Fetcher
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
@@ -31,131 +31,16 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.errors import CoordinatorNotAvailableError, CorruptRecordError, IllegalGenerationError, KafkaError
 from kafka.record import util
 from support.harness import QUICK, make_app, running
+from support.member import PATIENCE_S, Member, plan, polling
 from support.observer import Observer, wait_until
 
 import karafka_lite.client.consumer
 from karafka_lite import App
-from karafka_lite.client.consumer import Client, PollError
-from karafka_lite.core.group import PollPlan
-from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, FetchError
+from karafka_lite.client.consumer import Client
+from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, FetchError, PollError
+from karafka_lite.events import Crashed
 
-PATIENCE_S = 30  # for what must happen
-A_WHILE_S = 1.0  # for what must not; it would take a tenth of that
-SETTINGS = {**QUICK, "retry_backoff_ms": 50}
-
-
-class Member:
-    """A Client, and in place of the runner a notebook of what it was told."""
-
-    def __init__(self, kafka: Observer, *topics: str, group: str = "", **settings: Any) -> None:
-        self.group = group or kafka.group()
-        self.assigned: list[list[tuple[str, int]]] = []
-        self.asked = 0  # how often its partitions were wanted back
-        self.losses = 0
-        self._unread: list[tuple[int, int]] = []
-        self.may_go = threading.Event()
-        self.may_go.set()
-        self.ask_again_s = 0.05
-        self.client = Client(self.group, kafka.bootstrap_servers.split(","), {**SETTINGS, **settings}, self)
-        self.size_bytes = 0  # of all that our own polls have brought
-        self.client.connect()
-        if topics:
-            self.client.subscribe(topics)
-
-    def __enter__(self) -> Member:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.may_go.set()
-        self.client.close()
-
-    def on_assigned(self, places: Collection[tuple[str, int]]) -> None:
-        self.assigned.append(list(places))
-
-    def on_revoke(self, places: Collection[tuple[str, int]]) -> Callable[[], float | None]:
-        self.asked += 1
-        return lambda: None if self.may_go.is_set() else self.ask_again_s
-
-    def on_lost(self) -> None:
-        self.losses += 1
-
-    @property
-    def consumer(self) -> Any:
-        return self.client._consumer
-
-    @property
-    def coordinator(self) -> Any:
-        return self.client._consumer._coordinator
-
-    @property
-    def generation(self) -> int:
-        return int(self.consumer.group_metadata().generation_id)
-
-    @property
-    def owns(self) -> list[tuple[str, int]]:
-        return self.assigned[-1] if self.assigned else []
-
-    def poll(self) -> None:
-        """One poll of ours; what it brings is for ``read``."""
-        for place, records, _, size_bytes in self.client.poll(paused=False):
-            self._unread += [(place[1], record.offset) for record in records]
-            self.size_bytes += size_bytes
-
-    def stock_poll(self, timeout_ms: int = 200) -> None:
-        """One poll of kafka-python's, without what ours does before it."""
-        for place, records in self.consumer.poll(timeout_ms).items():
-            self._unread += [(place.partition, record.offset) for record in records]
-
-    def until(self, fact: Callable[[], Any], poll: Callable[[], object] | None = None) -> None:
-        """Polls until ``fact`` holds."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not fact():
-            assert time.monotonic() < deadline, f"not within {PATIENCE_S} s; assigned {self.assigned}"
-            (poll or self.poll)()
-
-    def until_assigned(self) -> None:
-        self.until(lambda: self.owns)
-
-    def read(
-        self, count: int, poll: Callable[[], object] | None = None, timeout: float = PATIENCE_S
-    ) -> list[tuple[int, int]]:
-        """Polls until there are ``count`` messages: partition and offset of each; fewer when ``timeout`` is over."""
-        deadline = time.monotonic() + timeout
-        while len(self._unread) < count and time.monotonic() < deadline:
-            (poll or self.poll)()
-        read, self._unread = self._unread, []
-        return read
-
-    def commit(self, offsets: dict[tuple[str, int], int]) -> Exception | None:
-        return self.client.commit(offsets, self.generation)
-
-    def joining(self) -> bool:
-        """Whether a JoinGroup waits for its answer."""
-        task = self.coordinator._join_task
-        return task is not None and not task.is_done
-
-
-@contextmanager
-def polling(*members: Member) -> Iterator[None]:
-    """Each member polls in a thread of its own, as the runner would."""
-    end = threading.Event()
-
-    def poll(member: Member) -> None:
-        while not end.is_set():
-            with suppress(PollError):
-                member.poll()
-
-    threads = [threading.Thread(target=poll, args=(member,)) for member in members]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        end.set()
-        for member in members:
-            member.may_go.set()
-        for thread in threads:
-            thread.join()
+A_WHILE_S = 1.0  # for what must not happen; it would take a tenth of that
 
 
 def evict(kafka: Observer, member: Member) -> None:
@@ -178,7 +63,7 @@ def read_commit_3_pause_and_join_again(member: Member, topic: str) -> None:
     """Everything was fetched, three were processed, the queue was full: then the partition goes and comes back."""
     assert [offset for _, offset in member.read(10)] == list(range(10))
     assert member.commit({(topic, 0): 3}) is None
-    member.client.apply(PollPlan(pause=[(topic, 0)], join_anew=True))
+    member.client.apply(plan(pause=[(topic, 0)], rejoin=True))
     member.until(lambda: len(member.assigned) == 2)
 
 
@@ -195,8 +80,8 @@ def test_without_the_cure_a_partition_that_comes_back_skips_what_was_dropped_and
 ) -> None:
     class Uncured(karafka_lite.client.consumer._Listener):
         async def on_partitions_revoked(self, revoked: set[Any]) -> None:
-            subscription = self._consumer._subscription
-            subscription.assign_from_subscribed = lambda places: None
+            subscription = self._client._consumer._subscription
+            subscription.assign_from_subscribed = lambda tps: None
             await super().on_partitions_revoked(revoked)
             del subscription.assign_from_subscribed
 
@@ -207,8 +92,8 @@ def test_without_the_cure_a_partition_that_comes_back_skips_what_was_dropped_and
         read_commit_3_pause_and_join_again(member, topic)
         kafka.produce(topic, ["behind the gap"])
         assert member.read(1, timeout=A_WHILE_S) == []
-        assert member.consumer.paused() == {Place(topic, 0)}
-        member.client.apply(PollPlan(resume=[(topic, 0)]))
+        assert member.consumer.paused() == {KafkaTP(topic, 0)}
+        member.client.apply(plan(resume=[(topic, 0)]))
         assert member.read(1) == [(0, 10)], "3 to 9 are skipped"
 
 
@@ -219,10 +104,10 @@ def pause_amid_a_chunk(kafka: Observer, member: Member, topic: str) -> None:
     """Three of ten were taken when the partition was paused; another one was read to its end, then it is resumed."""
     kafka.produce(topic, range(10), partition=0)
     assert member.read(3) == [(0, 0), (0, 1), (0, 2)]
-    member.client.apply(PollPlan(pause=[(topic, 0)]))
+    member.client.apply(plan(pause=[(topic, 0)]))
     kafka.produce(topic, ["other"], partition=1)
     assert member.read(1, member.stock_poll) == [(1, 0)]
-    member.client.apply(PollPlan(resume=[(topic, 0)]))
+    member.client.apply(plan(resume=[(topic, 0)]))
 
 
 def test_a_pause_amid_a_fetched_chunk_ends_with_the_resume(kafka: Observer) -> None:
@@ -317,7 +202,7 @@ def test_without_the_cure_a_join_for_a_new_subscription_that_outlives_its_poll_l
         assert len(member.assigned) == given, "it owns nothing and asks for nothing"
         assert not member.coordinator.need_rejoin()
         assert not member.coordinator._heartbeat_enabled
-        member.client.join_anew()  # what the cure does
+        member.client.rejoin()  # what the cure does
         member.until(lambda: len(member.owns) == 2)
 
 
@@ -354,7 +239,7 @@ def test_without_the_cure_a_member_that_subscribed_to_a_missing_topic_may_own_no
         assert member.read(1, member.stock_poll, timeout=A_WHILE_S) == []
         assert member.owns == []
         assert not member.coordinator.need_rejoin()
-        member.client.join_anew()
+        member.client.rejoin()
         member.until_assigned()
 
 
@@ -418,7 +303,7 @@ def test_without_the_cure_the_cooperative_assignor_claims_what_it_has_lost(kafka
 
         def group_protocols() -> Any:
             ((name, metadata),) = protocols()
-            claims.append([(place.topic, place.partitions) for place in metadata.owned_partitions])
+            claims.append([(tp.topic, tp.partitions) for tp in metadata.owned_partitions])
             return [(name, metadata)]
 
         member.until_assigned()
@@ -509,7 +394,7 @@ def test_a_corrupt_batch_raises_at_each_poll_until_somebody_goes_behind_it(kafka
             with pytest.raises(FetchError, match="crc") as caught:
                 member.read(1)
             assert (caught.value.topic, caught.value.partition, caught.value.offset) == (topic, 0, 1)
-        member.client.apply(PollPlan(seeks={(topic, 0): 2}))
+        member.client.apply(plan(seeks={(topic, 0): 2}))
         assert member.read(1) == [(0, 2)]
 
 
@@ -607,7 +492,7 @@ def test_without_the_cure_an_eviction_is_not_known_before_the_next_poll(
         evict(kafka, member)
         wait_until(lambda: member.generation == -1, PATIENCE_S, "the client knows it")
         assert not member.client.lost(time.monotonic())
-        assert member.consumer.assignment() == {Place(topic, 0)}
+        assert member.consumer.assignment() == {KafkaTP(topic, 0)}
 
 
 def without_an_answer_for_a_session(member: Member) -> float:
@@ -654,7 +539,7 @@ def test_a_member_that_has_just_joined_is_not_lost_before_its_first_heartbeat(ka
 
 @contextmanager
 def an_app_that_declares_a_loss(
-    kafka: Observer, monkeypatch: pytest.MonkeyPatch, join_anew: Callable[[Client], None]
+    kafka: Observer, monkeypatch: pytest.MonkeyPatch, rejoin: Callable[[Client], None]
 ) -> Iterator[tuple[str, str, list[int]]]:
     """Its session seems to be over while the coordinator still knows it: group, topic, offsets that it handled."""
     declared = threading.Event()
@@ -662,10 +547,10 @@ def an_app_that_declares_a_loss(
 
     def told_to_join(client: Client) -> None:
         declared.clear()
-        join_anew(client)
+        rejoin(client)
 
     monkeypatch.setattr(Client, "lost", lambda client, now: declared.is_set() or lost(client, now))
-    monkeypatch.setattr(Client, "join_anew", told_to_join)
+    monkeypatch.setattr(Client, "rejoin", told_to_join)
     topic, group, seen = kafka.topic(), kafka.group(), []
     app = make_app(kafka, group)
 
@@ -683,7 +568,7 @@ def an_app_that_declares_a_loss(
 
 
 def test_a_member_that_declares_its_own_loss_joins_anew(kafka: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with an_app_that_declares_a_loss(kafka, monkeypatch, Client.join_anew) as (_, _, seen):
+    with an_app_that_declares_a_loss(kafka, monkeypatch, Client.rejoin) as (_, _, seen):
         wait_until(lambda: seen == [0, 0, 1], PATIENCE_S, "what was not committed, and what came behind")
 
 
@@ -731,8 +616,8 @@ def test_starting_offsets_of_all_partitions_take_one_request_for_what_is_committ
 def test_without_the_cure_committed_offsets_take_a_request_for_each_partition(kafka: Observer) -> None:
     with Member(kafka, kafka.topic(12)) as member:
         member.until_assigned()
-        places = [Place(*place) for place in member.owns]
-        assert count_offset_fetches(member, lambda: [member.consumer.committed(place) for place in places]) == 12
+        tps = [KafkaTP(*tp) for tp in member.owns]
+        assert count_offset_fetches(member, lambda: [member.consumer.committed(tp) for tp in tps]) == 12
 
 
 # -- _coordinator._send_offset_commit_request: a commit belongs to the generation it was made in -----------------------
@@ -761,7 +646,7 @@ def test_a_commit_that_failed_is_refused_under_a_later_generation(kafka: Observe
         generation = member.generation
         hold_up_commits(member)
         assert isinstance(member.client.commit({(topic, 0): 3}, generation), CoordinatorNotAvailableError)
-        member.client.join_anew()
+        member.client.rejoin()
         member.until(lambda: len(member.assigned) == 2)
         assert isinstance(member.client.commit({(topic, 0): 3}, generation), IllegalGenerationError)
         assert kafka.committed(member.group, topic) is None
@@ -772,85 +657,14 @@ def test_without_the_cure_a_commit_that_failed_is_repeated_under_a_later_generat
     with Member(kafka, topic) as member:
         member.until_assigned()
         held_up = hold_up_commits(member)
-        offsets = {Place(topic, 0): OffsetAndMetadata(3, "", -1)}
+        offsets = {KafkaTP(topic, 0): OffsetAndMetadata(3, "", -1)}
         committer = threading.Thread(target=member.consumer.commit, args=(offsets,))
         committer.start()
         wait_until(held_up, PATIENCE_S, "the commit was tried")
-        member.client.join_anew()
+        member.client.rejoin()
         member.until(lambda: len(member.assigned) == 2)
         committer.join()
         assert kafka.committed(member.group, topic) == 3, "in the name of the next membership"
-
-
-# -- _fetcher._create_fetch_requests: a busy partition beside idle ones ------------------------------------------------
-
-
-class Fetches:
-    """How long the fetches of a member of two partitions wait for news, in ms: those that ask for both, those that
-    leave out one of which something is ``left`` to read, and those that leave it out for another reason."""
-
-    def __init__(self, kafka: Observer, member: Member, topic: str) -> None:
-        member.until_assigned()
-        self.kafka, self.member, self.topic, self.busy = kafka, member, topic, 0
-        self.fetcher = member.consumer._fetcher
-        self.create = self.fetcher._create_fetch_requests
-        self.fetcher._create_fetch_requests = self.watched
-        self.both, self.left, self.paused = set[int](), set[int](), set[int]()
-
-    def watched(self) -> Any:
-        asked_for, left = len(self.fetcher._fetchable_partitions()), bool(self.fetcher._next_partition_records)
-        waits = self.both if asked_for == 2 else self.left if left else self.paused
-        requests = self.create()
-        waits.update(request.max_wait_ms for request, _ in requests.values())
-        return requests
-
-    def read_ten(self) -> None:
-        """Ten more, three at a time: when there may be a fetch, some of them are left. The partitions take turns."""
-        self.busy = 1 - self.busy
-        self.kafka.produce(self.topic, range(10), self.busy)
-        assert len(self.member.read(10)) == 10
-
-
-def test_while_something_is_left_to_read_there_is_no_fetch_for_what_is_at_its_end(kafka: Observer) -> None:
-    topic = kafka.topic(2)
-    with Member(kafka, topic, max_poll_records=3, fetch_max_wait_ms=400) as member:
-        fetches = Fetches(kafka, member, topic)
-        for _ in range(2):
-            fetches.read_ten()
-        fetches.left.clear()  # before the first answers it is not known where the end is
-        for _ in range(6):
-            fetches.read_ten()
-        assert (fetches.both, fetches.left) == ({400}, set())
-
-
-def test_without_the_cure_there_is_one_that_waits_for_news(kafka: Observer) -> None:
-    topic = kafka.topic(2)
-    with Member(kafka, topic, max_poll_records=3, fetch_max_wait_ms=400) as member:
-        del member.consumer._fetcher._create_fetch_requests
-        fetches = Fetches(kafka, member, topic)
-        member.until(lambda: fetches.left, fetches.read_ten)
-        assert fetches.left == {400}
-
-
-@pytest.mark.parametrize(("most", "wait"), [(400, 20), (10, 10)])
-def test_a_fetch_beside_a_paused_partition_does_not_wait_long(kafka: Observer, most: int, wait: int) -> None:
-    topic = kafka.topic(2)
-    with Member(kafka, topic, fetch_max_wait_ms=most) as member:
-        fetches = Fetches(kafka, member, topic)
-        member.client.apply(PollPlan(pause=[(topic, 0)]))
-        member.until(lambda: fetches.paused)
-        assert fetches.paused == {wait}
-
-
-def test_a_fetch_for_what_is_not_at_its_end_is_sent_while_something_is_left(kafka: Observer) -> None:
-    topic = kafka.topic(2)
-    for partition in (0, 1):
-        for _ in range(20):
-            kafka.produce(topic, ["x" * 1000] * 3, partition)
-    with Member(kafka, topic, max_poll_records=2, max_partition_fetch_bytes=9000) as member:
-        fetches = Fetches(kafka, member, topic)
-        assert len(member.read(120)) == 120
-        assert fetches.left == {20}
 
 
 # -- _manager._build_transport, PartitionRecords: what is received, and how much it is ---------------------------------
@@ -888,7 +702,7 @@ def test_a_plan_that_comes_too_late_does_nothing(kafka: Observer) -> None:
     gone = (kafka.topic(), 0)
     with Member(kafka, kafka.topic()) as member:
         member.until_assigned()
-        member.client.apply(PollPlan(pause=[gone], resume=[gone], seeks={gone: 3}))
+        member.client.apply(plan(pause=[gone], resume=[gone], seeks={gone: 3}))
         assert not member.consumer.paused()
 
 
@@ -896,7 +710,7 @@ def test_without_the_cure_a_pause_that_comes_too_late_raises(kafka: Observer) ->
     with Member(kafka, kafka.topic()) as member:
         member.until_assigned()
         with pytest.raises(KeyError):
-            member.consumer.pause(Place("gone", 0))
+            member.consumer.pause(KafkaTP("gone", 0))
 
 
 # -- _client: a constructor that raises --------------------------------------------------------------------------------
@@ -922,7 +736,8 @@ def close_sockets() -> Iterator[None]:
 def test_a_broker_that_cannot_be_reached_leaves_no_thread_behind() -> None:
     before = io_threads()
     settings = dict(NOBODY)
-    client = Client("group", settings.pop("bootstrap_servers"), settings, rebalance=None)  # type: ignore[arg-type]
+    rebalance: Any = None
+    client = Client("group", settings.pop("bootstrap_servers"), settings, rebalance, emit=lambda event: None)
     with pytest.raises(BrokerUnavailableError):
         client.connect()
     assert io_threads() <= before
@@ -951,7 +766,7 @@ def heartbeats_while_draining(member: Member) -> int:
         return len(answered) > 3 or time.monotonic() > began + A_WHILE_S
 
     member.may_go.is_set = drained  # type: ignore[method-assign]
-    member.client.join_anew()
+    member.client.rejoin()
     member.until(lambda: len(member.assigned) == 2)
     return len(answered) - 1
 
@@ -975,7 +790,7 @@ def time_to_hand_over(kafka: Observer, member: Member, timeout: float) -> bool:
     member.until_assigned()
     member.ask_again_s = 60.0
     member.may_go.clear()
-    member.client.join_anew()
+    member.client.rejoin()
     with polling(member):
         wait_until(lambda: member.asked == 2, PATIENCE_S, "its partitions are wanted")
         member.may_go.set()
@@ -1095,32 +910,33 @@ def test_without_the_cure_a_crashed_io_loop_fails_every_poll(kafka: Observer) ->
 class Clumsy(Member):
     """Whose bookkeeping has a bug."""
 
-    def on_revoke(self, places: Collection[tuple[str, int]]) -> Callable[[], float | None]:
-        super().on_revoke(places)
+    def on_revoke(self, client: Client, tps: Collection[tuple[str, int]]) -> Callable[[], float | None]:
+        super().on_revoke(client, tps)
         raise RuntimeError("a bug in the bookkeeping")
 
 
-def test_a_bug_while_handing_over_is_logged_and_the_join_goes_on(
-    kafka: Observer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_bug_while_handing_over_is_an_event_and_the_join_goes_on(kafka: Observer) -> None:
     with Clumsy(kafka, kafka.topic()) as member:
         member.until_assigned()
         assert member.asked == 1
-    assert sum("please report this" in record.message for record in caplog.records) == member.asked
+    crashes = [event for event in member.events if isinstance(event, Crashed)]
+    assert [(crash.thread, str(crash.error)) for crash in crashes] == [
+        ("rebalance listener", "a bug in the bookkeeping")
+    ] * member.asked
 
 
 def test_without_the_cure_a_listener_that_raises_is_called_at_every_poll_and_nothing_is_assigned(
     kafka: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Uncured(AsyncConsumerRebalanceListener):
-        def __init__(self, client: Client, consumer: Any, rebalance: Any) -> None:
-            self._rebalance = rebalance
+        def __init__(self, client: Client) -> None:
+            self._client = client
 
         async def on_partitions_assigned(self, assigned: set[Any]) -> None:
-            self._rebalance.on_assigned(assigned)
+            self._client._rebalance.on_assigned(self._client, assigned)
 
         async def on_partitions_revoked(self, revoked: set[Any]) -> None:
-            self._rebalance.on_revoke(revoked)
+            self._client._rebalance.on_revoke(self._client, revoked)
 
     monkeypatch.setattr(karafka_lite.client.consumer, "_Listener", Uncured)
     with Clumsy(kafka, kafka.topic()) as member:

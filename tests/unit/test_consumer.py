@@ -1,0 +1,262 @@
+"""A client without a broker: what it answers while it has no connection, and what it does with odd questions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+from kafka import TopicPartition as KafkaTP
+from kafka.errors import KafkaTimeoutError
+
+from karafka_lite.client.consumer import Client, _Listener
+from karafka_lite.core.group import PollPlan
+from karafka_lite.core.options import Timestamp
+from karafka_lite.errors import ConfigurationError, PollError
+from karafka_lite.events import Crashed, Event
+
+TP = ("user_events", 0)
+BEGIN, END, AT_A_TIME = 3, 99, 42
+
+
+class Notebook:
+    """In place of the runner."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Client, list[tuple[str, int]]]] = []
+        self.events: list[Event] = []
+
+    def on_assigned(self, client: Client, tps: Collection[tuple[str, int]]) -> None:
+        self.calls.append(("assigned", client, list(tps)))
+
+    def on_revoke(self, client: Client, tps: Collection[tuple[str, int]]) -> Callable[[], float | None]:
+        self.calls.append(("revoke", client, list(tps)))
+        return lambda: None
+
+    def on_lost(self, client: Client) -> None:
+        self.calls.append(("lost", client, []))
+
+
+@pytest.fixture
+def notebook() -> Notebook:
+    return Notebook()
+
+
+@pytest.fixture
+def client(notebook: Notebook) -> Client:
+    return Client("group", ["127.0.0.1:9"], {}, notebook, notebook.events.append)
+
+
+# -- without a connection ----------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_was_never_connected_is_a_member_of_nothing(client: Client) -> None:
+    assert client.lost(0.0)
+    assert client.generation() == -1
+    assert isinstance(client.commit({TP: 1}, -1), PollError)
+    client.wake_rebalance()
+    assert client.close() is None
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.poll(paused=False),
+        lambda client: client.positions(),
+        lambda client: client.missing_topics(["user_events"]),
+        lambda client: client.starts([TP]),
+        lambda client: client.offset_of(TP, "earliest"),
+    ],
+    ids=["poll", "positions", "missing_topics", "starts", "offset_of"],
+)
+def test_a_client_that_was_never_connected_raises_errors_of_ours(
+    client: Client, ask: Callable[[Client], object]
+) -> None:
+    with pytest.raises(PollError, match="not connected"):
+        ask(client)
+
+
+# -- positions ---------------------------------------------------------------------------------------------------------
+
+
+class Fleeting:
+    """A partition whose position the IO thread takes away as soon as somebody has looked at it."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    @property
+    def position(self) -> Any:
+        self.looks += 1
+        return SimpleNamespace(offset=5) if self.looks == 1 else None
+
+
+def test_a_position_that_is_taken_away_meanwhile_harms_nobody(client: Client) -> None:
+    assignment = {KafkaTP(*TP): Fleeting(), KafkaTP("other", 1): SimpleNamespace(position=None)}
+    client._consumer = SimpleNamespace(_subscription=SimpleNamespace(assignment=assignment))
+    assert client.positions() == {TP: 5}
+
+
+# -- where a target is -------------------------------------------------------------------------------------------------
+
+
+class Offsets:
+    """A consumer that knows offsets, and raises what kafka-python does for times before 1970."""
+
+    def __init__(self, at_a_time: int | None = AT_A_TIME) -> None:
+        self.at_a_time = at_a_time
+
+    def beginning_offsets(self, tps: list[Any], timeout_ms: int) -> dict[Any, int]:
+        return dict.fromkeys(tps, BEGIN)
+
+    def end_offsets(self, tps: list[Any], timeout_ms: int) -> dict[Any, int]:
+        return dict.fromkeys(tps, END)
+
+    def offsets_for_times(self, times: dict[Any, int], timeout_ms: int) -> dict[Any, Any]:
+        for tp, ms in times.items():
+            if ms < 0:
+                raise ValueError(f"The target time for partition {tp} is {ms}. The target time cannot be negative.")
+            ms.to_bytes(8, "big", signed=True)
+        return dict.fromkeys(times, self.at_a_time and SimpleNamespace(offset=self.at_a_time))
+
+
+@pytest.mark.parametrize(
+    ("target", "offset"),
+    [
+        ("earliest", BEGIN),
+        ("latest", END),
+        (Timestamp(0), AT_A_TIME),
+        (Timestamp(1_700_000_000_000), AT_A_TIME),
+        (Timestamp(-1), BEGIN),
+        (Timestamp(-62_135_596_800_000), BEGIN),  # the year 1
+        (Timestamp((1 << 63) - 1), AT_A_TIME),
+        (Timestamp(1 << 63), END),
+    ],
+    ids=str,
+)
+def test_every_target_is_somewhere(client: Client, target: Any, offset: int) -> None:
+    client._consumer = Offsets()
+    assert client.offset_of(TP, target) == offset
+
+
+def test_a_time_past_the_last_message_is_the_end(client: Client) -> None:
+    client._consumer = Offsets(at_a_time=None)
+    assert client.offset_of(TP, Timestamp(5)) == END
+
+
+def test_a_target_of_which_the_cluster_cannot_say_where_it_is_is_asked_for_again(client: Client) -> None:
+    def ask(tps: list[Any], timeout_ms: int) -> dict[Any, int]:
+        raise KafkaTimeoutError("no leader")
+
+    client._consumer = SimpleNamespace(beginning_offsets=ask)
+    assert client.offset_of(TP, "earliest") is None
+
+
+# -- plans -------------------------------------------------------------------------------------------------------------
+
+
+class Seeks:
+    """A consumer that is assigned ``TP``, and refuses what kafka-python refuses."""
+
+    def __init__(self, *, assigned: bool, error: Exception | None = None) -> None:
+        self.done: list[tuple[str, Any]] = []
+        self._subscription = SimpleNamespace(assignment={KafkaTP(*TP): None} if assigned else {})
+        self._error = error
+
+    def seek(self, tp: Any, offset: int) -> None:
+        if self._error:
+            raise self._error
+        if tp not in self._subscription.assignment:
+            raise ValueError("Unassigned partition")
+        self.done.append(("seek", offset))
+
+    def pause(self, tp: Any) -> None:
+        self._subscription.assignment[tp]
+        self.done.append(("pause", tp))
+
+    resume = pause
+
+
+class Owned(NamedTuple):
+    """What a plan asks of an ownership."""
+
+    tp: tuple[str, int]
+
+
+def plan(offset: int = 7) -> PollPlan:
+    ownership: Any = Owned(TP)
+    return PollPlan(seeks={ownership: offset}, pause=[ownership], resume=[ownership])
+
+
+def test_a_plan_for_a_partition_that_is_not_assigned_does_nothing(client: Client) -> None:
+    client._consumer = consumer = Seeks(assigned=False)
+    client.apply(plan())
+    assert consumer.done == []
+
+
+def test_a_plan_for_a_partition_that_is_assigned_is_carried_out(client: Client) -> None:
+    client._consumer = consumer = Seeks(assigned=True)
+    client.apply(plan())
+    assert [verb for verb, _ in consumer.done] == ["seek", "pause", "pause"]
+
+
+@pytest.mark.parametrize("error", [ValueError("Offset must be int >= 0"), RuntimeError("the loop"), TypeError("tp")])
+def test_other_errors_of_a_seek_are_not_swallowed(client: Client, error: Exception) -> None:
+    client._consumer = Seeks(assigned=True, error=error)
+    with pytest.raises(type(error)):
+        client.apply(plan())
+
+
+def test_a_seek_past_all_offsets_that_can_be_sent_goes_to_the_last_of_them(client: Client) -> None:
+    client._consumer = consumer = Seeks(assigned=True)
+    client.apply(plan(1 << 64))
+    assert consumer.done[0] == ("seek", (1 << 63) - 1)
+
+
+# -- the listener ------------------------------------------------------------------------------------------------------
+
+
+def test_a_listener_names_the_client_that_it_belongs_to(client: Client, notebook: Notebook) -> None:
+    """The runner may have another client by then, which this word is not about."""
+    listener = _Listener(client)
+    client._consumer = SimpleNamespace(
+        _subscription=SimpleNamespace(assign_from_subscribed=lambda tps: None),
+    )
+    tps = {KafkaTP("b", 1), KafkaTP("a", 0)}
+    asyncio.run(listener.on_partitions_assigned(tps))
+    asyncio.run(listener.on_partitions_revoked(tps))
+    asyncio.run(listener.on_partitions_lost(tps))
+    in_order = [("a", 0), ("b", 1)]
+    assert notebook.calls == [("assigned", client, in_order), ("revoke", client, in_order), ("lost", client, [])]
+
+
+def test_a_bug_in_a_listener_becomes_an_event(
+    client: Client, notebook: Notebook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(client: Client, tps: Collection[tuple[str, int]] = ()) -> Any:
+        raise ZeroDivisionError
+
+    for name in ("on_assigned", "on_revoke", "on_lost"):
+        monkeypatch.setattr(notebook, name, broken)
+    client._consumer = SimpleNamespace(_subscription=SimpleNamespace(assign_from_subscribed=lambda tps: None))
+    listener = _Listener(client)
+    asyncio.run(listener.on_partitions_assigned(set()))
+    asyncio.run(listener.on_partitions_revoked(set()))
+    asyncio.run(listener.on_partitions_lost(set()))
+    crashes = [event for event in notebook.events if isinstance(event, Crashed)]
+    assert [(crash.group_id, crash.thread, type(crash.error)) for crash in crashes] == [
+        ("group", "rebalance listener", ZeroDivisionError)
+    ] * 3
+    assert not caplog.records, "kafka-python's IO thread does not log: a full pipe would stop its heartbeats"
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_setting_that_kafka_python_refuses_is_a_mistake_in_the_configuration(notebook: Notebook) -> None:
+    client = Client("group", ["127.0.0.1:9"], {"fetch_max_wait_ms": 10**9}, notebook, notebook.events.append)
+    with pytest.raises(ConfigurationError, match="settings of group group"):
+        client.connect()
+    assert client.lost(0.0)
