@@ -44,10 +44,12 @@ CRITICAL = (SystemExit, KeyboardInterrupt, MemoryError)  # raised by a handler, 
 
 def describe(error: BaseException) -> str:
     """Type and text of an error in one line; only the type if its ``__str__`` raises."""
+    name = type(error).__name__
     try:
-        return f"{type(error).__name__}: {error}"
+        text = " ".join(line.strip() for line in str(error).splitlines())
     except BaseException:  # noqa: BLE001 - a user's __str__ may raise anything
-        return type(error).__name__
+        return name
+    return f"{name}: {text}" if text else name
 
 
 class KarafkaLiteError(Exception):

@@ -60,7 +60,7 @@ def deliver(event: Event, observers: Sequence[Observer]) -> None:
             observer(event)
         except KeyboardInterrupt:  # of a test's user, who ends it
             raise
-        except BaseException:  # noqa: BLE001 - also SystemExit, which would end the thread
+        except BaseException:  # also SystemExit, which would end the thread
             log.exception("observer %r raised; everything else goes on", observer)
 
 

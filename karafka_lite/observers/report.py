@@ -54,7 +54,8 @@ class Report:
         _list(logging.INFO, "group %(group)s: assigned %(names)s", names, group=event.group_id)
 
     def _revoked(self, event: events.Revoked) -> None:
-        names = [f"{where(*tp)}@{offset}" for tp, offset in sorted(event.committed.items())]
+        committed = sorted(event.committed.items())
+        names = [where(*tp, offset) if offset is not None else f"{where(*tp)} (no commit)" for tp, offset in committed]
         text = "group %(group)s: handed over %(names)s in %(seconds).3f s"
         _list(logging.INFO, text, names, group=event.group_id, seconds=event.seconds)
 
@@ -129,9 +130,7 @@ class Report:
     def _commitfailed(self, event: events.CommitFailed) -> None:
         if event.group_id not in self._commits_fail:
             self._commits_fail.add(event.group_id)
-            text = (
-                "group %(group)s: commit of %(names)s failed, the offsets stay pending and are tried again: %(error)s"
-            )
+            text = "group %(group)s: commit of %(names)s failed, the offsets stay pending and are retried: %(error)s"
             _list(logging.WARNING, text, _offsets(event), group=event.group_id, error=describe(event.error))
 
     def _committed(self, event: events.Committed) -> None:

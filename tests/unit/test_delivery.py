@@ -71,6 +71,21 @@ def test_an_observer_that_raises_is_logged_and_all_else_goes_on(start: Start, ca
     assert "ValueError: 0" in caplog.text
 
 
+@pytest.mark.parametrize("error", [SystemExit(1), GeneratorExit()], ids=repr)
+def test_an_observer_that_exits_does_not_end_the_thread(
+    start: Start, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(event: Event) -> None:
+        raise error
+
+    seen: list[Event] = []
+    under_test = start(broken, seen.append)
+    events = emit(under_test, 3)
+    under_test.stop()
+    assert seen == events
+    assert len(caplog.records) == 3
+
+
 class Hangs:
     """An observer that hangs at its first event until it is released, by ``with``."""
 

@@ -1,0 +1,321 @@
+"""Log lines: what each event says, how often, and whose lines a traceback shows."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from karafka_lite import events
+from karafka_lite.errors import DeserializationError, FetchError, PollError, ProduceError
+from karafka_lite.messages import Message
+from karafka_lite.observers import report
+from karafka_lite.observers.report import Report
+
+CALL = ("group", "t", 0, "store", None, 120, 124)  # and the attempt
+HOOK = ("group", "t", 0, "flush", "every", -1, -1, 1)
+
+
+class Log(Report):
+    """A Report whose clock is set by hand; ``say`` returns the lines of some events."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self.clock = 100.0
+        self.caplog = caplog
+        super().__init__(lambda: self.clock)
+
+    def say(self, *said: events.Event) -> list[tuple[str, str]]:
+        self.caplog.clear()
+        for event in said:
+            if self.wants(event):
+                self.observe(event)
+        return [(record.levelname, record.getMessage()) for record in self.caplog.records]
+
+    @property
+    def text(self) -> str:
+        """What was logged last, with tracebacks."""
+        return self.caplog.text
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Log:
+    caplog.set_level(logging.INFO, logger="karafka_lite")
+    return Log(caplog)
+
+
+def ended(error: BaseException | None, attempt: int = 1, **more: Any) -> events.CallEnded:
+    return events.CallEnded(*CALL, attempt, 0.5, error=error, **more)
+
+
+def given_up(error: BaseException, dead_letter: tuple[str, int, int] | None) -> events.DeadLettered:
+    return events.DeadLettered(*CALL, 4, 0.5, error=error, attempts=4, dead_letter=dead_letter)
+
+
+def raised(error: BaseException) -> BaseException:
+    """``error``, as user code raises it."""
+    try:
+        raise error
+    except type(error) as caught:
+        return caught
+
+
+# -- what each event says
+
+LINES = [
+    (events.Assigned("group", {("t", 1): (7, "committed"), ("t", 0): (0, "earliest")}),
+     "INFO", "group group: assigned t-0@0 (earliest), t-1@7 (committed)"),
+    (events.Revoked("group", {("t", 0): 7, ("t", 1): None}, 0.25),
+     "INFO", "group group: handed over t-0@7, t-1 (no commit) in 0.250 s"),
+    (events.Lost("group", (("t", 1), ("t", 0))),
+     "WARNING", "group group: membership lost, nothing more is committed for t-0, t-1"),
+    (events.Waiting("group", ("a", "b")),
+     "WARNING", "group group: waiting for missing topics: a, b (or no Describe permission). Create them with "
+     "kafka-topics.sh --create --topic NAME"),
+    (events.TopicsCreated("group", ("t.dead",)), "INFO", "group group: created topics for dead letters: t.dead"),
+    (ended(ValueError("bad"), retry_offset=122, retry_s=0.01),
+     "ERROR", "t-0@120..124: store failed at attempt 1; retrying from t-0@122 in 10 ms"),
+    (ended(ValueError("bad"), 3, retry_offset=120, retry_s=4.0),
+     "ERROR", "t-0@120..124: store failed at attempt 3; retrying from t-0@120 in 4.0 s"),
+    (ended(ValueError("bad")),
+     "ERROR", "t-0@120..124: store failed at attempt 1; the partition is being revoked; the next owner will retry"),
+    (ended(ProduceError("out: too large"), retry_offset=120, retry_s=1.0),
+     "ERROR", "t-0@120..124: store failed at attempt 1, ProduceError: out: too large; retrying from t-0@120 in 1.0 s"),
+    (ended(SystemExit(3)),
+     "CRITICAL", "t-0@120..124: store raised SystemExit: 3; nothing is marked, the app stops"),
+    (given_up(ValueError("bad"), None),
+     "ERROR", "t-0@120..124: store failed; skipped after 4 failed attempts (dead_letter=False)"),
+    (given_up(ValueError("bad"), ("t.dead", 2, 9)),
+     "ERROR", "t-0@120..124: store failed; sent to t.dead-2@9 after 4 failed attempts"),
+    (events.CallEnded(*HOOK, 0.5, error=ValueError("bad")),
+     "ERROR", "t-0 every: flush failed, ValueError: bad; everything else goes on"),
+    (events.CallEnded(*HOOK, 0.5, error=ProduceError("out: too large")),
+     "ERROR", "t-0 every: flush failed, ProduceError: out: too large; marks made after that send were discarded"),
+    (events.TakesLong(*CALL, 1, 240.4, "poll", 300_000),
+     "WARNING", "t-0@120..124: store has been running for 240 s; no rebalance waits longer than "
+     "max_poll_interval_ms=300000. Make batches smaller (max_messages), or raise max_poll_interval_ms"),
+    (events.TakesLong(*CALL, 1, 31.0, "stop", 60_000),
+     "WARNING", "t-0@120..124: store has been running for 31 s and holds up a stop, which goes on without it after "
+     "drain_timeout_ms=60000. Return when ctx.stopping is True, make batches smaller (max_messages), or raise "
+     "drain_timeout_ms"),
+    (events.Unreadable("group", "t", 0, FetchError("t-0@7 is corrupt", "t", 0, 7), 2.0),
+     "ERROR", "t-0@7 is corrupt; next try in 2.0 s"),
+    (events.CommitFailed("group", {("t", 0): 7}, TimeoutError("late")),
+     "WARNING", "group group: commit of t-0@7 failed, the offsets stay pending and are retried: TimeoutError: late"),
+    (events.Uncommitted("group", {("t", 0): 7}),
+     "ERROR", "group group: final commit failed; messages from these offsets will be delivered again: t-0@7"),
+    (events.PollFailed("group", PollError("no leader")),
+     "WARNING", "group group: polling failed, retrying: no leader"),
+    (events.ClientFailed("group", RuntimeError("IO thread")),
+     "ERROR", "group group: the Kafka client has broken down; a new one joins"),
+    (events.Unreachable("", "no answer from localhost:9092"),
+     "WARNING", "cannot reach a broker, retrying: no answer from localhost:9092"),
+    (events.Stopping("group", PollError("denied")), "CRITICAL", "stopping: denied"),
+    (events.Left("group", {}), "INFO", "group group: left"),
+    (events.Left("group", {}, TimeoutError("late")),
+     "WARNING", "group group: could not leave the group cleanly (TimeoutError: late); the broker will notice after "
+     "session_timeout_ms"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("event", "level", "line"), LINES, ids=[type(event).__name__ for event, _, _ in LINES])
+def test_each_event_has_its_line(log: Log, event: events.Event, level: str, line: str) -> None:
+    assert log.say(event) == [(level, line)]
+
+
+def test_a_crash_is_said_with_its_traceback(log: Log) -> None:
+    ((level, line),) = log.say(events.Crashed("", "worker", raised(ZeroDivisionError("a bug"))))
+    assert level == "CRITICAL"
+    assert line.startswith("the worker has crashed; ")
+    assert "ZeroDivisionError: a bug" in log.text
+    ((_, line),) = log.say(events.Crashed("group", "poller", raised(ZeroDivisionError("a bug"))))
+    assert line.startswith("group group: the poller has crashed; ")
+
+
+def test_a_stuck_call_is_said_with_its_stack(log: Log) -> None:
+    ((level, line),) = log.say(events.Stuck(*CALL, 1, "  File orders.py, line 3\n", 60_000))
+    assert (level, line) == (
+        "ERROR",
+        "t-0@120..124: store has not returned within drain_timeout_ms=60000; its marks are committed, the rest will be "
+        "delivered again. Stack:\n  File orders.py, line 3\n",
+    )
+    ((_, line),) = log.say(events.Stuck(*CALL, 1, "", 60_000))
+    assert line.endswith("(it has ended, and waits for what it sent to be acknowledged)")
+
+
+def test_every_kind_of_event_has_a_line_or_a_reason() -> None:
+    silent = {"Event", "Call"}  # no events of their own
+    kinds = set(events.__all__) - silent
+    assert {kind for kind in kinds if not hasattr(Report, f"_{kind.lower()}")} == set()
+
+
+def test_a_kind_of_event_that_is_not_known_is_passed_over(log: Log) -> None:
+    assert log.say(events.Event("group")) == []
+
+
+# -- what goes well is quiet
+
+
+def test_what_goes_well_is_not_said_many_times_a_second(log: Log) -> None:
+    assert log.say(ended(None), events.Committed("group", {("t", 0): 7}), events.Stopping("group")) == []
+    assert not log.wants(ended(None)), "nor does it take a place in the queue"
+    assert not log.wants(events.Committed("group", {}))
+
+
+def test_at_debug_each_batch_is_said(log: Log, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="karafka_lite")
+    assert log.say(ended(None, 2)) == [("DEBUG", "t-0@120..124: store took 0.500 s (attempt 2)")]
+    assert log.say(events.ClientLogged("", "kafka.net", logging.ERROR, "gone"))[0] == ("DEBUG", "kafka.net: gone")
+
+
+def test_commits_that_fail_are_said_once_and_so_is_their_end(log: Log) -> None:
+    failed = events.CommitFailed("group", {("t", 0): 7}, TimeoutError("late"))
+    other = events.CommitFailed("other", {("t", 0): 7}, TimeoutError("late"))
+    assert len(log.say(failed, failed, failed)) == 1
+    assert len(log.say(other)) == 1
+    worked = events.Committed("group", {("t", 0): 7})
+    assert log.say(worked, worked) == [("INFO", "group group: commits work again")]
+    assert len(log.say(failed, other)) == 1
+
+
+# -- many partitions
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda tps: events.Assigned("group", dict.fromkeys(tps, (7, "committed"))), "group group: assigned "),
+        (lambda tps: events.Revoked("group", dict.fromkeys(tps, 7), 0.5), "group group: handed over "),
+        (lambda tps: events.Lost("group", tuple(tps)), "group group: membership lost, nothing more is committed for "),
+        (lambda tps: events.CommitFailed("group", dict.fromkeys(tps, 7), OSError("no")), "group group: commit of "),
+        (lambda tps: events.Uncommitted("group", dict.fromkeys(tps, 7)), "group group: final commit failed; "),
+    ],
+)
+def test_many_partitions_are_one_short_line_and_a_list_at_debug(
+    log: Log, caplog: pytest.LogCaptureFixture, make: Any, line: str
+) -> None:
+    tps = [("t", number) for number in range(500)]
+    ((level, text),) = Log(caplog).say(make(tps))
+    assert text.startswith(line)
+    assert "500 partitions (listed at debug)" in text
+    assert len(text) < 200
+    caplog.set_level(logging.DEBUG, logger="karafka_lite")
+    (_, (debug, every)) = Log(caplog).say(make(tps))
+    assert (debug, level != "DEBUG") == ("DEBUG", True)
+    assert all(f"t-{number}" in every for number in range(500))
+    (short,) = Log(caplog).say(make(tps[:10]))
+    assert "t-9" in short[1]
+
+
+# -- not again and again
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        events.Waiting("group", ("a",)),
+        events.PollFailed("group", PollError("no leader")),
+        events.Unreachable("", "no answer"),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+def test_a_warning_comes_again_after_30_seconds_only(log: Log, event: events.Event) -> None:
+    said = []
+    for _ in range(610):
+        said += [log.clock] * len(log.say(event))
+        log.clock += 0.1
+    assert said == pytest.approx([100.0, 130.1, 160.2], abs=0.11)
+
+
+def test_what_was_said_is_not_remembered_for_ever(log: Log) -> None:
+    for number in range(2000):
+        error = type(f"Error{number % 500}", (Exception,), {})(f"text {number}")
+        log.say(
+            events.PollFailed("group", error),
+            events.Unreachable("", f"reason {number}"),
+            events.Waiting("group", (f"topic-{number}",)),
+            ended(ValueError(f"text {number}"), retry_offset=120, retry_s=1.0),
+        )
+        log.clock += 1.0
+    assert len(log._said) < 100
+    assert len(log._last_errors) == 1
+
+
+def test_an_error_that_repeats_has_one_traceback(log: Log) -> None:
+    tracebacks = []
+    for attempt in (1, 2, 3):
+        log.say(ended(raised(ValueError("bad")), attempt, retry_offset=120, retry_s=1.0))
+        tracebacks.append("Traceback" in log.text)
+        assert "ValueError: bad" in log.text
+    assert tracebacks == [True, False, False]
+    assert "failed at attempt 3 as before, ValueError: bad; retrying" in log.text
+    log.say(ended(raised(ValueError("worse")), 4, retry_offset=120, retry_s=1.0))
+    assert "Traceback" in log.text
+    log.say(ended(raised(ValueError("worse")), 1, retry_offset=125, retry_s=1.0))
+    assert "Traceback" in log.text, "another batch"
+
+
+# -- whose lines are shown
+
+
+def test_what_we_raise_is_said_with_the_users_line(log: Log) -> None:
+    message = Message("t", 0, 120, value=b"{", deserializer=json)
+    with pytest.raises(DeserializationError) as caught:
+        _ = message.payload
+    ((_, line),) = log.say(ended(caught.value, retry_offset=120, retry_s=1.0))
+    here = caught.value.__traceback__
+    assert here is not None
+    assert f"({__file__}:{here.tb_lineno}); retrying from t-0@120" in line
+    assert "Traceback" not in log.text
+
+
+def test_a_traceback_of_the_users_own_error_begins_in_user_code(log: Log) -> None:
+    from karafka_lite import App
+    from karafka_lite.testing import TestClient
+
+    app = App("group")
+
+    @app.topic("t")
+    def store(batch: Any, ctx: Any) -> None:
+        raise LookupError("no such table")
+
+    with TestClient(app) as client:
+        client.send("t", 1)
+        (run,) = client.run()
+    assert run.exception is not None
+    log.say(ended(run.exception, retry_offset=0, retry_s=1.0))
+    assert "LookupError: no such table" in log.text
+    assert __file__ in log.text
+    assert "runner.py" not in log.text
+
+
+class Unsayable(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("error", [ValueError("first\n  second\r\nthird"), Unsayable()], ids=["lines", "no text"])
+@pytest.mark.parametrize("hook", [False, True])
+def test_whatever_its_text_an_error_is_one_line(log: Log, error: Exception, hook: bool) -> None:
+    event = events.CallEnded(*HOOK, 0.5, error=error) if hook else ended(error, 2, retry_offset=120, retry_s=1.0)
+    log.say(event)
+    ((level, line),) = log.say(event)
+    assert level == "ERROR"
+    assert "\n" not in line
+    assert ("ValueError: first second third" if isinstance(error, ValueError) else "Unsayable") in line
+
+
+def test_an_error_without_a_text_is_its_type(log: Log) -> None:
+    event = events.CallEnded(*HOOK, 0.5, error=TimeoutError())
+    assert log.say(event)[0][1] == "t-0 every: flush failed, TimeoutError; everything else goes on"
+
+
+def test_log_lines_have_a_thread_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
+    delivery = report.report_delivery()
+    delivery.start()
+    delivery.emit(events.TopicsCreated("group", ("t.dead",)))
+    delivery.emit(events.Committed("group", {}))
+    delivery.emit(ended(ValueError("bad")))
+    delivery.stop()
+    assert [record.threadName for record in caplog.records] == ["karafka-log"]
