@@ -340,20 +340,21 @@ class Member:
 
     def run(self, ownership: Ownership, thread: int, inside: dict[int, Run]) -> None:
         """Call what is due for ``ownership``, wait for the answers to what it sent, and end the run."""
-        with self.locked() as now:  # it asks for the membership right before a batch is handed over
-            run = self.group.begin(ownership, now)
-        if run is None:
-            return
-        inside[thread] = run
+        run = None
         try:
-            self._run(run)
+            with self.locked() as now:  # it asks for the membership right before a batch is handed over
+                run = self.group.begin(ownership, now)
+            if run is not None:
+                inside[thread] = run
+                self._run(run)
         except BaseException:  # a bug of ours: the partition does not stay in the hands of a dead thread
             with self.locked() as now:
-                if ownership.run is run:
-                    self.group.end(run, failed=True, now=now)
+                left = run or ownership.run
+                if left is not None and ownership.run is left:
+                    self.group.end(left, failed=True, now=now)
             raise
         finally:
-            del inside[thread]
+            inside.pop(thread, None)
 
     def _run(self, run: Run) -> None:
         route = self._routes[run.ownership.tp[0]]
@@ -645,7 +646,7 @@ class Runner:
 
         shared = Shared(config, system, self._workers, self._outbox, make_client, emit, self._requests)
         self.members = [Member(shared, name, topics, leftovers.get(name, ())) for name, topics in routes.items()]
-        self.ended = threading.Event()  # stuck handlers may have been left behind
+        self.ended = threading.Event()  # handlers that are stuck may still be running
         self._exit = Exit.CLEAN
 
     def start(self) -> None:

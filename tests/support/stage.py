@@ -1,0 +1,327 @@
+"""The runner's own member with a client, an outbox and a cluster of lists: with real threads, or step by step."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+from karafka_lite.app import App
+from karafka_lite.client.protocol import Client, Fetched, Outbox, Start
+from karafka_lite.core.group import PollPlan
+from karafka_lite.core.options import SeekTarget
+from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.errors import Exit
+from karafka_lite.events import Event
+from karafka_lite.messages import Outgoing, TopicPartition
+from karafka_lite.runner import ExitRequest, Member, Shared, System, Workers
+from karafka_lite.testing.record import Record
+from support.observer import wait_until
+
+PATIENCE_S = 20
+
+
+class FakeCluster:
+    """Topics that are lists, and what is committed. A topic has one partition."""
+
+    def __init__(self, *topics: str) -> None:
+        self.logs: dict[TopicPartition, list[Record]] = {(topic, 0): [] for topic in topics}
+        self.committed: dict[TopicPartition, int] = {}
+
+    def send(self, topic: str, count: int = 1) -> None:
+        log = self.logs[topic, 0]
+        for _ in range(count):
+            log.append(Record(len(log), -1, None, b"%d" % len(log), []))
+
+
+class FakeClient:
+    """A client of a FakeCluster that is assigned all it subscribes to. A test replaces any of its methods."""
+
+    reset = "earliest"
+
+    def __init__(self, member: Member, cluster: FakeCluster) -> None:
+        self.member, self.cluster = member, cluster
+        self.subscribed: set[str] = set()
+        self.positions_: dict[TopicPartition, int | None] = {}
+        self.paused: set[TopicPartition] = set()
+        self.seeks: list[tuple[TopicPartition, int]] = []
+        self.is_lost = self.closed = False
+        self.joins = self.woken = 0
+        self._something = threading.Event()  # nobody sets it: a poll without records takes its time
+
+    def connect(self) -> None: ...
+
+    def ensure_topics(self, topics: Collection[str]) -> Collection[str]:
+        return ()
+
+    def missing_topics(self, topics: Collection[str]) -> set[str]:
+        return {topic for topic in topics if (topic, 0) not in self.cluster.logs}
+
+    def subscribe(self, topics: Collection[str]) -> None:
+        self.subscribed = set(topics)
+        self.joins = 0
+
+    def starts(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, Start]:
+        committed = self.cluster.committed
+        return {tp: Start(committed[tp], "committed") if tp in committed else Start(0, "earliest") for tp in tps}
+
+    def offset_of(self, tp: TopicPartition, target: SeekTarget) -> int | None:
+        return 0 if target == "earliest" else len(self.cluster.logs[tp])
+
+    def apply(self, plan: PollPlan) -> None:
+        if plan.rejoin:
+            self.joins = 0
+        for ownership, offset in plan.seeks.items():
+            self.seeks.append((ownership.tp, offset))
+            self.positions_[ownership.tp] = offset
+        self.paused.update(ownership.tp for ownership in plan.pause)
+        self.paused.difference_update(ownership.tp for ownership in plan.resume)
+
+    def join(self) -> None:
+        self.joins += 1
+        self.is_lost = False
+        self.paused.clear()
+        self.positions_ = dict.fromkeys((topic, 0) for topic in sorted(self.subscribed))
+        self.member.on_assigned(self, list(self.positions_))
+
+    def poll(self, *, paused: bool) -> Sequence[Fetched]:
+        if not self.joins:
+            self.join()
+            return []
+        fetched = []
+        for tp, position in self.positions_.items():
+            records = [] if position is None or tp in self.paused else self.cluster.logs[tp][position:]
+            if records:
+                self.positions_[tp] = records[-1].offset + 1
+                fetched.append(Fetched(tp, records, len(self.cluster.logs[tp]), len(records)))
+        if not fetched:
+            self._something.wait(0.002)
+        return fetched
+
+    def positions(self) -> Mapping[TopicPartition, int]:
+        return {tp: position for tp, position in self.positions_.items() if position is not None}
+
+    def commit(self, offsets: Mapping[TopicPartition, int], generation: int) -> Exception | None:
+        self.cluster.committed.update(offsets)
+        return None
+
+    def generation(self) -> int:
+        return self.joins
+
+    def lost(self, now: float) -> bool:
+        return self.is_lost
+
+    def wake_rebalance(self) -> None:
+        self.woken += 1
+
+    def close(self) -> Exception | None:
+        self.closed = True
+        return None
+
+
+_client: type[Client] = FakeClient
+
+
+class FakeOutbox:
+    """Where messages are kept until a test answers them."""
+
+    answer_timeout_s = 30.0
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Outgoing, Future[tuple[int, int]]]] = []
+        self.checks = 0
+
+    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
+        future: Future[tuple[int, int]] = Future()
+        future.set_running_or_notify_cancel()
+        self.sent.append((message, future))
+        return future
+
+    def answer(self, index: int = -1, error: Exception | None = None) -> None:
+        future = self.sent[index][1]
+        future.set_exception(error) if error else future.set_result((0, 0))
+
+    def check(self) -> None:
+        self.checks += 1
+
+    def close(self) -> None: ...
+
+
+_outbox: type[Outbox] = FakeOutbox
+
+
+class OwnedLock:
+    """A lock that knows which thread has it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.owner: int | None = None
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        got = self._lock.acquire(blocking, timeout)
+        if got:
+            self.owner = threading.get_ident()
+        return got
+
+    def release(self) -> None:
+        self.owner = None
+        self._lock.release()
+
+    __enter__ = acquire
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    @property
+    def is_mine(self) -> bool:
+        return self.owner == threading.get_ident()
+
+
+class Threads(System):
+    """The operating system's, with locks that know who has them."""
+
+    lock: Any = staticmethod(OwnedLock)
+
+
+class Idle:
+    """In the place of a thread: a test takes the steps itself."""
+
+    ident = None
+
+    def start(self) -> None: ...
+    def join(self, timeout: float | None = None) -> None: ...
+
+
+class Steps(Threads):
+    """No threads, and a clock that moves while somebody waits. ``while_waiting`` is what happens meanwhile."""
+
+    def __init__(self) -> None:
+        self.clock = 1000.0
+        self.while_waiting: Callable[[], None] = lambda: None
+
+    def now(self) -> float:  # type: ignore[override]
+        return self.clock
+
+    def thread(self, name: str, function: Callable[[], None]) -> Any:
+        return Idle()
+
+    def condition(self, lock: Any) -> Any:  # type: ignore[override]
+        changed = threading.Condition(lock)
+
+        def wait(timeout: float | None = None) -> bool:
+            assert timeout is not None, "a wait without a bound"
+            lock.release()
+            self.clock += timeout
+            self.while_waiting()
+            lock.acquire()
+            return True
+
+        changed.wait = wait  # type: ignore[method-assign]
+        return changed
+
+
+class Stage:
+    """One member, its client and its cluster."""
+
+    def __init__(self, app: App, system: System, *topics: str, concurrency: int | None = None) -> None:
+        ((self.group_id, routes),) = app.groups.items()
+        self.system = system
+        self.cluster = FakeCluster(*(topics or routes))
+        self.clients: list[FakeClient] = []
+        self.outbox = FakeOutbox()
+        self.events: list[Event] = []
+        self.under_lock: list[Event] = []  # what was emitted under the lock
+        self.requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()
+        self.seen_requests: list[ExitRequest] = []
+        self.crashes: list[BaseException] = []
+        self.workers = Workers(system, concurrency or app.config.concurrency, self.crashes.append)
+        shared = Shared(app.config, system, self.workers, self.outbox, self._make_client, self._emit, self.requests)
+        self.member = Member(shared, self.group_id, routes)
+        self.lock: Any = self.member.lock
+
+    def _make_client(self, member: Member) -> FakeClient:
+        self.clients.append(FakeClient(member, self.cluster))
+        return self.clients[-1]
+
+    def _emit(self, event: Event) -> None:
+        if self.lock.is_mine:
+            self.under_lock.append(event)
+        self.events.append(event)
+
+    @property
+    def client(self) -> FakeClient:
+        return self.clients[-1]
+
+    def owned(self, topic: str) -> Ownership:
+        return self.member.group.owned[topic, 0]
+
+    def of(self, kind: type[Event]) -> list[Any]:
+        """The events of ``kind`` so far."""
+        return [event for event in list(self.events) if isinstance(event, kind)]
+
+    def wait_for(self, kind: type[Event], count: int = 1) -> list[Any]:
+        wait_until(lambda: len(self.of(kind)) >= count, timeout=PATIENCE_S, message=f"{count} {kind.__name__}")
+        return self.of(kind)
+
+    def request(self, *, left: bool = False) -> ExitRequest:
+        """The next one; ``left``: the member's last."""
+        while True:
+            request = self.requests.get(timeout=PATIENCE_S)
+            self.seen_requests.append(request)
+            if not left or request.left is self.member:
+                return request
+
+    # -- step by step
+
+    def poll(self, times: int = 1) -> float | None:
+        rest: float | None = 0.0
+        for _ in range(times):
+            rest = self.member.poll_step(self.system.now())
+        return rest
+
+    def work(self) -> list[Run]:
+        """What a worker would do now, in the test's own thread."""
+        runs: list[Run] = []
+        inside: Any = Noted(runs)
+        while not self.workers._jobs.empty():
+            member, ownership = self.workers._jobs.get()
+            member.run(ownership, threading.get_ident(), inside)
+        return runs
+
+
+class Noted(dict[int, Run]):
+    """``inside``, with a memory."""
+
+    def __init__(self, runs: list[Run]) -> None:
+        super().__init__()
+        self._runs = runs
+
+    def __setitem__(self, thread: int, run: Run) -> None:
+        self._runs.append(run)
+        super().__setitem__(thread, run)
+
+
+@contextmanager
+def running(app: App, *topics: str, concurrency: int | None = None) -> Iterator[Stage]:
+    """A member with its own threads, which are stopped after the block."""
+    stage = Stage(app, Threads(), *topics, concurrency=concurrency)
+    stage.workers.start()
+    stage.member.poller.start()
+    try:
+        yield stage
+    finally:
+        stage.member.begin_stop()
+        if not any(request.left for request in stage.seen_requests):
+            stage.request(left=True)
+        stage.workers.stop()
+    assert stage.under_lock == []
+
+
+def exits(stage: Stage) -> list[Exit]:
+    """With which codes a stop was asked for, so far."""
+    while not stage.requests.empty():
+        stage.seen_requests.append(stage.requests.get())
+    return [request.exit for request in stage.seen_requests]
