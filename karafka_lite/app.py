@@ -137,7 +137,7 @@ class App(Router):
         """Stop as SIGTERM does, and wait for it: handlers end, ``on_shutdown`` hooks run, offsets are committed.
 
         Returns:
-            True: everything ended inside ``drain_timeout_ms``, or nothing ran. False: stuck handlers were left behind
+            True: everything ended inside ``drain_timeout_ms``, or nothing ran. False: stuck handlers were left running
             (named in the log). Called from a handler or a hook it only asks for the stop and returns True at once.
         """
         return self._runner is None or self._runner.stop() is not Exit.FORCED
@@ -183,7 +183,7 @@ class App(Router):
 
 @contextmanager
 def _signals(runner: Runner) -> Iterator[None]:
-    """The first signal asks for the stop, the second one ends the process; the old handlers come back behind it."""
+    """The first signal asks for the stop, a second one ends the process. The previous handlers are restored on exit."""
     seen = 0
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

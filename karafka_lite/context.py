@@ -21,7 +21,7 @@ REASON_CHARACTERS = 2000  # a text that quotes its payload must not make a messa
 
 
 class Shell(Protocol):
-    """What a context asks of whoever runs the handler: the runner, or a recorder in tests."""
+    """What a context asks of the runner, or of a recorder in tests."""
 
     def owns(self, ownership: Ownership) -> bool:
         """Whether marks still count, asked live."""
@@ -223,7 +223,7 @@ class Context:
         if not 0 <= ms < float("inf"):
             raise ValueError(f"pause takes milliseconds from 0, not {ms!r}")
         if offset is not None and not isinstance(_seek_target("pause", offset), int):
-            raise TypeError(f"pause starts again at an offset, not at {offset!r}; type ctx.seek({offset!r}) as well")
+            raise TypeError(f"pause starts again at an offset, not at {offset!r}; call ctx.seek({offset!r}) instead")
         if not self._shell.pause(self._ownership, ms):
             return False
         return offset is None or self._shell.redirect(self._ownership, offset)
@@ -299,7 +299,7 @@ class Context:
         """What is sent for ``message`` to the route's dead-letter topic."""
         if not self._dead_letter:
             raise ConfigurationError(
-                f"topic {self.topic} has no topic for dead letters: type @app.topic({self.topic!r}, "
+                f"topic {self.topic} has no topic for dead letters: add dead_letter= as in @app.topic({self.topic!r}, "
                 f'dead_letter="{self.topic}.dead")'
             )
         foreign = not isinstance(message, Message) or (message.topic, message.partition) != self._ownership.tp

@@ -229,7 +229,7 @@ class Left(Event):
 
     Attributes:
         unmarked: by partition, how many offsets of processed messages are past the last mark.
-        error: why the broker could not be told; it notices after ``session_timeout_ms``.
+        error: why the broker could not be informed; it notices after ``session_timeout_ms``.
     """
 
     unmarked: Mapping[TopicPartition, int]

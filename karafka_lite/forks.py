@@ -14,7 +14,7 @@ class _HasLock(Protocol):
 
 
 class ForeignLock:
-    """Stands for a lock of the parent; whoever asks for it is told why."""
+    """Takes the place of a lock of the parent, and refuses with the reason."""
 
     def acquire(self, *args: object) -> NoReturn:
         """Raises ConfigurationError."""

@@ -156,7 +156,7 @@ class Drain:
         try:
             self._watch(update)
         except Exception:
-            log.exception("--drain has crashed, which is a bug in karafka-lite; please report it")
+            log.exception("--drain has crashed; this is a bug of karafka-lite: please report it")
             self._app.stop()
 
     def _watch(self, update: Callable[[int], None]) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from karafka_lite.cli import broker, importer, produce, run
 from karafka_lite.cli.options import Parser
+from karafka_lite.client.reader import choose_reader
 from karafka_lite.errors import BrokerUnavailableError, KarafkaLiteError
-from karafka_lite.version import __version__
+from karafka_lite.version import details
 
 NO_BROKER = 3
 
@@ -21,13 +22,16 @@ NO_BROKER = 3
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit code.
 
-    ``--help``, ``--version`` and usage errors raise argparse's SystemExit (0, 0 and 1).
+    ``--help`` and usage errors raise argparse's SystemExit (0 and 1).
     """
     if sys.stderr is None:  # the parent process closed it
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - it is open for as long as the process runs
     arguments, unknown = _parser().parse_known_args(argv)
     if unknown:  # reported by the command, whose usage lists its options
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if arguments.version:
+        print("\n".join([*details(), f"reader: {choose_reader().name}"] if arguments.verbose else details()[:1]))
+        return 0
     if arguments.command is None:
         arguments.parser.print_help()
         return 0
@@ -57,7 +61,8 @@ def _parser() -> Parser:
         epilog="For the options of a command: karafka-lite COMMAND --help",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"karafka-lite {__version__}")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("--verbose", action="store_true", help="with --version: print what a bug report needs")
     parser.set_defaults(parser=parser, command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in (run, produce, broker):

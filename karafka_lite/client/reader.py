@@ -59,7 +59,7 @@ def choose_reader() -> type[Reader]:
     """
     wanted = os.environ.get(VARIABLE, "")
     if wanted not in ("", "pure", "compiled"):
-        raise ConfigurationError(f"{VARIABLE}={wanted!r} is no decoder: type pure or compiled, or unset it")
+        raise ConfigurationError(f"{VARIABLE}={wanted!r} must be pure or compiled, or unset")
     if wanted != "pure":
         try:
             CompiledReader.parser = _aiokafkas_parser()

@@ -10,7 +10,7 @@ Pure: no I/O, no clock, no threads, no user code. The caller holds one lock arou
     request_commit, commit_succeeded, commit_failed        commit_batch                    committer
     revoke, lose, stop, close, advance (time has passed)   wake_at, changed                who waits
 
-An answer stands until its result is reported: ``poll_plan`` until ``applied``, ``unstarted`` until ``started``,
+An answer is given again until its result is reported: ``poll_plan`` until ``applied``, ``unstarted`` until ``started``,
 ``sought`` until ``found``. Nothing is given away before it is done. A call costs what has changed, not what is owned.
 """
 
@@ -155,8 +155,8 @@ class Group:
     def started(self, ownership: Ownership, offset: int, *, committed: bool, now: float) -> bool:
         """``ownership`` begins at ``offset``: ``committed``, or where ``auto_offset_reset`` points to.
 
-        A start at the end of the log is committed before anything is handed over: whoever owns the partition next would
-        else start at the *new* end, and what lay between would be skipped. False: it is over, or has begun already.
+        A start at the end of the log is committed before anything is handed over: otherwise the next owner would
+        start at the *new* end, and skip what lies between. False: it is over, or has begun already.
         """
         if not self._is_ours(ownership) or ownership.intake.start is not None:
             return False
@@ -182,7 +182,7 @@ class Group:
     def lose(self, now: float, *, rejoin: bool) -> list[Ownership]:
         """The membership is gone: every ownership ends at once, nothing more is committed.
 
-        ``rejoin``: we found out by ourselves, so the client must be told. Returns the ownerships that were lost.
+        ``rejoin``: we found out by ourselves, so the client has to join again. Returns the ownerships that were lost.
         """
         lost = list(self.owned.values())
         for ownership in lost:
@@ -229,7 +229,7 @@ class Group:
             self._settle(ownership, now)
 
     def poll_plan(self, now: float) -> PollPlan:
-        """What has to be done before the next poll. It stands until it is ``applied``."""
+        """What has to be done before the next poll. It is the same until it is ``applied``."""
         plan = PollPlan(rejoin=self._rejoin, losses=self._losses)
         limits = self._limits.shared_by(len(self.owned) or 1)
         for ownership in list(self._to_plan):
@@ -245,7 +245,7 @@ class Group:
         return plan
 
     def applied(self, plan: PollPlan, now: float) -> None:
-        """The client has done what ``plan`` says. What has changed since then stands in the next plan."""
+        """The client has done what ``plan`` says. What has changed since then is in the next plan."""
         if plan.losses == self._losses:
             self._rejoin = False
         for ownership, offset in plan.seeks.items():

@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
 class Intake:
     """The queue of one ownership. Changed under the group's lock only.
 
-    ``start`` is None until the starting position is known. ``seek_to`` stands from the moment at which the next fetch
+    ``start`` is None until the starting position is known. ``seek_to`` is set from the moment at which the next fetch
     has to begin elsewhere until the client was moved there; ``target`` while only the cluster knows the offset. As long
     as either is set, what is fetched is dropped.
     """

@@ -40,7 +40,7 @@ class Delivery:
             self._dropped += 1
 
     def stop(self) -> None:
-        """Deliver what was emitted, then end the thread; it is left behind where an observer hangs."""
+        """Deliver what was emitted, then end the thread; where an observer hangs, the thread is left running."""
         self._queue.put(None)
         if self._thread is not threading.current_thread():
             self._thread.join(END_S)

@@ -12,7 +12,7 @@ from karafka_lite.errors import ProduceError, describe
 from karafka_lite.messages import TopicPartition, where
 from karafka_lite.observers.delivery import Delivery
 from karafka_lite.observers.frames import line_that_called_us, users_traceback
-from karafka_lite.version import PLEASE_REPORT
+from karafka_lite.version import please_report
 
 log = logging.getLogger("karafka_lite")
 
@@ -160,7 +160,7 @@ class Report:
 
     def _crashed(self, event: events.Crashed) -> None:
         of = f"group {event.group_id}: " if event.group_id else ""
-        log.critical("%sthe %s has crashed; %s", of, event.thread, PLEASE_REPORT, exc_info=_info(event.error))
+        log.critical("%sthe %s has crashed; %s", of, event.thread, please_report(), exc_info=_info(event.error))
 
     # -- the end
 

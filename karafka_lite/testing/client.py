@@ -1,4 +1,4 @@
-"""An app under test, in the thread of the test and with a clock that stands still."""
+"""An app under test: in the thread of the test, with a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Run(NamedTuple):
 
 
 class TestClient:
-    """Runs an app's handlers in the thread of the test, with a clock that stands still until ``advance``.
+    """Runs an app's handlers in the thread of the test. Its clock moves only with ``advance``.
 
     All partitions are assigned at the start of the block; its end stops the app: ``on_shutdown`` hooks, final commit.
     ``partitions``: how many each topic has; a number, or ``{topic: number}`` (1 for the others).
@@ -119,7 +119,7 @@ class TestClient:
             (partition, offset).
 
         Raises:
-            ValueError: nobody reads the topic, or it has no such partition. TypeError: the value is no JSON.
+            ValueError: the app does not read the topic, or it has no such partition. TypeError: the value is no JSON.
         """
         data = value.encode() if isinstance(value, str) else encoded(value)
         raw = key.encode() if isinstance(key, str) else key
@@ -128,7 +128,7 @@ class TestClient:
             raise ValueError(f"the app reads no topic {topic!r}; it reads {topics}")
         if partition is not None and (topic, partition) not in self.logs:
             raise ValueError(
-                f"{where(topic, partition)}: type TestClient(app, partitions={{{topic!r}: {partition + 1}}})"
+                f"{where(topic, partition)} does not exist; pass partitions={{{topic!r}: {partition + 1}}}"
             )
         return self._append(Outgoing(topic, data, raw, list(headers), partition, timestamp_ms))
 
@@ -202,7 +202,7 @@ class TestClient:
         """The member is evicted, and this partition goes to somebody else: marks return False, nothing is committed.
 
         An eviction takes all partitions of the group; those that are not named come back at once, at what is committed,
-        as when the member joins anew. Holds at once, also inside a handler.
+        as when the member joins again. It takes effect at once, also inside a handler.
         """
         for member in self._owners(topic, partition):
             others = [tp for tp in member.group.owned if tp != (topic, partition)]
@@ -300,7 +300,7 @@ class TestClient:
         readers = self._readers(topic, group_id)
         if len(readers) > 1:
             groups = " or ".join(f"group_id={member.group_id!r}" for member in readers)
-            raise ValueError(f"several groups read {topic!r}: type {groups}")
+            raise ValueError(f"several groups read {topic!r}: pass {groups}")
         return readers[0]
 
     def _owners(self, topic: str, partition: int) -> list[TestMember]:

@@ -221,7 +221,7 @@ class Requests:
 
 
 class MemoryClient:
-    """A client whose cluster is ``world.logs``, and which is assigned what it is told."""
+    """A client whose cluster is ``world.logs``; ``assign`` gives it partitions."""
 
     def __init__(self, world: World, group_id: str, reset: str) -> None:
         self.reset = reset

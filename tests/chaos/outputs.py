@@ -84,7 +84,7 @@ class Outputs:
 
 # Of a member's log, below a traceback: the exceptions that its handlers raise on purpose, or as the documentation says.
 EXPECTED = ("Stumble: ", "karafka_lite.errors.CommitError: ", "karafka_lite.errors.ProduceError: ")
-PANIC = ("please report this", "client has broken down")
+PANIC = ("is a bug of karafka-lite", "client has broken down")
 
 
 def complaints(log: Iterable[str]) -> list[str]:

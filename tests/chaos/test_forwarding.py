@@ -82,4 +82,4 @@ def test_only_what_handlers_raise_on_purpose_may_stand_in_a_log() -> None:
     start = ["Traceback (most recent call last):\n", '  File "x", line 1, in y\n', "    y()\n"]
     assert not complaints([*start, "__main__.Stumble: m1 stumbles\n", *start, "karafka_lite.errors.ProduceError: no\n"])
     assert complaints([*start, "KeyError: 1\n", "1.0 INFO all is well\n"]) == ["KeyError: 1"]
-    assert complaints(["1.0 ERROR a worker has failed; please report this\n"])
+    assert complaints(["1.0 ERROR the worker has crashed; this is a bug of karafka-lite: please report it\n"])

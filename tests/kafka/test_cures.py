@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import logging
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -34,11 +36,13 @@ from support.harness import QUICK, make_app, running
 from support.member import PATIENCE_S, Member, plan, polling
 from support.observer import Observer, wait_until
 
+import karafka_lite.client.connection
 import karafka_lite.client.consumer
 from karafka_lite import App
 from karafka_lite.client.consumer import Client
+from karafka_lite.core.options import Timestamp
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, FetchError, PollError
-from karafka_lite.events import Crashed
+from karafka_lite.events import Crashed, Unreachable
 
 A_WHILE_S = 1.0  # for what must not happen; it would take a tenth of that
 
@@ -582,6 +586,27 @@ def test_without_the_cure_a_member_that_declares_its_own_loss_has_a_dead_partiti
         assert list(kafka.assignment(group).values()) == [[(topic, 0)]]
 
 
+# -- offsets_for_times: times before 1970 ------------------------------------------------------------------------------
+
+
+def test_a_time_before_1970_is_the_start_of_the_log(kafka: Observer) -> None:
+    topic = kafka.topic()
+    kafka.produce(topic, range(3))
+    with Member(kafka, topic) as member:
+        assert member.client.offset_of((topic, 0), Timestamp(-5)) == 0
+        assert member.client.offset_of((topic, 0), Timestamp(1 << 63)) == 3
+
+
+@pytest.mark.parametrize("ms", [-5, 1 << 63])
+def test_without_the_cure_a_time_that_no_message_can_have_is_an_error_like_a_broken_client(
+    kafka: Observer, ms: int
+) -> None:
+    topic = kafka.topic()
+    with Member(kafka, topic) as member:
+        with pytest.raises((ValueError, struct.error)):
+            member.consumer.offsets_for_times({KafkaTP(topic, 0): ms}, timeout_ms=1000)
+
+
 # -- _coordinator.fetch_committed_offsets: one request for all partitions ----------------------------------------------
 
 
@@ -902,6 +927,81 @@ def test_without_the_cure_a_crashed_io_loop_fails_every_poll(kafka: Observer) ->
             for _ in range(3):
                 with pytest.raises(OSError, match="as if the selector were broken"):
                     member.poll()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_close_that_could_not_tell_the_broker_returns_why(kafka: Observer) -> None:
+    with Member(kafka, kafka.topic()) as member:
+        member.until_assigned()
+        with io_loop_crashed(member.client):
+            assert isinstance(member.client.close(), OSError)
+            assert member.client.close() is None, "it is closed"
+
+
+def test_a_closed_client_is_a_member_of_nothing(kafka: Observer) -> None:
+    topic = kafka.topic()
+    with Member(kafka, topic) as member:
+        member.until_assigned()
+        generation = member.client.generation()
+        assert member.client.close() is None
+        assert member.client.generation() == -1
+        assert member.client.lost(time.monotonic())
+        assert isinstance(member.client.commit({(topic, 0): 1}, generation), Exception)
+        assert isinstance(member.client.commit({(topic, 0): 1}, -1), Exception)
+        member.client.wake_rebalance()
+        with pytest.raises(PollError):
+            member.poll()
+
+
+# -- what kafka-python logs, on the thread that sends heartbeats -------------------------------------------------------
+
+
+class FullPipe(logging.Handler):
+    """A handler that writes to a pipe that nobody reads from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = threading.Event()
+        self.threads: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.threads.add(threading.current_thread().name)
+        self.read.wait()
+
+
+def heartbeats_go_on_while_nobody_reads_the_log(kafka: Observer, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """On the member's IO thread kafka-python says that it cannot connect; are heartbeats answered after that?"""
+    pipe, ours = FullPipe(), logging.getLogger("karafka_lite")
+    with Member(kafka, kafka.topic(), heartbeat_interval_ms=100) as member:
+        member.until_assigned()
+        monkeypatch.setattr(ours, "handlers", [pipe])
+        monkeypatch.setattr(ours, "level", logging.DEBUG)
+        said = logging.getLogger("kafka.net.manager").error
+        member.consumer._net.call_soon_threadsafe(lambda: said("Connection failed: nobody there"))
+        began = time.monotonic()
+        try:
+            wait_until(lambda: member.coordinator.heartbeat.last_receive > began + 0.2, A_WHILE_S)
+        except AssertionError:
+            return False
+        finally:
+            pipe.read.set()
+        assert pipe.threads == set()
+        assert [event.reason for event in member.events if isinstance(event, Unreachable)] == ["nobody there"]
+        return True
+
+
+def test_heartbeats_go_on_while_nobody_reads_the_log(kafka: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert heartbeats_go_on_while_nobody_reads_the_log(kafka, monkeypatch)
+
+
+def test_without_the_cure_a_log_that_nobody_reads_stops_the_heartbeats(
+    kafka: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log_directly(connection: Any, record: logging.LogRecord) -> None:
+        logging.getLogger("karafka_lite").warning(record.getMessage())
+
+    monkeypatch.setattr(karafka_lite.client.connection.Connection, "took", log_directly)
+    assert not heartbeats_go_on_while_nobody_reads_the_log(kafka, monkeypatch)
 
 
 # -- a listener that raises --------------------------------------------------------------------------------------------

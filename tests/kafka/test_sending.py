@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import signal
 import threading
 import time
@@ -160,7 +159,7 @@ def test_what_is_sent_behind_the_end_of_its_run_is_a_mistake(kafka: Observer) ->
 
     with running(app):
         wait_until(lambda: kept and app.members[0].group.owned[topic, 0].run is None)
-        with pytest.raises(RuntimeError, match=re.escape(f"cannot produce after the handler has returned ({topic}-0@0..0)")):
+        with pytest.raises(RuntimeError, match=r"cannot produce after the handler has returned \(.*-0@0\.\.0\)"):
             kept[0].produce(out, b"late")
     assert kafka.records(out) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shlex
 from pathlib import Path
@@ -86,6 +87,15 @@ def help_of(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 def test_the_version_goes_to_standard_output(tmp_path: Path) -> None:
     done = process("-m", "karafka_lite", "--version", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"karafka-lite {karafka_lite.__version__}\n", "")
+
+
+def test_verbose_prints_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version", "--verbose"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"karafka-lite {karafka_lite.__version__}"
+    assert f"CPython {platform.python_version()}" in lines
+    assert any(line.startswith("kafka-python 3.0.") for line in lines)
+    assert lines[-1].startswith("reader: ")
 
 
 def test_the_version_loads_no_rich(tmp_path: Path) -> None:

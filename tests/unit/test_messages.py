@@ -162,7 +162,9 @@ COPIES = pytest.mark.parametrize(
 
 
 @COPIES
-@pytest.mark.parametrize("deserializer", [json, json.loads, to_number, pickle, None], ids=str)
+@pytest.mark.parametrize(
+    "deserializer", [json, json.loads, to_number, pickle, None], ids=["json", "loads", "function", "pickle", "none"]
+)
 @pytest.mark.parametrize("decoded", [False, True], ids=["not decoded", "decoded"])
 def test_a_copy_has_all_that_the_message_has(copied: Any, deserializer: Any, decoded: bool) -> None:
     value = pickle.dumps(7) if deserializer is pickle else b"7"

@@ -606,7 +606,7 @@ def test_a_reader_that_nobody_knows_is_refused_before_anything_starts(
     choose: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KARAFKA_LITE_DECODER", "Pure")
-    told = "KARAFKA_LITE_DECODER='Pure' is no decoder: type pure or compiled, or unset it"
+    told = "KARAFKA_LITE_DECODER='Pure' must be pure or compiled, or unset"
     with pytest.raises(ConfigurationError, match=f"^{re.escape(told)}$"):
         choose()
     app = App("event-store", bootstrap_servers="localhost:1")

@@ -14,9 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kafka.errors import KafkaConnectionError
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
-from karafka_lite.client.consumer import _receive_more
+from karafka_lite.client.consumer import RECEIVE_BYTES, _receive_more, _received
 
 # Of nobody: made for this test, with `openssl req -x509`, for localhost and a hundred years.
 CERTIFICATE = """\
@@ -161,3 +162,53 @@ def test_bytes_that_come_together_with_the_end_are_not_lost(connect: Callable[[b
     assert received(transport, 10) == b"last words"
     _, error = transport._sock_recv()
     assert error is not None
+
+
+def test_one_call_takes_a_bounded_piece_and_the_next_ones_the_rest(
+    connect: Callable[[bool], Ends], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heartbeats are sent between two calls: a large answer must not keep them waiting."""
+    monkeypatch.setattr("karafka_lite.client.consumer.RECEIVE_MAX_BYTES", 20 << 10)
+    monkeypatch.setattr("karafka_lite.client.consumer.RECEIVE_BYTES", 16 << 10)  # the largest record of TLS
+    transport, brokers = connect(True)
+    brokers.sendall(MUCH[:SOME])
+    select.select([transport._sock.sock], [], [], PATIENCE_S)
+    largest, data = 0, b""
+    while len(data) < SOME:
+        more = received(transport, 1)
+        largest = max(largest, len(more))
+        data += more
+    assert data == MUCH[:SOME]
+    assert largest <= 36 << 10
+
+
+class Endless:
+    """A socket that always has more, until it fails."""
+
+    def __init__(self, pieces: int, error: Exception) -> None:
+        self.pieces = pieces
+        self.error = error
+
+    def recv(self, size: int) -> bytes:
+        if not self.pieces:
+            raise self.error
+        self.pieces -= 1
+        return bytes(size)
+
+
+@pytest.mark.parametrize("error", [BlockingIOError(), ConnectionResetError(), ssl.SSLWantReadError()], ids=repr)
+def test_an_error_of_the_socket_waits_for_the_next_call(error: Exception) -> None:
+    transport: Any = SimpleNamespace(_sock=Endless(3, error))
+    data, failure = _received(transport, lambda: (b"", "what the stock method says"))
+    assert (len(data), failure) == (3 * RECEIVE_BYTES, None)
+    assert _received(transport, lambda: (b"", "what the stock method says")) == (b"", "what the stock method says")
+
+
+@pytest.mark.parametrize("pieces", [0, 3])
+def test_what_is_no_error_of_the_socket_ends_the_connection(pieces: int) -> None:
+    """What was received before it is gone: going on would read the middle of an answer as its beginning."""
+    transport: Any = SimpleNamespace(_sock=Endless(pieces, MemoryError()))
+    data, failure = _received(transport, lambda: (b"", None))
+    assert data == b""
+    assert isinstance(failure, KafkaConnectionError)
+    assert "MemoryError" in str(failure)

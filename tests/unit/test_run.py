@@ -114,7 +114,7 @@ def test_an_option_that_the_app_refuses_is_reported(run: Run, write: Write) -> N
     refused(run("orders", "--concurrency", "0"), "karafka-lite: ", "concurrency")
 
 
-QUICK = "='quick' is no decoder: type pure or compiled, or unset it"
+QUICK = "='quick' must be pure or compiled, or unset"
 
 
 @pytest.mark.parametrize(
