@@ -4,6 +4,7 @@
     python tests/benchmarks/bench.py --broker localhost:9092    uses this one; its topics are deleted again
     python tests/benchmarks/bench.py --python venv/bin/python   looks for peers there, too; may be repeated
     python tests/benchmarks/bench.py --only loop,16/run-*       some lines; names as they stand in the --json file
+    python tests/benchmarks/bench.py --base ../before           another checkout, too: what has become dearer since?
     python tests/benchmarks/bench.py --quick                    a minute: does the program still work?
 
 Each figure comes from a fresh process (``consumer.py``, ``probes.py``, and ``peers.py``, which says what environments
@@ -12,6 +13,9 @@ machine falls on all of them; the tables show medians, with the lowest and the h
 consumer's process, with all its threads, from the first batch to the last; there are more messages than are measured,
 because at the end of a topic a fetch waits. The time to the first message contains the broker's
 ``group.initial.rebalance.delay.ms``: 0 on the Kafka that is started here, 3 s by Kafka's own default.
+
+Machines differ by a factor of five: targets are ratios within a run. With ``--base`` each of our own probes runs twice
+in each round, once with the package of that checkout; the probes are those of this checkout for both.
 """
 
 from __future__ import annotations
@@ -42,10 +46,11 @@ from peers import PEERS
 from probes import READY, SLEEP_S, SLEEPY_BATCH, large, small
 from support.kafka_server import KAFKA_VERSION, kafka_source
 from support.observer import Observer
-from tables import ERROR, HANDLERS, MARKS, PARTITIONS, Figures, Round, rows, throughput
+from tables import ERROR, HANDLERS, MARKS, PARTITIONS, Figures, Round, comparable, compared, rows, throughput
 
 HERE = Path(__file__).parent
-MANY = 12  # partitions
+CHECKOUT = Path(__file__).absolute().parents[2]
+MANY, VERY_MANY = 12, 500  # partitions
 SPARE = 5  # every so many messages of the throughput there is one more, which nobody waits for
 TICK_S = 0.020
 PROBE_TIMEOUT_S = 600  # a hang, not a slow machine
@@ -71,11 +76,15 @@ class Size:
     marks: int = 20_000
     commits: int = 500
     idle_s: float = 10
+    settle_s: float = 6  # before: longer than auto_commit_interval_ms
+    retries: int = 20
     ticks: int = 500
     sleeps: int = 60  # batches of each partition
 
 
-QUICK = Size(runs=1, small=24_000, large=12_000, marks=1_000, commits=20, idle_s=0.5, ticks=20, sleeps=5)
+QUICK = Size(
+    runs=1, small=24_000, large=12_000, marks=1_000, commits=20, idle_s=0.5, settle_s=0.5, retries=3, ticks=20, sleeps=5
+)
 
 # How our app is started, with which decoder, and what its handler does, by data set.
 OURS = {
@@ -101,24 +110,27 @@ def main() -> None:
         about["kafka"] = kafka
         observer = Observer(address)
         try:
-            bench = Bench(observer, size, [sys.executable, *map(os.path.abspath, arguments.python)])
+            bench = Bench(observer, size, [sys.executable, *map(os.path.abspath, arguments.python)], arguments.base)
             probes = chosen(bench.probes(), arguments.only)
-            rounds = [bench.round(number, probes) for number in range(1, size.runs + 1)]
+            for number in range(1, size.runs + 1):
+                bench.round(number, probes)
         finally:
             observer.delete_topics()  # the broker may not be ours
             observer.forget_clients()
     about["load"] += f" before, {load()} after"
-    print("\n".join(report(bench, probes, rounds, about)))
+    print("\n".join(report(bench, probes, about)))
     if arguments.json:
-        raw = {"machine": about, "size": asdict(size), "rounds": rounds}
+        raw = {"machine": about, "size": asdict(size), "rounds": bench.rounds, "base": bench.base_rounds}
         arguments.json.write_text(json.dumps(raw, indent=1) + "\n")
-    sys.exit(any(ERROR in run[name] for run in rounds for name in run if name.rpartition("/")[2] not in PEERS))
+    runs = [*bench.rounds, *bench.base_rounds]
+    sys.exit(any(ERROR in run[name] for run in runs for name in run if name.rpartition("/")[2] not in PEERS))
 
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--broker", metavar="HOST:PORT", help="measure on this Kafka instead of starting one")
     options.add_argument("--python", metavar="PATH", action="append", default=[], help="an interpreter with peers")
+    options.add_argument("--base", type=Path, metavar="PATH", help="a checkout to compare with, line by line")
     options.add_argument("--runs", type=int, help=f"default: {Size.runs}")
     options.add_argument("--messages", type=int, help=f"of 16 B, default {Size.small}; of 200 B there are a fifth")
     options.add_argument("--only", metavar="NAME[,NAME]", help="these probes; * stands for anything")
@@ -153,31 +165,54 @@ def chosen(probes: dict[str, Probe], only: str | None) -> dict[str, Probe]:
     return found or sys.exit(f"no such probe: {only}. There are: {', '.join(probes)}")
 
 
+def checkout(path: Path) -> Path:
+    if not (path / "karafka_lite" / "__init__.py").is_file():
+        sys.exit(f"{path} is no checkout of karafka-lite")
+    return path.absolute()
+
+
+def is_ours(probe: str) -> bool:
+    """Whether it measures the package."""
+    name = probe.rpartition("/")[2]
+    return not (name in PEERS or name.endswith("loop") or name.startswith("parser") or name == "bare-commit")
+
+
 # -- the measuring ----------------------------------------------------------------------------------------------------
 
 
 class Bench:
     """The topics that are measured on, each made when it is needed first, and the rounds over the probes."""
 
-    def __init__(self, observer: Observer, size: Size, pythons: list[str]) -> None:
+    def __init__(self, observer: Observer, size: Size, pythons: list[str], base: Path | None = None) -> None:
         self.observer = observer
         self.size = size
+        self.rounds: list[Round] = []
+        self.base_rounds: list[Round] = []  # of our own probes, with the package of ``base``
+        self.base = base and checkout(base)
+        self._measured = CHECKOUT  # whose package a probe imports
         self.installed = {python: _installed(python) for python in pythons}
         self.names: dict[str, dict[str, str]] = {}  # data set -> probe -> what its line says
         self.missing: dict[str, str] = {}  # probe -> what would have to be installed
 
-    def round(self, number: int, probes: dict[str, Probe]) -> Round:
-        """Every probe once."""
-        measured = {}
+    def round(self, number: int, probes: dict[str, Probe]) -> None:
+        """Every probe once; those of ours also for the base, which goes first in every other round."""
+        here: Round = {}
+        base: Round = {}
         for name, probe in probes.items():
-            print(f"run {number} of {self.size.runs}: {name}", file=sys.stderr, flush=True)
-            measured[name] = probe()
-        return measured
+            turns = [(CHECKOUT, here)]
+            if self.base and is_ours(name):
+                turns.insert(number % 2, (self.base, base))
+            for self._measured, measured in turns:
+                of = f" of {self.base}" if measured is base else ""
+                print(f"run {number} of {self.size.runs}: {name}{of}", file=sys.stderr, flush=True)
+                measured[name] = probe()
+        self.rounds.append(here)
+        if self.base:
+            self.base_rounds.append(base)
 
     def probes(self) -> dict[str, Probe]:
         """By name; those of the throughput are named ``16/…`` and ``200/…``."""
         size = self.size
-        idle = {"partitions": MANY, "seconds": size.idle_s}
         probes: dict[str, Probe] = {}
         for dataset in OURS:
             probes |= {f"{dataset}/{name}": probe for name, probe in self._throughput(dataset)}
@@ -185,11 +220,12 @@ class Bench:
             "mark": lambda: self._probe("mark", self.topic(1, size.marks), messages=size.marks),
             "sync-mark": lambda: self._probe("sync_mark", self.topic(1, size.commits), times=size.commits),
             "bare-commit": lambda: self._probe("bare_commit", self.topic(1, size.commits), times=size.commits),
+            "retry": lambda: self._probe("retry", self.topic(1, size.retries), messages=size.retries),
             "latency": lambda: self.latency("latency"),
             "latency-loop": lambda: self.latency("latency_loop"),
-            # One message each: when all have come, everything is joined.
-            "idle": lambda: self._probe("idle", self.topic(MANY, MANY), **idle),
-            "idle-loop": lambda: self._probe("idle_loop", self.topic(MANY, MANY), **idle),
+            "idle": lambda: self._idle("idle", MANY),
+            "idle-500": lambda: self._idle("idle", VERY_MANY),
+            "idle-loop": lambda: self._idle("idle_loop", MANY),
             "first-message-run": self._first_message_run,
             "first-message": lambda: self._probe("first_message", self.topic(1, 1)),
             "first-message-loop": lambda: self._probe("first_message_loop", self.topic(1, 1)),
@@ -260,23 +296,21 @@ class Bench:
     # -- one probe each
 
     def _consumer(self, dataset: str, start: str, decoder: str, handler: str) -> Figures:
-        told = {"handler": handler, "messages": self._messages(dataset), "decoder": decoder}
+        told = {"handler": handler, "messages": self._messages(dataset)}
         if decoder == "speed":
             told["deserializer"] = "orjson"
-        return self._app(start, self._dataset(dataset), told, "pure" if decoder == "pure" else "")
+        return self._app(start, self._dataset(dataset), told, "pure" if decoder == "pure" else "compiled")
 
     def _app(self, start: str, topic: str, told: Figures, decoder: str = "") -> Figures:
         command = ["-m", "karafka_lite", "run"] if start == "run" else []
         bench = json.dumps({"group": self.observer.group(), "topic": topic, **told})
-        return self._child(
-            [sys.executable, *command, str(HERE / "consumer.py")], BENCH=bench, KARAFKA_LITE_DECODER=decoder
-        )
+        command = [sys.executable, *command, str(HERE.absolute() / "consumer.py")]
+        return self._child(command, BENCH=bench, KARAFKA_LITE_DECODER=decoder)
 
     def _peer(self, dataset: str, name: str, python: str, messages: int) -> Figures:
         where = {"broker": self.observer.bootstrap_servers, "group": self.observer.group()}
         told = json.dumps({**where, "topic": self._dataset(dataset), "messages": messages})
-        with tempfile.TemporaryDirectory() as folder:  # some keep state where they are started
-            return self._child([python, str(HERE.absolute() / "peers.py"), name, told], folder=folder)
+        return self._child([python, str(HERE.absolute() / "peers.py"), name, told])
 
     def _first_message_run(self) -> Figures:
         """From the start of the process; its clock is ours, because CLOCK_MONOTONIC is the machine's."""
@@ -299,22 +333,29 @@ class Bench:
 
         return self._probe(name, topic, tick, messages=self.size.ticks)
 
+    def _idle(self, name: str, partitions: int) -> Figures:
+        """One message each: when all have come, everything is joined."""
+        seconds = {"settle": self.size.settle_s, "seconds": self.size.idle_s}
+        return self._probe(name, self.topic(partitions, partitions), partitions=partitions, **seconds)
+
     def _partitions(self, count: int) -> Figures:
         topic = self.topic(count, count * (self.size.sleeps + 2) * SLEEPY_BATCH)
         return self._probe("partitions", topic, partitions=count, batches=self.size.sleeps)
 
     def _probe(self, name: str, topic: str, when_ready: Ready | None = None, **arguments: object) -> Figures:
         where = {"broker": self.observer.bootstrap_servers, "group": self.observer.group(), "topic": topic}
-        command = [sys.executable, str(HERE / "probes.py"), name, json.dumps({**where, **arguments})]
+        command = [sys.executable, str(HERE.absolute() / "probes.py"), name, json.dumps({**where, **arguments})]
         return self._child(command, when_ready)
 
-    def _child(
-        self, command: list[str], when_ready: Ready | None = None, folder: str | None = None, **environment: str
-    ) -> Figures:
-        """Run ``command``; the last line that it prints is its figures. What it failed with is one of them."""
+    def _child(self, command: list[str], when_ready: Ready | None = None, **environment: str) -> Figures:
+        """Run ``command``; the last line that it prints is its figures. What it failed with is one of them.
+
+        In a folder of its own: some peers keep state where they are started, and ``python -m`` would import from there.
+        """
         environment["KARAFKA_LITE_BOOTSTRAP_SERVERS"] = self.observer.bootstrap_servers
+        environment["PYTHONPATH"] = str(self._measured)
         figures: Figures | None = None
-        with tempfile.TemporaryFile("w+") as errors:
+        with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryDirectory() as folder:
             process = subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,
@@ -346,13 +387,14 @@ class Bench:
 # -- what is printed --------------------------------------------------------------------------------------------------
 
 
-def report(bench: Bench, probes: dict[str, Probe], rounds: list[Round], about: Figures) -> list[str]:
-    size = bench.size
+def report(bench: Bench, probes: dict[str, Probe], about: Figures) -> list[str]:
+    size, rounds = bench.size, bench.rounds
     lines = [f"{name}: {value}" for name, value in about.items()]
     lines += [
         f"runs: {size.runs}, interleaved; median, minimum, maximum",
         f"size: {size.small:,} x 16 B and {size.large:,} x 200 B of JSON on {MANY} partitions, {size.marks:,} marks, "
-        f"{size.commits:,} commits, {size.idle_s:g} s idle, {size.ticks:,} messages for the latency",
+        f"{size.commits:,} commits, {size.retries:,} retries, {size.idle_s:g} s idle, {size.ticks:,} messages "
+        "for the latency",
         "each consumer takes up to 500 messages at a time and commits every 5 s (Faust, by its default, every 2.8 s)",
     ]
     if bench.missing:
@@ -367,7 +409,15 @@ def report(bench: Bench, probes: dict[str, Probe], rounds: list[Round], about: F
     if table := rows(PARTITIONS, rounds):
         title = f"### Partitions side by side: each batch of {SLEEPY_BATCH} sleeps {SLEEP_S * 1000:g} ms, concurrency=8"
         lines += ["", title, "", *table]
+    if bench.base and (table := compared(comparable(bench.names), bench.base_rounds, rounds)):
+        lines += ["", f"### Beside {bench.base}: what of ours costs how much", "", *table]
     errors = {name: figures[ERROR] for run in rounds for name, figures in run.items() if ERROR in figures}
+    errors |= {
+        f"{name} of {bench.base}": figures[ERROR]
+        for run in bench.base_rounds
+        for name, figures in run.items()
+        if ERROR in figures
+    }
     for name, error in errors.items():
         lines += ["", f"### {name} failed", "", *(f"    {line}" for line in error.splitlines())]
     return lines

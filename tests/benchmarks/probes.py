@@ -3,7 +3,8 @@
     python tests/benchmarks/probes.py idle '{"broker": "localhost:9092", "group": "g", "topic": "t", …}'
 
 prints one line of JSON. A hand-written loop stands beside each app; both have the same settings, so that what they
-differ by is the framework.
+differ by is the framework. The apps use nothing of the package that is not public: ``bench.py --base`` has them measure
+another checkout, too.
 """
 
 from __future__ import annotations
@@ -24,15 +25,14 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from meter import Meter
 
 from karafka_lite import App, Batch, Context
-from karafka_lite.client.consumer import DEFAULTS, FORCED
 
 READY = "ready"  # printed where a probe waits for messages that are yet to come
 COMMIT_EVERY_S = 5
-SETTLE_S = 1  # between the last message and the measuring of an idle app
 BATCH = 500
 SLEEP_S = 0.050
 SLEEPY_BATCH = 10  # messages
 SLEEPERS = 8  # threads
+BACKOFF_MS = 10
 
 
 class Where(NamedTuple):
@@ -46,6 +46,8 @@ class Where(NamedTuple):
         return App(self.group, bootstrap_servers=self.broker, **settings)
 
     def consumer(self, **others: Any) -> Any:
+        from karafka_lite.client.consumer import DEFAULTS, FORCED
+
         settings = {**DEFAULTS, **FORCED, **others}
         return KafkaConsumer(self.topic, group_id=self.group, bootstrap_servers=self.broker, **settings)
 
@@ -213,11 +215,37 @@ def bare_commit(where: Where, times: int) -> dict[str, list[float]]:
     return {"ms": taken}
 
 
+# -- a retry ----------------------------------------------------------------------------------------------------------
+
+
+def retry(where: Where, messages: int) -> dict[str, list[float]]:
+    """From the end of a failed run to the begin of the next one, after a short back-off; each message fails once."""
+    app = where.app()
+    taken: list[float] = []
+    failed_at = 0.0
+    done = threading.Event()
+
+    @app.topic(where.topic, max_messages=1, backoff_ms=BACKOFF_MS)
+    def handle(batch: Batch, ctx: Context) -> None:
+        nonlocal failed_at
+        if not ctx.retrying:
+            failed_at = time.perf_counter()
+            raise ValueError("the first try of each fails")
+        taken.append((time.perf_counter() - failed_at) * 1000)
+        if len(taken) == messages:
+            done.set()
+
+    app.start()
+    done.wait()
+    app.stop()
+    return {"ms": taken}
+
+
 # -- idle -------------------------------------------------------------------------------------------------------------
 
 
-def idle(where: Where, partitions: int, seconds: float) -> dict[str, float]:
-    """Joined, and nothing comes."""
+def idle(where: Where, partitions: int, settle: float, seconds: float) -> dict[str, float]:
+    """Joined, and nothing comes; ``settle``: seconds until what came with the join is committed."""
     app = where.app()
     seen: set[int] = set()
     joined = threading.Event()
@@ -230,7 +258,7 @@ def idle(where: Where, partitions: int, seconds: float) -> dict[str, float]:
 
     app.start()
     joined.wait()
-    time.sleep(SETTLE_S)
+    time.sleep(settle)
     begin = time.process_time()
     time.sleep(seconds)
     spent = time.process_time() - begin
@@ -238,14 +266,14 @@ def idle(where: Where, partitions: int, seconds: float) -> dict[str, float]:
     return {"percent": spent / seconds * 100}
 
 
-def idle_loop(where: Where, partitions: int, seconds: float) -> dict[str, float]:
+def idle_loop(where: Where, partitions: int, settle: float, seconds: float) -> dict[str, float]:
     """The same with a bare consumer that waits in ``poll``."""
     consumer = where.consumer()
     seen: set[int] = set()
     while len(seen) < partitions:
         seen.update(place.partition for place in consumer.poll(timeout_ms=1000))
     consumer.commit()
-    _poll_for(consumer, SETTLE_S)
+    _poll_for(consumer, settle)
     begin = time.process_time(), time.perf_counter()
     _poll_for(consumer, seconds)
     spent, elapsed = time.process_time() - begin[0], time.perf_counter() - begin[1]
@@ -348,7 +376,7 @@ PROBES: dict[str, Callable[..., dict[str, Any]]] = {
     probe.__name__: probe
     for probe in (
         *(loop, parser, partitions),
-        *(mark, sync_mark, bare_commit),
+        *(mark, sync_mark, bare_commit, retry),
         *(idle, idle_loop),
         *(first_message, first_message_loop),
         *(latency, latency_loop),
