@@ -8,7 +8,6 @@
 
 What is decided, ``core/`` decides; what knows Kafka is ``client/``; what people are shown comes from ``observers/``. A
 step takes the time and returns the seconds to rest. ``testing`` and the simulation of the tests drive the same steps.
-
 Under a group's lock nothing is logged, sent, or called back. Events are collected there and emitted after its release.
 """
 
@@ -90,7 +89,6 @@ class Workers:
             thread.start()
 
     def put(self, member: Member, ownership: Ownership) -> None:
-        """Have a worker call what is due for ``ownership``."""
         self._jobs.put((member, ownership))
 
     def stop(self) -> None:
@@ -103,8 +101,7 @@ class Workers:
     def _work(self) -> None:
         try:
             while (job := self._jobs.get()) is not None:
-                member, ownership = job
-                member.run(ownership, self._thread_id(), self.inside)
+                job[0].run(job[1], self._thread_id(), self.inside)
         except BaseException as bug:  # noqa: BLE001 - user code is caught further in, so this is a bug of ours
             self._crashed(bug)
 
@@ -211,9 +208,8 @@ class Member:
         """Whatever ends it, what runs is drained and what is stored is committed."""
         code = self._tell_how_it_ends("poller", self._poll_until_stopped) or Exit.CLEAN
         end = self._tell_how_it_ends("poller", self._wind_down)
-        code = code if end is Exit.CLEAN else end or code
         self.connected.set()
-        self._shared.requests.put(ExitRequest(code, left=self))
+        self._shared.requests.put(ExitRequest(code if end is Exit.CLEAN else end or code, left=self))
 
     def _tell_how_it_ends(self, thread: str, story: Callable[[], Exit | None]) -> Exit | None:
         """Run a part of this member's life. Returns the exit code; None where nothing is wrong."""
@@ -271,18 +267,16 @@ class Member:
             fetched = self._client.poll(paused=bool(self.group.paused))
         except errors.FetchError as error:
             with self.locked() as now:
-                wait = self.group.fetch_failed((error.topic, error.partition), now)
-                if wait is not None:
+                if (wait := self.group.fetch_failed((error.topic, error.partition), now)) is not None:
                     self._news.add(events.Unreadable, error.topic, error.partition, error, wait)
             return 0.0
-        if fetched:
+        if fetched or self.positions_wanted:
             with self.locked() as now:
                 for records in fetched:
                     self.group.fetched(*records, now)
-        if self.positions_wanted:
-            with self.lock:
-                self.positions_wanted = False
-                self.group.polled(self._client.positions())
+                if self.positions_wanted:
+                    self.positions_wanted = False
+                    self.group.polled(self._client.positions())
         return 0.0
 
     def _subscribe_to_what_exists(self, now: float) -> None:
@@ -291,8 +285,7 @@ class Member:
         if not unsubscribed or now < self._look_for_topics_at:
             return
         self._look_for_topics_at = now + TOPICS_CHECK_S
-        found = unsubscribed - self._client.missing_topics(self._routes)
-        if found:
+        if found := unsubscribed - self._client.missing_topics(self._routes):
             self._subscribed |= found
             self._client.subscribe(self._subscribed)
         if found != unsubscribed:
@@ -303,8 +296,7 @@ class Member:
         with self.lock:
             unstarted, sought = self.group.unstarted(), self.group.sought()
         for ownership, target in sought.items():
-            offset = self._client.offset_of(ownership.tp, target)
-            if offset is not None:
+            if (offset := self._client.offset_of(ownership.tp, target)) is not None:
                 with self.locked() as now:
                     self.group.found(ownership, target, offset, now)
         if unstarted:
@@ -440,8 +432,7 @@ class Member:
 
     def mark(self, ownership: Ownership, offset: int) -> bool:
         if self._client.lost(self._now()):
-            with self.locked():  # it finds out what was lost
-                pass
+            self.owns(ownership)  # it finds out what was lost
         lock, marks = self.lock, ownership.marks
         if not lock.acquire(False):
             self._acquire_soon()
@@ -473,7 +464,7 @@ class Member:
             deadline, wanted, last_failure = now + timeout_ms / 1000, marks.version, marks.last_failure
             if marks.committed_version < wanted:
                 self.group.request_commit()
-            while marks.committed_version < wanted:
+            while marks.failure is not None or marks.committed_version < wanted:
                 self._check_membership(now)
                 self._dispatch()
                 if ownership.state >= State.REVOKED:
@@ -569,6 +560,10 @@ class Member:
                 return min(LOOK_AGAIN_S, max(0.001, self.group.wake_at(now) - now))
             self._news.handed_over(leaving, now - began)
             return None
+
+    def on_crash(self, bug: Exception) -> None:
+        self._news.emit_now(events.Crashed, "rebalance listener", bug)
+        self._shared.requests.put(ExitRequest(Exit.ERROR))
 
     def on_lost(self, client: Client) -> None:
         with self.lock:

@@ -50,11 +50,10 @@ from karafka_lite.client.protocol import Fetched, Rebalance, Start
 from karafka_lite.client.reader import choose_reader
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.errors import ConfigurationError, KarafkaLiteError, PollError
-from karafka_lite.events import Crashed
 from karafka_lite.messages import TopicPartition, where
 
 if TYPE_CHECKING:
-    from karafka_lite.core.group import PollPlan
+    from karafka_lite.core.answers import PollPlan
 
 RECEIVE_BYTES = 256 << 10
 RECEIVE_MAX_BYTES = 8 << 20  # in one step of the IO thread, which sends heartbeats between two steps
@@ -430,4 +429,4 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             self._report(bug)
 
     def _report(self, bug: Exception) -> None:
-        self._client._emit(Crashed(self._client.group_id, "rebalance listener", bug))
+        self._client._rebalance.on_crash(bug)

@@ -10,7 +10,7 @@ from karafka_lite.messages import Outgoing, Record, TopicPartition
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from karafka_lite.core.group import PollPlan
+    from karafka_lite.core.answers import PollPlan
     from karafka_lite.core.options import SeekTarget
 
 
@@ -39,6 +39,8 @@ class Rebalance(Protocol):
         """Returns a question: seconds to wait before it is asked again, or None when ``tps`` may be given away."""
 
     def on_lost(self, client: Client) -> None: ...
+    def on_crash(self, bug: Exception) -> None:
+        """One of these has raised, which is a bug: the app has to stop."""
 
 
 class Client(Protocol):

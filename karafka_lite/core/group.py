@@ -19,9 +19,8 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
 
+from karafka_lite.core.answers import Commit, Outcome, PollPlan, Slow
 from karafka_lite.core.backoff import Backoff
 from karafka_lite.core.intake import BufferLimits
 from karafka_lite.core.marks import Send
@@ -36,52 +35,6 @@ FOREIGN_S = 0.2  # how late it is noticed that a handler of an earlier run of th
 SLOW_POLL, SLOW_DRAIN = 0.8, 0.5  # parts of max_poll_interval_ms and drain_timeout_ms after which a call takes long
 MOST_TIMERS = 100
 NEVER = float("inf")
-
-
-class Commit(NamedTuple):
-    """One offset on its way to the broker."""
-
-    ownership: Ownership
-    offset: int
-    version: int
-
-
-class Slow(NamedTuple):
-    """A run that takes long, and gets in the way of ``what``, which has a limit."""
-
-    run: Run
-    what: Literal["stop", "rebalance", "poll"]
-    limit_ms: float
-
-
-class Outcome(NamedTuple):
-    """How a run ended, after ``seconds``.
-
-    ``messages``: how many are done. ``retry_offset``: where the next try begins, in ``retry_s`` seconds; None without
-    one. ``attempts``: after how many its message was given up; 0 where it was not.
-    """
-
-    seconds: float
-    messages: int = 0
-    attempts: int = 0
-    retry_offset: int | None = None
-    retry_s: float = 0.0
-
-
-@dataclass
-class PollPlan:
-    """What the poller does before its next poll."""
-
-    seeks: dict[Ownership, int] = field(default_factory=dict)
-    pause: list[Ownership] = field(default_factory=list)
-    resume: list[Ownership] = field(default_factory=list)
-    rejoin: bool = False  # the member found out by itself that it was lost: the client has to join again
-    losses: int = 0  # how often it had been lost when the plan was made
-
-    @property
-    def is_empty(self) -> bool:
-        """There is nothing to do."""
-        return not (self.seeks or self.pause or self.resume or self.rejoin)
 
 
 class Group:

@@ -41,21 +41,9 @@ class Intake:
     """
 
     __slots__ = (
-        "_chunks",
-        "_options",
-        "fetch_at",
-        "fetch_failures",
-        "next_offset",
-        "paused",
-        "paused_until",
-        "position",
-        "queued_since",
-        "seek_to",
-        "size",
-        "size_bytes",
-        "start",
-        "target",
-    )
+        "_chunks", "_options", "fetch_at", "fetch_failures", "next_offset", "paused", "paused_until", "position",
+        "queued_since", "seek_to", "size", "size_bytes", "start", "target"
+    )  # fmt: skip
 
     def __init__(self, options: Options) -> None:
         self._options = options

@@ -31,21 +31,9 @@ class Marks:
     """The ledger of offsets of one ownership. Changed under the group's lock only."""
 
     __slots__ = (
-        "_given_up",
-        "_open",
-        "_sends",
-        "_versions",
-        "closed",
-        "committed",
-        "committed_version",
-        "delivered",
-        "failure",
-        "last_failure",
-        "lowest",
-        "retry_position",
-        "stored",
-        "version",
-    )
+        "_given_up", "_open", "_sends", "_versions", "closed", "committed", "committed_version", "delivered",
+        "failure", "last_failure", "lowest", "retry_position", "stored", "version"
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.stored: int | None = None

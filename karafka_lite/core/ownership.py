@@ -80,23 +80,9 @@ class Ownership:
     """What this process knows of one ownership. Changed under its group's lock only."""
 
     __slots__ = (
-        "deadline",
-        "every_at",
-        "handed",
-        "hook_due",
-        "intake",
-        "marks",
-        "options",
-        "predecessor",
-        "retries",
-        "run",
-        "scheduled",
-        "state",
-        "stopping_app",
-        "timer",
-        "tp",
-        "user_state",
-    )
+        "deadline", "every_at", "handed", "hook_due", "intake", "marks", "options", "predecessor", "retries", "run",
+        "scheduled", "state", "stopping_app", "timer", "tp", "user_state"
+    )  # fmt: skip
 
     def __init__(self, tp: TopicPartition, options: Options, predecessor: Ownership | None = None) -> None:
         self.tp: TopicPartition = tp

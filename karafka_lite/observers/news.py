@@ -9,7 +9,7 @@ from typing import Any
 
 from karafka_lite import events
 from karafka_lite.client.protocol import Start
-from karafka_lite.core.group import Outcome, Slow
+from karafka_lite.core.answers import Outcome, Slow
 from karafka_lite.core.ownership import Ownership, Run
 
 DeadLetter = tuple[str, int, int] | None  # its topic, partition and offset

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from karafka_lite.client.protocol import Client, Fetched, Start
-from karafka_lite.core.group import PollPlan
+from karafka_lite.core.answers import PollPlan
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.events import CallEnded, Event

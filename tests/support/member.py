@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from karafka_lite.client.consumer import Client
-from karafka_lite.core.group import PollPlan
+from karafka_lite.core.answers import PollPlan
 from karafka_lite.errors import PollError
 from karafka_lite.events import Event
 from support.harness import QUICK
@@ -54,6 +54,9 @@ class Member:
         assert client is self.client
         self.asked += 1
         return lambda: None if self.may_go.is_set() else self.ask_again_s
+
+    def on_crash(self, bug: Exception) -> None:
+        raise AssertionError("a listener has raised") from bug
 
     def on_lost(self, client: Client) -> None:
         assert client is self.client

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from karafka_lite.core.group import Commit, Group
+from karafka_lite.core.answers import Commit
+from karafka_lite.core.group import Group
 from karafka_lite.core.options import Hook, Options, RegisteredHook
 from karafka_lite.core.ownership import Ownership, Run
 

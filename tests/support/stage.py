@@ -11,7 +11,7 @@ from typing import Any
 
 from karafka_lite.app import App
 from karafka_lite.client.protocol import Client, Fetched, Outbox, Start
-from karafka_lite.core.group import PollPlan
+from karafka_lite.core.answers import PollPlan
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.errors import Exit

@@ -541,7 +541,7 @@ def test_a_dead_letter_keeps_the_message_and_says_where_it_was(shell: Shell, own
 @pytest.mark.parametrize("dead_letter", [None, False])
 def test_a_dead_letter_needs_a_topic(shell: Shell, ownership: Ownership, dead_letter: Any) -> None:
     ctx = Context(shell, run_of(ownership), "group", dead_letter)
-    with pytest.raises(ConfigurationError, match=r'add dead_letter= as in @app.topic\(\'topic\', dead_letter="topic.dead"\)'):
+    with pytest.raises(ConfigurationError, match=r'as in @app.topic\(\'topic\', dead_letter="topic.dead"\)'):
         ctx.dead_letter(message(10))
 
 

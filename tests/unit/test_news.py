@@ -11,7 +11,7 @@ from support.partitions import Partitions, hook
 
 from karafka_lite import events
 from karafka_lite.client.protocol import Start
-from karafka_lite.core.group import Outcome, Slow
+from karafka_lite.core.answers import Outcome, Slow
 from karafka_lite.core.options import Hook
 from karafka_lite.observers.news import News
 

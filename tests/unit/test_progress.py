@@ -10,7 +10,8 @@ from support.observer import wait_until
 from support.partitions import Partitions, hook
 
 from karafka_lite import events
-from karafka_lite.core.group import Group, Outcome
+from karafka_lite.core.answers import Outcome
+from karafka_lite.core.group import Group
 from karafka_lite.core.options import Hook, Options
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.observers.news import News
