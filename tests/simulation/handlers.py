@@ -35,7 +35,7 @@ class Unwanted(TypeError):
     """What cannot be a message."""
 
 
-class Bug(BaseException):
+class Bug(Exception):
     """The world has put it into our code."""
 
 
@@ -116,6 +116,8 @@ class Handlers:
         rng, settings = self._rng, self._settings
         if rng.random() < settings.sending:
             self._send(ctx, message)
+            if o.marking != "never" and rng.random() < 0.2:
+                self._mark(o, ctx, message, sync=True)
         if rng.random() < 0.01:
             ctx.pause(rng.choice([0, 300, 20_000]))
         elif rng.random() < 0.005:
@@ -265,7 +267,7 @@ class Handlers:
         flushes = hook is Hook.ON_REVOKED or (o.options.manual_offsets and rng.random() < 0.7)
         last = self._world.broker.logs[o.tp].read(o.done - 1, 1)
         processed = last and last[0].offset == o.done - 1 and o.lowest <= o.done - 1 < o.highest
-        if flushes and processed and o.done != o.stored:
+        if flushes and processed and o.done > (o.stored or 0):
             self._mark(o, ctx, Message(*o.tp, o.done - 1), sync=not calm and rng.random() < 0.2)
 
     def _produce(self, ctx: Context) -> None:
@@ -281,10 +283,11 @@ class SimulatedRoute(Route):
     def __init__(self, life: Life, *args: Any) -> None:
         super().__init__(*args)
         self._life = life
+        self._seen: Run | None = None
 
     def batch_of(self, run: Run) -> Batch:
-        world = self._life.world
-        if not world.calm and world.rng.random() < world.settings.bugs:
+        world, seen, self._seen = self._life.world, self._seen, run
+        if run is not seen and not world.calm and world.rng.random() < world.settings.bugs:  # not for a dead letter
             self._life.bugs += 1
             raise Bug
         return super().batch_of(run)

@@ -17,7 +17,8 @@ from greenlet import getcurrent
 from simulated_client import RECORD_BYTES
 from steps import FOREVER
 
-from karafka_lite.core.group import FINAL_COMMIT_S, Commit, Group, Outcome, PollPlan
+from karafka_lite.core.answers import Commit, Outcome, PollPlan
+from karafka_lite.core.group import FINAL_COMMIT_S, Group
 from karafka_lite.core.marks import Send
 from karafka_lite.core.options import Hook, RegisteredHook
 from karafka_lite.core.ownership import Ownership, Run, State
@@ -112,6 +113,7 @@ class Book:
         self.waiting: set[Send] = set()  # sends without an answer
         self.retry_at: dict[Send, int] = {}  # the retry position before it
         self.failed_send = False  # of the code that runs
+        self.waits_no_more = False  # the code that runs is about to end: it does not wait for answers any longer
         self.unacked_since = 0.0
 
         self.tries: dict[int, list[int]] = {}  # offset -> failures, and those of a batch of one
@@ -558,6 +560,7 @@ class Ledger:
         records = run.records
         owned = o.asked is None and not o.lost and o.seen is State.ASSIGNED
         require(owned, "a batch is handed over to its owner only", o, o.seen)
+        require(not o.life.client.lost(now), "a batch is handed over to who is a member, for all that it knows", o)
         require(0 < len(records) <= o.options.max_messages, "a batch has 1 to max_messages messages", o, len(records))
         require(
             self._next_in_log(o, len(records)) == list(records),
@@ -675,7 +678,7 @@ class Ledger:
         require(not o.waiting, "a run ends with the answers to what it sent", o)
         require(o.running is run, "a run ends once", o)
         o.running = None
-        o.failed_send = False
+        o.failed_send = o.waits_no_more = False
         del o.life.process.inside[o.tp]
         return o
 
@@ -908,7 +911,8 @@ class Ledger:
         if o.seen >= State.REVOKED:
             return False
         require(not (o.seen is State.DRAINING and o.code_ended), "a drain ends with the last user code", o)
-        require(not (o.seen is State.RELEASING and o.acked), "a hand-over ends with its commit", o)
+        kept = o.seen is State.RELEASING and o.acked and not o.waits_no_more
+        require(not kept, "a hand-over ends with its commit", o)
         return True
 
     def _observe(self, o: Book, state: State, now: float) -> None:

@@ -14,7 +14,7 @@ from steps import Signal
 
 from karafka_lite import errors
 from karafka_lite.client.protocol import Client, Fetched, Start
-from karafka_lite.core.group import PollPlan
+from karafka_lite.core.answers import PollPlan
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.messages import TopicPartition
 
@@ -225,10 +225,7 @@ class SimulatedClient:
         return fetched
 
     def positions(self) -> dict[TopicPartition, int]:
-        self._begin()
-        positions = {tp: fetch.position for tp, fetch in self.assignment.items() if fetch.position is not None}
-        self._point()
-        return positions
+        return {tp: fetch.position for tp, fetch in self.assignment.items() if fetch.position is not None}
 
     def close(self) -> Exception | None:
         """Leave the group, and call the listener for what is still assigned."""

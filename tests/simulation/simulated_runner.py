@@ -182,6 +182,7 @@ class SimulatedOutbox:
         self._life = life
         self._world = life.world
         self._is_blind = self._world.rng.random() < 0.5  # ``check`` sees nothing
+        self._silence = self._world.rng.choice([0, 3, 20])  # in how many of a hundred sends
         self._silent: list[tuple[float, Future[tuple[int, int]]]] = []  # the moment of sending
 
     def send(self, message: Outgoing) -> Future[tuple[int, int]]:
@@ -191,12 +192,13 @@ class SimulatedOutbox:
         if not world.calm and rng.random() < 0.02:
             raise TypeError("this cannot be a message")
         future: Future[tuple[int, int]] = Future()
-        fate = "fine" if world.calm else rng.choices(["fine", "refused", "silent"], [82, 12, 6])[0]
+        fate = "fine" if world.calm else rng.choices(["fine", "refused", "silent"], [85, 12, self._silence])[0]
         delay = 0.0 if world.calm else rng.choice([0.0, 0.0, 0.01, 0.3, 6.0])
         if fate == "silent":
             self._silent.append((world.now, future))
-            delay = ANSWER_TIMEOUT_S + rng.choice([0.0, 10.0])  # if nobody asks, it comes late
-        failure = ProduceError("refused") if fate == "refused" else None
+            delay = ANSWER_TIMEOUT_S + rng.choice([0.0, 10.0, 20.0])  # if nobody asks, it comes late
+        refused = fate == "refused" or (fate == "silent" and rng.random() < 0.5)
+        failure = ProduceError("refused") if refused else None
         world.spawn(self._life.process, f"{self._life} answer", lambda: self._answer(future, delay, failure))
         world.point()
         return future

@@ -247,8 +247,10 @@ class World(Scheduler):
                 self._unrest(events)
                 self._calm_down()
                 self._stop_all()
+        except Violation as violation:
+            raise Violation(f"{violation}\n{self._said_last()}") from violation
         except Exception as error:
-            raise Violation(f"{error}\n{self._said_last()}") from error
+            raise Violation(f"no thread dies: {error!r}\n{self._said_last()}") from error
 
     def _unrest(self, events: int) -> None:
         self.spawn(None, "coordinator", self._coordinator)

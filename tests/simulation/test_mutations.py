@@ -1,403 +1,459 @@
-"""The rules are broken one by one in a copy of the package, and the simulation has to notice."""
+"""The cures are taken out one by one, and the simulation has to notice.
+
+A mutation changes what a function does, and quotes no line of it: a formatter and a new name inside a function leave it
+as it is.
+"""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
 
 import pytest
+from ledger import Violation
+from simulated_client import SimulatedClient
+from simulation import simulate
 
-import karafka_lite
+from karafka_lite.core.group import Group
+from karafka_lite.core.intake import Intake
+from karafka_lite.core.marks import Marks
+from karafka_lite.core.options import Hook
+from karafka_lite.core.ownership import Ownership, Run, State
+from karafka_lite.core.retries import Retries
+from karafka_lite.errors import CommitError
+from karafka_lite.messages import next_offset_after
+from karafka_lite.runner import Member, Workers
 
-EVENTS = 600_000  # most are noticed within 10,000
-SIMULATION = Path(__file__).with_name("simulation.py")
+EVENTS = 600_000  # most are noticed within 20,000
+FOREVER = float("inf")
 
-# What would be wrong, where, and how: the line that keeps the rule, and what stands there instead.
-MUTATIONS = {
-    "marks count while the last commit is under way": (
-        "partition",
-        "if self.state >= RELEASING:",
-        "if self.state >= State.REVOKED:",
-    ),
-    "marks are refused during a drain": (
-        "partition",
-        "if self.state >= RELEASING:",
-        "if self.state >= State.DRAINING:",
-    ),
-    "a drain keeps the queue": (
-        "partition",
-        "self.deadline = deadline\n        self.backlog.clear()",
-        "self.deadline = deadline",
-    ),
-    "a failed batch is not read again": (
-        "partition",
-        "if redirect is None:\n            self.begin_next_at(self.retry_position)",
-        "if redirect is None:\n            pass",
-    ),
-    "a failed batch is read again behind what was queued": (
-        "partition",
-        "self.backlog.clear()\n        if isinstance(target, int):",
-        "if isinstance(target, int):",
-    ),
-    "the state survives a failure": ("partition", "self.user_state.clear()  # a buffer", "pass  # a buffer"),
-    "attempts are not counted": ("partition", "self.attempt += 1", "pass"),
-    "attempts are counted on after a success": ("partition", "return\n        self.attempt = 1", "return"),
-    "there is no back-off": (
-        "partition",
-        "wait = self.policy.backoff.delay_ms(self.attempt)",
-        "wait = 0.0 * self.policy.backoff.delay_ms(self.attempt)",
-    ),
-    "a mark does not move the retry position": ("partition", "self.retry_position = offset\n", "pass\n"),
-    "automatic: a batch is not marked": (
-        "partition",
-        "self.mark(self.processed)\n\n    def _repeat",
-        "pass\n\n    def _repeat",
-    ),
-    "automatic: a failed batch is marked": (
-        "partition",
-        "if failed:\n",
-        "if failed:\n            self.mark(following(run.records[-1].offset))\n",
-    ),
-    "an older mark is not stored": (
-        "partition",
-        "if offset != self.stored:",
-        "if self.stored is None or offset > self.stored:",
-    ),
-    "a commit is taken for the newest mark": (
-        "partition",
-        "self.committed_version = version",
-        "self.committed_version = self.version",
-    ),
-    "a start at the end of the log is not committed": ("partition", "elif commit_start:", "elif False:"),
-    "a start at the end of the log is committed too late": (
-        "partition",
-        "if self.pending and not self.handed:",
-        "if False:",
-    ),
-    "a predecessor is ignored": (
-        "partition",
-        "if self.running or (self.predecessor and self.predecessor.busy):",
-        "if self.running:",
-    ),
-    "a predecessor's hook is ignored": ("partition", "self.predecessor.busy):", "self.predecessor.running):"),
-    "two runs of one partition": ("partition", "if self.running or (self.predecessor", "if (self.predecessor"),
-    "a hook that had no time still runs": (
-        "partition",
-        "self.deadline = commit_deadline\n        self.hook_due = None",
-        "self.deadline = commit_deadline",
-    ),
-    "on_revoked runs after a stop": ("partition", "if state is State.LOST or not self.stopping_app:", "if True:"),
-    "on_revoked does not run after a loss": (
-        "partition",
-        "if state is State.LOST or not self.stopping_app:",
-        "if state is not State.LOST and not self.stopping_app:",
-    ),
-    "hooks run for what was never handed over": ("partition", "if self.handed and hook in", "if hook in"),
-    "a partition is never resumed": (
-        "partition",
-        ">= limit or now < self.fetch_at",
-        ">= limit or self.paused or now < self.fetch_at",
-    ),
-    "a partition that could not be read rests for good": (
-        "partition",
-        "or now < self.fetch_at",
-        "or self.fetch_at > 0",
-    ),
-    "a partition is never paused": (
-        "partition",
-        "return self.backlog.filled(self.policy.max_messages, room) >= limit or",
-        "return",
-    ),
-    "bytes are not counted": (
-        "backlog",
-        "max(self.size / messages, self.size_bytes / room.size_bytes)",
-        "self.size / messages",
-    ),
-    "a full queue waits for what cannot come": ("partition", " or self.paused  # paused: no more comes", ""),
-    "what was fetched before a seek is queued": (
-        "partition",
-        "if self.seek_to is not None or self.target is not None:",
-        "if self.target is not None:",
-    ),
-    "what is left of a chunk is thrown away": (
-        "backlog",
-        "self._chunks.appendleft((chunk[room:], end_offset, each_bytes))",
-        "self.size -= len(chunk) - room",
-    ),
-    "chunks are handed over in the wrong order": ("backlog", "self._chunks.popleft()", "self._chunks.pop()"),
-    "the message in hand of a loop that was left is skipped": (
-        "partition",
-        "elif run.in_hand is not None:",
-        "elif False:",
-    ),
-    "a loop that is left without a mark spins": ("partition", "if self.version == run.version:", "if False:"),
-    "a seek is forgotten": ("group", "partition.run.redirect = target", "pass"),
-    "a seek of a failed run is forgotten": (
-        "partition",
-        "else:\n            self.redirect(redirect)",
-        "else:\n            self.begin_next_at(self.retry_position)",
-    ),
-    "a pause is ignored": (
-        "partition",
-        "ready_at = max(self.not_before, self.rests_until)",
-        "ready_at = self.not_before",
-    ),
-    "every is called too early": ("partition", "if at <= now)", "if at <= now + 1.0)"),
-    "every is called once": (
-        "partition",
-        "self.every_at[run.number] = now + self",
-        "self.every_at[run.number] = 1e9 + self",
-    ),
-    "every has no time": ("partition", "else [batch_at, *self.every_at]", "else [batch_at]"),
-    "a pause is for good": ("group", "partition.rests_until = until", "partition.rests_until = until + 1e9"),
-    "a loss does not refuse a seek": (
-        "group",
-        "if partition.over:\n            return False\n        if partition.run",
-        "if partition.run",
-    ),
-    "what was fetched while a place is looked up is queued": (
-        "partition",
-        "if self.seek_to is not None or self.target is not None:",
-        "if self.seek_to is not None:",
-    ),
-    "a batch does not wait for its timeout": (
-        "partition",
-        "return max(ready_at, self.queued_since + self.policy.batch_timeout_ms / 1000)",
-        "return ready_at",
-    ),
-    "a job that has passed blocks the partition": ("partition", "self.enlisted = False\n        due", "due"),
-    "a partition is handed over before its last commit": (
-        "group",
-        "return all(p.state >= State.REVOKED",
-        "return all(p.state >= State.RELEASING",
-    ),
-    "a hand-over does not wait for the handler": ("group", "(not partition.busy or now >= partition.deadline)", "True"),
-    "a drain has no bound": ("group", "(not partition.busy or now >= partition.deadline)", "not partition.busy"),
-    "a hand-over does not wait for its commit": (
-        "group",
-        "(not partition.pending or now >= partition.deadline)",
-        "True",
-    ),
-    "a last commit has no bound": (
-        "group",
-        "(not partition.pending or now >= partition.deadline)",
-        "not partition.pending",
-    ),
-    "a last commit has no time of its own": (
-        "group",
-        "partition.release(max(partition.deadline, now + FINAL_COMMIT_S))",
-        "partition.release(partition.deadline)",
-    ),
-    "a loss spares what is being drained": (
-        "group",
-        "lost = list(self.owned.values())",
-        "lost = [p for p in self.owned.values() if p.state is State.ASSIGNED]",
-    ),
-    "what is over is committed": (
-        "group",
-        "ready = [p for p in self.owned.values() if p.committable]",
-        "ready = [p for p in [*self.owned.values(), *self.leftovers.values()] if p.committable]",
-    ),
-    "a handler that outlives its ownership is forgotten": (
-        "group",
-        "self.leftovers[partition.place] = partition",
-        "pass",
-    ),
-    "hooks without a worker block the successor for good": ("group", "partition.hook_due = None\n", "pass\n"),
-    "leftovers of an earlier run are ignored": ("group", "= {p.place: p for p in leftovers}", "= {}"),
-    "an assignment is taken while stopping": (
-        "group",
-        "if self.stopping:\n            return []",
-        "if False:\n            return []",
-    ),
-    "a stop runs the hooks of a hand-over": ("group", "stopping_app=True", "stopping_app=False"),
-    "a lost member does not join anew": ("group", "self._join_anew = join_anew", "self._join_anew = False"),
-    "a seek is never done": ("group", "if partition.seek_to is not None:", "if False:"),
-    "a seek is done again and again": ("group", "partition.seek_to = None\n", "pass\n"),
-    "a requested commit waits for the interval": (
-        "group",
-        "self._commit_requested = True\n        self.news = True\n\n    def answered",
-        "pass\n\n    def answered",
-    ),
-    "a request does not wake the committer": (
-        "group",
-        "self._commit_requested = True\n        self.news = True\n\n    def answered",
-        "self._commit_requested = True\n\n    def answered",
-    ),
-    "commits do not keep to their interval": (
-        "group",
-        "self._commit_at = now + self._interval\n        elif",
-        "pass\n        elif",
-    ),
-    "a failed commit is tried again without a pause": ("group", "if now < self._commit_retry_at:", "if False:"),
-    "a failed commit waits for the interval": (
-        "group",
-        "COMMIT_RETRY.delay_ms(self._commit_failures) / 1000\n        self._commit_requested = True",
-        "COMMIT_RETRY.delay_ms(self._commit_failures) / 1000",
-    ),
-    "a topic that refuses commits holds up the others": (
-        "group",
-        "if self._refusing.intersection(p.place[0] for p in ready):",
-        "if False:",
-    ),
-    "a topic that refuses commits is tried again and again": ("group", "self._commit_turns[topic] = ", "unused = "),
-    "an acknowledged commit does not end the hand-over": (
-        "group",
-        "partition.commit_succeeded(offset, version)\n                self._settle(partition, now)",
-        "partition.commit_succeeded(offset, version)",
-    ),
-    "a mark does not wait for what was sent before it": (
-        "partition",
-        "mark = self._sends[0] if self._sends else self",
-        "mark = self",
-    ),
-    "a mark waits for one send only": (
-        "partition",
-        "while self._sends and self._sends[0].acknowledged:",
-        "if self._sends:",
-    ),
-    "a failed send leaves the marks behind it": (
-        "partition",
-        "self.stored, self.version, self.retry_position = send.stored, send.version, send.retry_position",
-        "pass",
-    ),
-    "a failed send leaves the retry position": (
-        "partition",
-        "self.stored, self.version, self.retry_position = send.stored, send.version, send.retry_position",
-        "self.stored, self.version = send.stored, send.version",
-    ),
-    "what a hook could not send does not come again": (
-        "partition",
-        "if unsent and self.state is State.ASSIGNED:",
-        "if False:",
-    ),
-    "a failed send is forgotten": ("partition", "self.failure = self.failure or failure", "pass"),
-    "a mark behind a failed send counts": (
-        "partition",
-        "if self.failure is not None:\n            return True",
-        "if False:\n            return True",
-    ),
-    "the failure of a send outlives its run": ("partition", "self.run = self.failure = None", "self.run = None"),
-    "a hand-over does not wait for what was sent": (
-        "group",
-        "partition.answered(send, failure)\n",
-        "partition.answered(send, None)\n",
-    ),
-    "a request for a commit does not wait for what was sent": (
-        "group",
-        "self._commit_requested &= any(p.version != p.backed[1] for p in self.owned.values())",
-        "self._commit_requested = False",
-    ),
-    "nobody is told of the last answer": (
-        "group",
-        "self.news |= waited_for or failure is not None or not partition.unanswered",
-        "pass",
-    ),
-    "failures are not counted for each message": (
-        "partition",
-        "Tries(before.all + 1, before.alone + alone)",
-        "Tries(before.all, before.alone)",
-    ),
-    "a message that a loop over each did not reach counts as tried": (
-        "partition",
-        "if reached and record.offset >= self.retry_position:",
-        "if record.offset >= self.retry_position:",
-    ),
-    "a message is given up with its batch": (
-        "partition",
-        "Tries(before.all + 1, before.alone + alone)",
-        "Tries(before.all + 1, before.alone + 1)",
-    ),
-    "a message has no budget of its own": (
-        "partition",
-        "self.tries(offset).alone < self.policy.budget",
-        "self.tries(offset).all < self.policy.budget",
-    ),
-    "a batch that failed too often stays a batch": ("partition", "return max(next(alone, limit), 1)", "return limit"),
-    "what succeeded keeps its failures": (
-        "partition",
-        "self._tries.pop(record.offset, None)\n        if self._set_aside",
-        "pass\n        if self._set_aside",
-    ),
-    "a marked message is given up": (
-        "partition",
-        "if reached and record.offset >= self.retry_position:",
-        "if reached:",
-    ),
-    "what was lost is given up": ("partition", "or self.over or self.tries", "or self.tries"),
-    "a message is given up although the handler wants to go on elsewhere": (
-        "partition",
-        "if run.redirect is not None or self.over or",
-        "if self.over or",
-    ),
-    "manual: what is set aside is marked although something before it is not": (
-        "partition",
-        "if before == self.retry_position:",
-        "if True:",
-    ),
-    "manual: what is not marked before a message that was set aside does not come again": (
-        "partition",
-        "self.begin_next_at(self.retry_position)\n\n    def _past",
-        "pass\n\n    def _past",
-    ),
-    "manual: what was set aside is handed over again": (
-        "partition",
-        "gone = set(self._set_aside.values())",
-        "gone = set()",
-    ),
-    "manual: what was set aside never counts as marked": (
-        "partition",
-        "offset = self._past_set_aside(offset) if self._set_aside else offset",
-        "pass",
-    ),
-    "manual: several that were set aside never count as marked": (
-        "partition",
-        "before, self.processed = self._past_set_aside(self.processed), ",
-        "before, self.processed = self.processed, ",
-    ),
-    "automatic: what is set aside is not marked": (
-        "partition",
-        "self.mark(self.processed)\n            return",
-        "return",
-    ),
-    "the state survives a message that is set aside": (
-        "partition",
-        "self.user_state.clear()\n        (record,)",
-        "(record,)",
-    ),
-    "a message that has to be tried by itself waits for others": (
-        "partition",
-        "batch_timeout_ms or self._isolates():",
-        "batch_timeout_ms:",
-    ),
-    "nobody gets up for the bound of a drain": ("group", "times.append(partition.deadline)", "pass"),
-    "nobody gets up for the end of a back-off": ("group", "times.append(ready_at)", "pass"),
-    "who sleeps is not told of a batch that waits": ("group", "self.news = True  # who sleeps", "pass  # who sleeps"),
-}
+Patch = pytest.MonkeyPatch
+Mutation = Callable[[Patch], None]
+MUTATIONS: dict[str, Mutation] = {}
 
 
-def simulate_with(source: str, rule: str, instead: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the simulation on a copy of the package in which ``rule`` is replaced."""
-    package = Path(karafka_lite.__file__).parent
-    shutil.copytree(package, folder / "karafka_lite", ignore=shutil.ignore_patterns("__pycache__"))
-    file = folder / "karafka_lite" / f"{source}.py"
-    text = file.read_text()
-    assert text.count(rule) == 1, f"{source}.py has changed, this mutation has to be written anew: {rule}"
-    file.write_text(text.replace(rule, instead))
-    return subprocess.run(
-        [sys.executable, SIMULATION, "--events", str(EVENTS)],
-        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
+def wrong(what: str) -> Callable[[Mutation], Mutation]:
+    """Name what a mutation makes wrong."""
+
+    def register(mutation: Mutation) -> Mutation:
+        MUTATIONS[what] = mutation
+        return mutation
+
+    return register
+
+
+def after(patch: Patch, owner: type, name: str, act: Callable[..., None]) -> None:
+    """Have ``act`` called with the arguments of a method after each call of it."""
+    method = getattr(owner, name)
+
+    @wraps(method)
+    def mutated(self: Any, *args: Any, **named: Any) -> Any:
+        result = method(self, *args, **named)
+        act(self, *args, **named)
+        return result
+
+    patch.setattr(owner, name, mutated)
+
+
+def instead(patch: Patch, owner: type, name: str, act: Callable[..., Any]) -> None:
+    """Have ``act`` called with the method and its arguments instead of it."""
+    method = getattr(owner, name)
+    patch.setattr(owner, name, wraps(method)(lambda self, *args, **named: act(method, self, *args, **named)))
+
+
+def keeping(patch: Patch, owner: type, name: str, *attributes: str) -> None:
+    """Have a method leave ``attributes`` as they were."""
+
+    def act(method: Callable[..., Any], self: Any, *args: Any, **named: Any) -> Any:
+        before = {attribute: getattr(self, attribute) for attribute in attributes}
+        result = method(self, *args, **named)
+        for attribute, value in before.items():
+            setattr(self, attribute, value)
+        return result
+
+    instead(patch, owner, name, act)
+
+
+# -- faults that there were
+
+
+@wrong("a plan is given once, whether it is applied or not")
+def _(patch: Patch) -> None:
+    applied = Group.applied
+    instead(patch, Group, "poll_plan", lambda method, group, now: _given(method(group, now), group, now, applied))
+    patch.setattr(Group, "applied", lambda group, plan, now: None)
+
+
+def _given(plan: Any, group: Group, now: float, applied: Callable[..., None]) -> Any:
+    applied(group, plan, now)
+    return plan
+
+
+@wrong("a client that was replaced reports a loss")
+def _(patch: Patch) -> None:
+    instead(patch, Member, "on_lost", lambda method, member, client: method(member, member._client))
+
+
+@wrong("a client that was replaced reports a rebalance")
+def _(patch: Patch) -> None:
+    instead(patch, Member, "on_revoke", lambda method, member, client, tps: method(member, member._client, tps))
+
+
+@wrong("a client that was replaced reports an assignment")
+def _(patch: Patch) -> None:
+    instead(patch, Member, "on_assigned", lambda method, member, client, tps: method(member, member._client, tps))
+
+
+@wrong("an answer to an earlier ownership counts for the next one")
+def _(patch: Patch) -> None:
+    def started_by_place(
+        method: Callable[..., Any], group: Group, ownership: Ownership, *args: Any, **named: Any
+    ) -> Any:
+        return method(group, group.owned.get(ownership.tp, ownership), *args, **named)
+
+    instead(patch, Group, "started", started_by_place)
+
+
+@wrong("the committer dies when the client is replaced")
+def _(patch: Patch) -> None:
+    def use(client: SimulatedClient, offsets: Any, generation: int) -> None:
+        if client._closed:
+            raise AttributeError("'NoneType' object has no attribute '_manager'")
+
+    after(patch, SimulatedClient, "commit", use)
+
+
+@wrong("a commit has the generation of the moment at which it is sent")
+def _(patch: Patch) -> None:
+    patch.setattr(SimulatedClient, "_stamp", lambda client, generation: client._generation)
+
+
+@wrong("a worker dies of a bug, and nobody notices")
+def _(patch: Patch) -> None:
+    def work(method: Callable[..., Any], workers: Workers) -> None:
+        workers._crashed = lambda bug: None
+        method(workers)
+
+    instead(patch, Workers, "_work", work)
+
+
+@wrong("a bug in a worker leaves the partition in its hands")
+def _(patch: Patch) -> None:
+    def run_without_care(member: Member, ownership: Ownership, thread: int, inside: dict[int, Run]) -> None:
+        with member.locked() as now:
+            run = member.group.begin(ownership, now)
+        if run is not None:
+            member._run(run)
+
+    patch.setattr(Member, "run", run_without_care)
+
+
+@wrong("functions of every go before batches, always")
+def _(patch: Patch) -> None:
+    _turns(patch, lambda since, what: -FOREVER if what else since)
+
+
+@wrong("batches go before functions of every, always")
+def _(patch: Patch) -> None:
+    _turns(patch, lambda since, what: since if what else -FOREVER)
+
+
+def _turns(patch: Patch, turn: Callable[[float, Any], float]) -> None:
+    def due(method: Callable[..., Any], ownership: Ownership) -> Iterator[tuple[float, float, Any]]:
+        for moment, since, what in method(ownership):
+            yield moment, turn(since, what), what
+
+    instead(patch, Ownership, "_due", due)
+
+
+@wrong("a version is used twice")
+def _(patch: Patch) -> None:
+    after(patch, Marks, "answered", lambda marks, send, failure: setattr(marks, "_versions", marks.version))
+
+
+@wrong("an answer counts twice")
+def _(patch: Patch) -> None:
+    instead(
+        patch,
+        Marks,
+        "answered",
+        lambda method, marks, send, *failure: (marks._open.add(send), method(marks, send, *failure)),
     )
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("mutations")  # one core's worth at a time: the others are for tests that watch the clock
-@pytest.mark.parametrize("wrong", MUTATIONS)
-def test_the_simulation_notices_when(wrong: str, tmp_path: Path) -> None:
-    done = simulate_with(*MUTATIONS[wrong], tmp_path)
-    assert "ledger.Violation" in done.stderr, done.stdout[-2000:] + done.stderr[-2000:]
+@wrong("what is put back is lost")
+def _(patch: Patch) -> None:
+    patch.setattr(Intake, "put_back", lambda intake, chunk, offset: setattr(intake, "next_offset", offset))
+
+
+@wrong("what is put back waits for batch_timeout_ms")
+def _(patch: Patch) -> None:
+    keeping(patch, Intake, "put_back", "queued_since")
+
+
+@wrong("a batch is put back although a later message is marked")
+def _(patch: Patch) -> None:
+    patch.setattr(Ownership, "_go_on_at", lambda ownership, run, offset: ownership.intake.put_back(run.chunk, offset))
+
+
+@wrong("who outlived an earlier run of the app is never forgotten")
+def _(patch: Patch) -> None:
+    def advance(method: Callable[..., Any], group: Group, now: float) -> None:
+        foreign = {o.tp: o for o in group.leftovers.values() if group.life is not o.marks.book.life}
+        for tp in foreign:
+            del group.leftovers[tp]
+        method(group, now)
+        group.leftovers = foreign | group.leftovers
+
+    instead(patch, Group, "advance", advance)
+
+
+@wrong("a change between a step and the rest after it is not seen")
+def _(patch: Patch) -> None:
+    def repeat(member: Member, step: Callable[[float], float | None]) -> None:
+        while (rest := step(member._now())) is not None:
+            if rest > 0:
+                with member.lock:
+                    member._changed.wait(rest)
+
+    patch.setattr(Member, "_repeat", repeat)
+
+
+# -- marks
+
+
+@wrong("marks count while the last commit is under way")
+def _(patch: Patch) -> None:
+    after(patch, Ownership, "release", lambda ownership, deadline: setattr(ownership.marks, "closed", False))
+
+
+@wrong("marks are refused during a drain")
+def _(patch: Patch) -> None:
+    after(patch, Ownership, "drain", lambda ownership, *_, **__: setattr(ownership.marks, "closed", True))
+
+
+@wrong("a mark does not move the position of the retry")
+def _(patch: Patch) -> None:
+    keeping(patch, Marks, "mark", "retry_position")
+
+
+@wrong("an older mark is not stored")
+def _(patch: Patch) -> None:
+    instead(patch, Marks, "mark", lambda method, marks, offset: method(marks, max(offset, marks.stored or 0)))
+
+
+@wrong("a failed batch is marked")
+def _(patch: Patch) -> None:
+    def end(method: Callable[..., Any], ownership: Ownership, run: Run, *, failed: bool, now: float) -> None:
+        if failed and not run.hooks:
+            ownership.marks.mark(next_offset_after(run.records[-1].offset))
+        method(ownership, run, failed=failed, now=now)
+
+    instead(patch, Ownership, "end", end)
+
+
+@wrong("a commit is taken for the newest mark")
+def _(patch: Patch) -> None:
+    instead(patch, Marks, "acknowledged", lambda method, marks, offset, version: method(marks, offset, marks.version))
+
+
+@wrong("a mark does not wait for what was sent before it")
+def _(patch: Patch) -> None:
+    patch.setattr(Marks, "commit_point", property(lambda marks: (marks.stored, marks.version)))
+
+
+@wrong("a failed send leaves the marks after it")
+def _(patch: Patch) -> None:
+    keeping(patch, Marks, "answered", "stored", "version", "retry_position")
+
+
+@wrong("a mark after a failed send counts")
+def _(patch: Patch) -> None:
+    def mark(method: Callable[..., Any], marks: Marks, offset: int) -> Any:
+        failure, marks.failure = marks.failure, None
+        result = method(marks, offset)
+        marks.failure = failure
+        return result
+
+    instead(patch, Marks, "mark", mark)
+
+
+@wrong("a sync mark that was not acknowledged in time returns True")
+def _(patch: Patch) -> None:
+    def commit(method: Callable[..., Any], member: Member, *args: Any) -> Any:
+        try:
+            return method(member, *args)
+        except CommitError:
+            return True
+
+    instead(patch, Member, "commit", commit)
+
+
+@wrong("a start at the end of the log is not committed")
+def _(patch: Patch) -> None:
+    instead(
+        patch,
+        Marks,
+        "begin_at",
+        lambda method, *args, committed, **_: method(*args, committed=committed, commit_start=False),
+    )
+
+
+@wrong("what was given up comes again")
+def _(patch: Patch) -> None:
+    patch.setattr(Marks, "is_given_up", lambda marks, offset: False)
+
+
+@wrong("what was given up is not forgotten")
+def _(patch: Patch) -> None:
+    patch.setattr(Marks, "forget_given_up", lambda marks, **_: None)
+
+
+# -- tries
+
+
+@wrong("attempts are not counted")
+def _(patch: Patch) -> None:
+    keeping(patch, Retries, "failed", "attempt")
+
+
+@wrong("there is no back-off")
+def _(patch: Patch) -> None:
+    keeping(patch, Retries, "back_off", "not_before")
+
+
+@wrong("a message is given up for failures of its batch")
+def _(patch: Patch) -> None:
+    patch.setattr(
+        Retries, "is_exhausted", lambda retries, offset: retries.tries_of(offset).all >= (retries._budget or FOREVER)
+    )
+
+
+@wrong("a batch that failed too often stays a batch")
+def _(patch: Patch) -> None:
+    patch.setattr(Retries, "limit", lambda retries, upcoming, most: most)
+
+
+@wrong("the state survives a failure")
+def _(patch: Patch) -> None:
+    def repeat(method: Callable[..., Any], ownership: Ownership, run: Run) -> None:
+        state = dict(ownership.user_state)
+        method(ownership, run)
+        ownership.user_state.update(state)
+
+    instead(patch, Ownership, "_repeat", repeat)
+
+
+@wrong("a seek is forgotten")
+def _(patch: Patch) -> None:
+    patch.setattr(Group, "redirect", lambda group, ownership, target, now: not ownership.over)
+
+
+@wrong("a full queue is never asked for more")
+def _(patch: Patch) -> None:
+    instead(patch, Intake, "wants_pause", lambda method, intake, *args: intake.paused or method(intake, *args))
+
+
+@wrong("a full queue is asked for more")
+def _(patch: Patch) -> None:
+    patch.setattr(Intake, "wants_pause", lambda intake, limits, now: False)
+
+
+# -- rebalances and ends
+
+
+@wrong("a lost member does not join again")
+def _(patch: Patch) -> None:
+    instead(patch, Group, "lose", lambda method, group, now, rejoin: method(group, now, rejoin=False))
+
+
+@wrong("a loss is not seen before the client reports it")
+def _(patch: Patch) -> None:
+    patch.setattr(Member, "_check_membership", lambda member, now: None)
+
+
+@wrong("a partition is handed over before its last commit")
+def _(patch: Patch) -> None:
+    patch.setattr(Group, "released", lambda group, ownerships: all(o.state >= State.RELEASING for o in ownerships))
+
+
+@wrong("a hand-over does not wait for the handler")
+def _(patch: Patch) -> None:
+    patch.setattr(Ownership, "busy", property(lambda ownership: False))
+
+
+@wrong("a drain has no bound")
+def _(patch: Patch) -> None:
+    after(patch, Ownership, "drain", lambda ownership, *_, **__: setattr(ownership, "deadline", FOREVER))
+
+
+@wrong("an ownership does not wait for the handler of the one before it")
+def _(patch: Patch) -> None:
+    after(patch, Ownership, "__init__", lambda ownership, *_: setattr(ownership, "predecessor", None))
+
+
+@wrong("handlers that an earlier run of the app left behind are ignored")
+def _(patch: Patch) -> None:
+    instead(patch, Group, "__init__", lambda method, *args, leftovers, **named: method(*args, **named))
+
+
+@wrong("on_revoked runs after a stop")
+def _(patch: Patch) -> None:
+    instead(
+        patch,
+        Ownership,
+        "finish",
+        lambda method, ownership, state: (setattr(ownership, "stopping_app", False), method(ownership, state)),
+    )
+
+
+@wrong("a hook that had no time still runs")
+def _(patch: Patch) -> None:
+    keeping(patch, Ownership, "release", "hook_due")
+
+
+@wrong("hooks without a worker block the next ownership for good")
+def _(patch: Patch) -> None:
+    patch.setattr(Group, "close", lambda group, now: None)
+
+
+# -- commits and time
+
+
+@wrong("a request for a commit does not wake the committer")
+def _(patch: Patch) -> None:
+    keeping(patch, Group, "request_commit", "changed")
+
+
+@wrong("a topic that refuses commits holds up the others")
+def _(patch: Patch) -> None:
+    after(patch, Group, "commit_failed", lambda group, commits, now: group._refusing.clear())
+
+
+@wrong("a failed commit is tried again without a pause")
+def _(patch: Patch) -> None:
+    keeping(patch, Group, "commit_failed", "_commit_retry_at")
+
+
+@wrong("who sleeps is not woken for what is due earlier")
+def _(patch: Patch) -> None:
+    keeping(patch, Group, "_set_timer", "changed")
+
+
+@wrong("every is called once")
+def _(patch: Patch) -> None:
+    def end(ownership: Ownership, run: Run, **_: Any) -> None:
+        if run.hook is Hook.EVERY:
+            ownership.every_at.pop(run.hooks[0], None)
+
+    after(patch, Ownership, "end", end)
+
+
+# One worker of pytest runs them, one after the other: the other cores are for tests that watch the clock.
+@pytest.mark.xdist_group("mutations")
+@pytest.mark.parametrize("what", MUTATIONS)
+def test_the_simulation_notices_when(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    MUTATIONS[what](monkeypatch)
+    with pytest.raises(Violation):
+        simulate(1, EVENTS)

@@ -14,7 +14,8 @@ from unittest.mock import patch
 import ledger as books
 from ledger import require
 
-from karafka_lite.core.group import Commit, Group, Outcome, PollPlan
+from karafka_lite.core.answers import Commit, Outcome, PollPlan
+from karafka_lite.core.group import Group
 from karafka_lite.core.marks import Marks, Send
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Ownership, Run
@@ -55,6 +56,7 @@ class WatchedMarks(Marks):
         super().answered(send, failure)
 
     def give_up_answers(self, failure: BaseException) -> None:
+        self.book.waits_no_more = True
         self.book.ledger.reached["a run waited for answers that did not come"] += 1
         super().give_up_answers(failure)
 
