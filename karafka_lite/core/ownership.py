@@ -16,7 +16,7 @@ The rest is in three parts: ``Marks`` (what is stored and committed), ``Retries`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -65,10 +65,10 @@ class Run:
 
     def as_call(self, group_id: str, function: str) -> tuple[str, str, int, str, str | None, int, int, int]:
         """The fields of ``events.Call``."""
-        if self.hook:
-            return group_id, *self.ownership.tp, function, self.hook.value, -1, -1, self.attempt
-        first, last = self.records[0].offset, self.records[-1].offset
-        return group_id, *self.ownership.tp, function, None, first, last, self.attempt
+        hook, records = self.hook, self.chunk.records
+        if hook:
+            return group_id, *self.ownership.tp, function, hook.value, -1, -1, self.attempt
+        return group_id, *self.ownership.tp, function, None, records[0].offset, records[-1].offset, self.attempt
 
     def __str__(self) -> str:
         if self.hook:
@@ -152,17 +152,23 @@ class Ownership:
             return None
         if self.hook_due:
             return 0.0
-        return min((moment for moment, _, _ in self._due()), default=None)
-
-    def _due(self) -> Iterator[tuple[float, float, RegisteredHook | None]]:
-        """When a batch (None) and each function of ``every`` may run, and since when it waits: turns go by that."""
         if self.state is not State.ASSIGNED:
-            return
+            return None
         batch_at = self._batch_at()
-        if batch_at is not None:
-            yield batch_at, max(batch_at, self.intake.queued_since), None
-        for hook, moment in self.every_at.items():
-            yield moment, moment, hook
+        if not self.every_at:  # nearly always
+            return batch_at
+        return min(self.every_at.values() if batch_at is None else (batch_at, *self.every_at.values()))
+
+    def _most_overdue(self, now: float) -> RegisteredHook | None:
+        """Whose turn it is: what has been due longest, a batch (None) or a function of ``every``."""
+        if not self.every_at:
+            return None
+        since: dict[RegisteredHook | None, float] = {}
+        batch_at = self._batch_at()
+        if batch_at is not None and batch_at <= now:
+            since[None] = max(batch_at, self.intake.queued_since)
+        since.update((hook, moment) for hook, moment in self.every_at.items() if moment <= now)
+        return min(since, key=since.__getitem__)
 
     def _batch_at(self) -> float | None:
         intake = self.intake
@@ -214,17 +220,17 @@ class Ownership:
             kind, self.hook_due = self.hook_due, None
             self.run = Run(self, self.retries.attempt, now, hooks=self.options.hooks_of(kind))
             return self.run
-        due = [(since, index, what) for index, (moment, since, what) in enumerate(self._due()) if moment <= now]
-        what = min(due, key=lambda one: one[:2])[2]
-        if what is None:
+        hook = self._most_overdue(now)
+        if hook is None:
             self.run = self._begin_batch(now)
         else:
-            self.run = Run(self, self.retries.attempt, now, hooks=(what,))
+            self.run = Run(self, self.retries.attempt, now, hooks=(hook,))
         return self.run
 
     def _begin_batch(self, now: float) -> Run:
         intake, marks, most = self.intake, self.marks, self.options.max_messages
-        chunk = intake.take(self.retries.limit(intake.peek(most), most), now)
+        limit = self.retries.limit(intake.peek(most), most) if self.retries.counting else most
+        chunk = intake.take(limit, now)
         first = chunk.records[0].offset
         marks.handed_over(first, next_offset_after(chunk.records[-1].offset))
         if not self.handed:
@@ -307,9 +313,10 @@ class Ownership:
     def _end_processed(self, run: Run) -> None:
         self.intake.done(run.records)
         self.retries.succeeded(run.records)
-        # What was given up before them, and is committed, cannot come again (until there is a newer commit, the message
-        # before it may be marked again).
-        self.marks.forget_given_up(before=min(self.marks.committed or 0, run.records[0].offset))
+        if self.marks.has_given_up:
+            # What was given up before them, and is committed, cannot come again (until there is a newer commit, the
+            # message before it may be marked again).
+            self.marks.forget_given_up(before=min(self.marks.committed or 0, run.records[0].offset))
         if not self.options.manual_offsets:
             self.marks.mark(self.intake.next_offset)
 

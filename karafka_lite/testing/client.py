@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from typing_extensions import Self
 
 from karafka_lite.app import App
-from karafka_lite.client.producer import partition_of
 from karafka_lite.context import encoded
 from karafka_lite.core import ownership
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.events import CallEnded
-from karafka_lite.messages import Message, Outgoing, TopicPartition, where
-from karafka_lite.observers.delivery import Observer
+from karafka_lite.messages import Message, Outgoing, where
+from karafka_lite.runner import System
+from karafka_lite.testing.cluster import Cluster
 from karafka_lite.testing.member import TestMember
-from karafka_lite.testing.record import Record
 
-EPOCH_MS = 1_577_836_800_000  # the clock of a client begins with 2020
 ROUNDING_S = 1e-9  # sums of milliseconds as seconds
 MOST_STEPS = 100_000  # at one moment; a handler that always seeks back takes more
 
@@ -67,14 +63,9 @@ class TestClient:
 
     def __init__(self, app: App, partitions: int | Mapping[str, int] = 1) -> None:
         self._app = app
-        self._partitions = partitions
-        self.now: float = 0.0
-        self.logs: dict[TopicPartition, list[Record]] = {}
-        self.commits: dict[str, dict[TopicPartition, int]] = {}  # by group
+        self._cluster = Cluster(partitions)
         self._members: list[TestMember] = []
         self._runs: list[Run] = []
-        self._sent: dict[str, list[Message]] = {}
-        self._refusing: dict[str, list[Exception]] = {}
         self._working = self._stopping = False
 
     def __enter__(self) -> Self:
@@ -82,14 +73,15 @@ class TestClient:
         if not groups:
             raise ConfigurationError('no topic is registered: decorate a function with @app.topic("name")')
         for topic in (topic for topics in groups.values() for topic in topics):
-            for number in range(self._count(topic)):
-                self.logs.setdefault((topic, number), [])
+            self._cluster.create(topic)
         if self._app._runner is not None and not self._app._runner.ended.is_set():
             raise ConfigurationError("this app runs already; stop() it first")
         self._app._runner = _Runner(self)  # type: ignore[assignment]
-        self._members = [TestMember(self, self._app.config, group_id, topics) for group_id, topics in groups.items()]
+        self._members = [
+            TestMember(self._cluster, self._app, group_id, topics, self._keep) for group_id, topics in groups.items()
+        ]
         for member in self._members:
-            member.assign([tp for tp in self.logs if tp[0] in member.topics])
+            member.assign([tp for tp in self._cluster.logs if tp[0] in member.topics])
         self._work(batches=False)
         return self
 
@@ -123,14 +115,14 @@ class TestClient:
         """
         data = value.encode() if isinstance(value, str) else encoded(value)
         raw = key.encode() if isinstance(key, str) else key
-        if (topic, 0) not in self.logs:
-            topics = ", ".join(sorted({name for name, _ in self.logs}))
+        if (topic, 0) not in self._cluster.logs:
+            topics = ", ".join(sorted({name for name, _ in self._cluster.logs}))
             raise ValueError(f"the app reads no topic {topic!r}; it reads {topics}")
-        if partition is not None and (topic, partition) not in self.logs:
+        if partition is not None and (topic, partition) not in self._cluster.logs:
             raise ValueError(
                 f"{where(topic, partition)} does not exist; pass partitions={{{topic!r}: {partition + 1}}}"
             )
-        return self._append(Outgoing(topic, data, raw, list(headers), partition, timestamp_ms))
+        return self._cluster.append(Outgoing(topic, data, raw, list(headers), partition, timestamp_ms))
 
     def send_many(self, topic: str, values: Iterable[Any], **same: Any) -> list[tuple[int, int]]:
         """``send`` for each of ``values``; ``same``: ``key``, ``partition``, ``headers``, ``timestamp_ms`` of all."""
@@ -138,7 +130,7 @@ class TestClient:
 
     def produced(self, topic: str) -> list[Message]:
         """What the app has sent to ``topic``, in order."""
-        return list(self._sent.get(topic, ()))
+        return list(self._cluster.sent.get(topic, ()))
 
     def dead_letters(self, topic: str) -> list[Message]:
         """What became dead letters in ``topic``, in order. ValueError where no route has it as its ``dead_letter``."""
@@ -150,7 +142,7 @@ class TestClient:
 
     def refuse(self, topic: str, error: Exception, times: int = 1) -> None:
         """Let the next ``times`` messages that the app sends to ``topic`` fail with ``error``."""
-        self._refusing.setdefault(topic, []).extend([error] * times)
+        self._cluster.refusing.setdefault(topic, []).extend([error] * times)
 
     # -- what happens
 
@@ -178,15 +170,15 @@ class TestClient:
         """
         if not 0 <= ms < float("inf"):
             raise ValueError(f"the clock goes forwards, by milliseconds; not by {ms!r}")
-        until = self.now + ms / 1000
+        until = self._cluster.now + ms / 1000
         while True:
             self._work(batches=False)
             moments = (moment for member in self._members for moment in member.moments())
-            due = [moment for moment in moments if self.now < moment <= until + ROUNDING_S]
+            due = [moment for moment in moments if self._cluster.now < moment <= until + ROUNDING_S]
             if not due:
                 break
-            self.now = min(due)
-        self.now = max(self.now, until)
+            self._cluster.now = min(due)
+        self._cluster.now = max(self._cluster.now, until)
         self._work(batches=False)
 
     def revoke(self, topic: str, partition: int) -> None:
@@ -236,9 +228,9 @@ class TestClient:
     # -- inside
 
     @property
-    def observers(self) -> Sequence[Observer]:
-        """The functions of ``@app.observe``."""
-        return self._app._observers
+    def now(self) -> float:
+        """The clock: seconds since the block began."""
+        return self._cluster.now
 
     def _work(self, *, batches: bool) -> None:
         """All that is to be done at this moment."""
@@ -254,35 +246,7 @@ class TestClient:
         finally:
             self._working = False
 
-    def _count(self, topic: str) -> int:
-        count = self._partitions if isinstance(self._partitions, int) else self._partitions.get(topic, 1)
-        if count < 1:
-            raise ValueError(f"topic {topic!r} cannot have {count} partitions")
-        return count
-
-    def _append(self, message: Outgoing) -> tuple[int, int]:
-        topic, value, key, headers, partition, timestamp_ms = message
-        if partition is None:
-            partition = partition_of(key, self._count(topic)) if key is not None else 0
-        log = self.logs.setdefault((topic, partition), [])
-        now_ms = EPOCH_MS + int(self.now * 1000)
-        record = Record(len(log), now_ms if timestamp_ms is None else timestamp_ms, key, value, list(headers or ()))
-        log.append(record)
-        return partition, record.offset
-
-    def accept(self, message: Outgoing) -> Future[tuple[int, int]]:
-        """The app sends a message."""
-        future: Future[tuple[int, int]] = Future()
-        if refusing := self._refusing.get(message.topic):
-            future.set_exception(refusing.pop(0))
-            return future
-        partition, offset = self._append(message)
-        record = self.logs[message.topic, partition][offset]
-        self._sent.setdefault(message.topic, []).append(record.message(message.topic, partition))
-        future.set_result((partition, offset))
-        return future
-
-    def ended(self, member: TestMember, run: ownership.Run, call: CallEnded, marks: list[int]) -> None:
+    def _keep(self, member: TestMember, run: ownership.Run, call: CallEnded, marks: list[int]) -> None:
         """A batch was handled."""
         offsets = [record.offset for record in run.records]
         outcome: Literal["done", "failed"] = "done" if call.error is None else "failed"
@@ -317,4 +281,4 @@ class _Runner:
 
     def __init__(self, client: TestClient) -> None:
         self.stop = client.stop
-        self.ended = threading.Event()
+        self.ended = System.event()

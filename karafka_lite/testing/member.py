@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
+from karafka_lite.app import App
 from karafka_lite.client.protocol import Client, Fetched, Start
 from karafka_lite.core.answers import PollPlan
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.events import CallEnded, Event
 from karafka_lite.messages import Outgoing, TopicPartition
-from karafka_lite.observers.delivery import Observer, deliver
+from karafka_lite.observers.delivery import deliver
 from karafka_lite.observers.report import Report
 from karafka_lite.routing import Route
 from karafka_lite.runner import ExitRequest, Member, Shared, System
-from karafka_lite.settings import Config
-from karafka_lite.testing.record import Record
+from karafka_lite.testing.cluster import Cluster
 
 POLL_RECORDS = 2000  # as App's max_poll_records
 THREAD = 0  # the id of the only one
 
 
-class World(Protocol):
-    """What a member finds around it: the TestClient."""
-
-    now: float
-    logs: dict[TopicPartition, list[Record]]
-    commits: dict[str, dict[TopicPartition, int]]  # by group
-
-    @property
-    def observers(self) -> Sequence[Observer]:
-        """The functions of ``@app.observe``."""
-
-    def accept(self, message: Outgoing) -> Future[tuple[int, int]]:
-        """The app sends a message."""
-
-    def stop(self) -> None:
-        """A handler has raised a critical exception."""
-
-    def ended(self, member: TestMember, run: Run, call: CallEnded, marks: list[int]) -> None:
-        """A batch was handled, and these marks were stored."""
+Ended = Callable[["TestMember", Run, CallEnded, list[int]], None]
+"""A batch was handled: by whom, which, how it ended, and the offsets that were marked."""
 
 
 class TestMember(Member):
@@ -52,19 +34,24 @@ class TestMember(Member):
 
     __test__ = False
 
-    def __init__(self, world: World, config: Config, group_id: str, routes: Mapping[str, Route]) -> None:
-        self.world = world
-        self.memory = MemoryClient(world, group_id, str(config.settings.get("auto_offset_reset", "earliest")))
+    def __init__(self, cluster: Cluster, app: App, group_id: str, routes: Mapping[str, Route], ended: Ended) -> None:
+        config = app.config
+        self.cluster: Cluster = cluster
+        self.memory: MemoryClient = MemoryClient(
+            cluster, group_id, str(config.settings.get("auto_offset_reset", "earliest"))
+        )
+        self._app = app
+        self._on_ended = ended
         self.newest: dict[TopicPartition, Ownership] = {}  # ownership of each
         self._marked: list[int] = []  # by the call that runs
         self._hand_overs: list[Callable[[], float | None]] = []  # rebalances that wait for us
-        self._report = Report(lambda: world.now)
+        self._report = Report(lambda: cluster.now)
         self._jobs = Jobs()
         jobs: Any = self._jobs  # what works without threads takes the places of them
-        requests: Any = Requests(world)
+        requests: Any = Requests(app)
         client: Any = self.memory
         system = StepSystem(self)
-        shared = Shared(config, system, jobs, Sent(world), lambda _: client, self._observe, requests)
+        shared = Shared(config, system, jobs, Sent(cluster), lambda _: client, self._observe, requests)
         super().__init__(shared, group_id, routes)
 
     # -- what happens to it
@@ -81,7 +68,7 @@ class TestMember(Member):
 
     def step(self, *, batches: bool, stopping: bool) -> bool:
         """One thing that is due; False when there is none. Without ``batches`` only hooks and commits are."""
-        now = self.world.now
+        now = self.cluster.now
         if stopping:
             self.begin_stop()
             self.wind_down_step(now)
@@ -96,11 +83,11 @@ class TestMember(Member):
 
     def commit_what_is_due(self) -> bool:
         """Commit what is due; False when nothing is."""
-        return self.commit_step(self.world.now) == 0.0
+        return self.commit_step(self.cluster.now) == 0.0
 
     def moments(self) -> Iterator[float]:
         """When something falls due."""
-        yield self.group.wake_at(self.world.now)
+        yield self.group.wake_at(self.cluster.now)
         for ownership in self.group.owned.values():
             yield from ownership.every_at.values()
 
@@ -120,10 +107,10 @@ class TestMember(Member):
                 stored = run.ownership.marks.stored
                 if run.ownership.marks.version != run.version and stored is not None and marks[-1:] != [stored]:
                     marks.append(stored)  # automatically
-                self.world.ended(self, run, event, marks)
+                self._on_ended(self, run, event, marks)
         if self._report.wants(event):
             self._report.observe(event)
-        deliver(event, self.world.observers)
+        deliver(event, self._app._observers)
 
 
 def _every_is_due(ownership: Ownership, now: float) -> bool:
@@ -153,7 +140,7 @@ class StepSystem(System):
         self._member = member
 
     def now(self) -> float:
-        return self._member.world.now
+        return self._member.cluster.now
 
     def condition(self, lock: Any) -> _Changed:  # type: ignore[override]
         return _Changed(lock, self._member)
@@ -161,21 +148,20 @@ class StepSystem(System):
     def thread(self, name: str, function: Callable[[], None]) -> None: ...
 
 
-class _Changed(threading.Condition):
+class _Changed:
     """Who waits for a commit makes it happen; who waits for something else waits for the clock."""
 
-    def __init__(self, lock: threading.Lock, member: TestMember) -> None:
-        super().__init__(lock)
-        self._freed, self._member = lock, member
+    def __init__(self, lock: Any, member: TestMember) -> None:
+        self._lock = lock
+        self._member = member
 
-    def wait(self, timeout: float | None = None) -> bool:
-        self._freed.release()
+    def wait(self, timeout: float) -> None:
+        self._lock.release()
         try:
             if not self._member.commit_what_is_due():
-                self._member.world.now += timeout or 0.0
+                self._member.cluster.now += timeout
         finally:
-            self._freed.acquire()
-        return True
+            self._lock.acquire()
 
     def notify_all(self) -> None: ...
 
@@ -188,6 +174,7 @@ class Jobs:
         self._waiting: deque[Ownership] = deque()
 
     def put(self, member: Member, ownership: Ownership) -> None:
+        """There is something to run."""
         self._waiting.append(ownership)
 
     def take(self, is_due: Callable[[Ownership], bool]) -> Ownership | None:
@@ -201,10 +188,10 @@ class Jobs:
 class Sent:
     """In the place of an outbox: there is an answer at once."""
 
-    answer_timeout_s = 0.0
+    answer_timeout_s: float = 0.0
 
-    def __init__(self, world: World) -> None:
-        self.send = world.accept
+    def __init__(self, cluster: Cluster) -> None:
+        self.send: Callable[[Outgoing], Future[tuple[int, int]]] = cluster.accept
 
     def check(self) -> None: ...
     def close(self) -> None: ...
@@ -213,20 +200,21 @@ class Sent:
 class Requests:
     """In the place of the main thread."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, app: App) -> None:
+        self._app = app
 
     def put(self, request: ExitRequest) -> None:
-        self._world.stop()
+        """A handler has raised a critical exception."""
+        self._app.stop()
 
 
 class MemoryClient:
-    """A client whose cluster is ``world.logs``; ``assign`` gives it partitions."""
+    """A client whose cluster is ``cluster.logs``; ``assign`` gives it partitions."""
 
-    def __init__(self, world: World, group_id: str, reset: str) -> None:
+    def __init__(self, cluster: Cluster, group_id: str, reset: str) -> None:
         self.reset = reset
-        self.committed = world.commits.setdefault(group_id, {})
-        self._world = world
+        self.committed: dict[TopicPartition, int] = cluster.commits.setdefault(group_id, {})
+        self._cluster = cluster
         self._positions: dict[TopicPartition, int | None] = {}  # of what is assigned
         self._paused: set[TopicPartition] = set()
 
@@ -251,10 +239,10 @@ class MemoryClient:
     def _start(self, tp: TopicPartition) -> Start:
         if tp in self.committed:
             return Start(self.committed[tp], "committed")
-        return Start(len(self._world.logs[tp]), "latest") if self.reset == "latest" else Start(0, "earliest")
+        return Start(len(self._cluster.logs[tp]), "latest") if self.reset == "latest" else Start(0, "earliest")
 
     def offset_of(self, tp: TopicPartition, target: SeekTarget) -> int:
-        log = self._world.logs[tp]
+        log = self._cluster.logs[tp]
         if isinstance(target, Timestamp):
             return next((record.offset for record in log if record.timestamp >= target.ms), len(log))
         return target if isinstance(target, int) else 0 if target == "earliest" else len(log)
@@ -267,7 +255,7 @@ class MemoryClient:
     def poll(self, *, paused: bool) -> list[Fetched]:
         fetched = []
         for tp, position in self._positions.items():
-            log = self._world.logs[tp]
+            log = self._cluster.logs[tp]
             if position is None or tp in self._paused:
                 continue
             if position > len(log):  # out of range, as after a seek to an offset that does not exist yet

@@ -31,10 +31,15 @@ ELSEWHERE = {
     "cli/options.py": "unit/test_main.py",
     # What it sends, and what it does with an answer, is seen by a broker only.
     "client/producer.py": "kafka/test_sending.py",
+    # What it asks of a cluster, a drain to the end of the topics shows.
+    "client/admin.py": "kafka/test_drain.py",
+    # Values only; the group that gives them is tested.
+    "core/answers.py": "unit/test_group.py",
     # Types only: mypy compares them with the clients.
     "client/protocol.py": "house/test_lint.py",
     # The parts of karafka_lite.testing, as a user's tests meet them.
     "testing/client.py": "unit/test_testing.py",
+    "testing/cluster.py": "unit/test_testing.py",
     "testing/member.py": "unit/test_testing.py",
     "testing/plain.py": "unit/test_testing.py",
     "testing/record.py": "unit/test_testing.py",

@@ -139,7 +139,7 @@ def by_test_client(program: Program, topic: str, dead: str) -> Told:
         member = client._members[0]
         for _ in range(1000):
             client.run()
-            if all(member.newest[tp].done == len(client.logs[tp]) for tp in member.group.owned):
+            if all(member.newest[tp].done == len(client._cluster.logs[tp]) for tp in member.group.owned):
                 return
             client.advance(ms=10)
         raise AssertionError("no rest")

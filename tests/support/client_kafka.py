@@ -75,7 +75,7 @@ class ClientKafka:
     @contextmanager
     def running(self, app: App) -> Iterator[App]:
         client = TestClient(app, self.partitions)
-        client.logs, client.commits = self.logs, self.commits
+        client._cluster.logs, client._cluster.commits = self.logs, self.commits
 
         def pump() -> None:
             client.run()

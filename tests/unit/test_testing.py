@@ -14,7 +14,7 @@ import pytest
 
 from karafka_lite import App, Batch, CommitError, ConfigurationError, Context, Message, ProduceError
 from karafka_lite.testing import Run, TestClient, context
-from karafka_lite.testing.client import EPOCH_MS
+from karafka_lite.testing.cluster import EPOCH_MS
 
 TOPIC = "user_events"
 

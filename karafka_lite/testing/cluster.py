@@ -1,0 +1,67 @@
+"""The cluster of a test: a list for each partition, the committed offsets, and the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+
+from karafka_lite.client.producer import partition_of
+from karafka_lite.messages import Message, Outgoing, TopicPartition
+from karafka_lite.testing.record import Record
+
+EPOCH_MS = 1_577_836_800_000  # the clock begins with 2020
+
+
+class Cluster:
+    """What members of a test read from, and where they send and commit to.
+
+    Attributes:
+        now: seconds since the test began.
+        logs: the records of each partition.
+        commits: by group.
+        sent: by topic, what the app has sent.
+        refusing: by topic, the errors of the next messages that the app sends.
+    """
+
+    def __init__(self, partitions: int | Mapping[str, int]) -> None:
+        self.now: float = 0.0
+        self.logs: dict[TopicPartition, list[Record]] = {}
+        self.commits: dict[str, dict[TopicPartition, int]] = {}
+        self.sent: dict[str, list[Message]] = {}
+        self.refusing: dict[str, list[Exception]] = {}
+        self._partitions = partitions
+
+    def create(self, topic: str) -> None:
+        """Make the partitions of ``topic``, unless they exist."""
+        for number in range(self.count(topic)):
+            self.logs.setdefault((topic, number), [])
+
+    def count(self, topic: str) -> int:
+        """How many partitions ``topic`` has. Raises ValueError: fewer than one."""
+        count = self._partitions if isinstance(self._partitions, int) else self._partitions.get(topic, 1)
+        if count < 1:
+            raise ValueError(f"topic {topic!r} cannot have {count} partitions")
+        return count
+
+    def append(self, message: Outgoing) -> tuple[int, int]:
+        """Write ``message``; returns its partition and offset. Without a key and a partition it goes to 0."""
+        topic, value, key, headers, partition, timestamp_ms = message
+        if partition is None:
+            partition = partition_of(key, self.count(topic)) if key is not None else 0
+        log = self.logs.setdefault((topic, partition), [])
+        now_ms = EPOCH_MS + int(self.now * 1000)
+        record = Record(len(log), now_ms if timestamp_ms is None else timestamp_ms, key, value, list(headers or ()))
+        log.append(record)
+        return partition, record.offset
+
+    def accept(self, message: Outgoing) -> Future[tuple[int, int]]:
+        """The app sends ``message``; the answer is there at once."""
+        future: Future[tuple[int, int]] = Future()
+        if refusing := self.refusing.get(message.topic):
+            future.set_exception(refusing.pop(0))
+            return future
+        partition, offset = self.append(message)
+        record = self.logs[message.topic, partition][offset]
+        self.sent.setdefault(message.topic, []).append(record.message(message.topic, partition))
+        future.set_result((partition, offset))
+        return future
