@@ -2,7 +2,7 @@
 
     pytest examples/e12_testing.py
 
-The client's clock stands still until advance moves it, so the tests neither wait nor depend on timing.
+The client's clock moves only with advance, so the tests neither wait nor depend on timing.
 """
 
 from karafka_lite import App, Batch, Context, Message

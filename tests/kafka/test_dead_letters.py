@@ -523,7 +523,7 @@ def test_by_hand_what_cannot_be_a_dead_letter_is_refused(kafka: Observer) -> Non
     assert "dead_letter takes a Message, not dict" in texts
     assert "else-0@0 does not belong to" in texts
     assert f"{topic}-0@7 was never handed" in texts
-    assert f'type @app.topic({other!r}, dead_letter="{other}.dead")' in texts
+    assert f'@app.topic({other!r}, dead_letter="{other}.dead")' in texts
     assert kafka.records(dead) == []
 
 
