@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 
+from karafka_lite import App, ConfigurationError
 from karafka_lite.events import Event
 from karafka_lite.observers import delivery
 from karafka_lite.observers.delivery import Deliveries, Delivery, Observer
+from karafka_lite.testing import TestClient
 
 Start = Callable[..., Delivery]
 
@@ -166,3 +169,63 @@ def test_a_run_counts_on_the_thread_that_emits_and_its_log_does_not_wait_for_obs
     under_test.stop()
     assert counted == [threading.current_thread()] * 3
     assert logged == hangs.seen == events
+
+
+# -- a function of @app.observe
+
+
+async def asynchronous(event: Event) -> None: ...
+
+
+def generator(event: Event) -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (asynchronous, "asynchronous is an async or generator function"),
+        (generator, "generator is an async or generator function"),
+        (lambda: None, "must accept"),
+        (lambda event, ctx: None, "must accept"),
+        (None, "got None"),
+    ],
+    ids=["async", "generator", "no argument", "two arguments", "no function"],
+)
+def test_what_cannot_be_called_with_an_event_is_no_observer(function: Any, words: str) -> None:
+    app = App("group")
+    with pytest.raises(ConfigurationError) as caught:
+        app.observe(function)
+    assert str(caught.value).startswith("@app.observe")
+    assert words in str(caught.value)
+    assert "(event)" in str(caught.value)
+    assert list(app._observers) == []
+
+
+def test_an_observer_is_returned_unchanged_and_hears_of_a_run() -> None:
+    app, seen = App("group"), list[Event]()
+
+    @app.topic("orders")
+    def store(batch: Any, ctx: Any) -> None: ...
+
+    @app.observe
+    def observe(event: Event) -> None:
+        seen.append(event)
+
+    assert observe.__name__ == "observe"
+    with TestClient(app) as client:
+        client.send("orders", 1)
+        client.run()
+    kinds = [type(event).__name__ for event in seen]
+    assert kinds == ["Assigned", "CallEnded", "Stopping", "Committed"]
+
+
+def test_an_observer_that_raises_does_not_fail_a_test_of_its_app(caplog: pytest.LogCaptureFixture) -> None:
+    app = App("group")
+    app.topic("orders")(lambda batch, ctx: None)
+    app.observe(lambda event: 1 / 0)
+    with TestClient(app) as client:
+        client.send("orders", 1)
+        (run,) = client.run()
+    assert run.outcome == "done"
+    assert "ZeroDivisionError" in caplog.text
