@@ -42,7 +42,7 @@ def emit(to: Delivery | Deliveries, count: int) -> list[Event]:
     return events
 
 
-def test_events_come_in_order_on_one_other_thread_and_a_stop_delivers_the_rest(start: Start) -> None:
+def test_events_come_in_order_and_a_stop_delivers_the_rest(start: Start) -> None:
     seen: list[Event] = []
     threads: set[threading.Thread] = set()
     under_test = start(lambda event: (seen.append(event), threads.add(threading.current_thread())))
@@ -108,7 +108,7 @@ class Hangs:
         self._released.set()
 
 
-def test_what_comes_on_top_while_an_observer_hangs_is_dropped_and_counted(
+def test_what_comes_on_top_of_the_bound_is_dropped_and_counted(
     start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(delivery, "MOST_WAITING", 3)
@@ -122,7 +122,7 @@ def test_what_comes_on_top_while_an_observer_hangs_is_dropped_and_counted(
     assert "7 events were dropped" in caplog.text
 
 
-def test_a_stop_does_not_wait_longer_than_that_for_an_observer_that_hangs(
+def test_a_stop_waits_with_a_bound_for_an_observer_that_hangs(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery, "END_S", 0.01)
@@ -146,7 +146,7 @@ def test_an_observer_may_stop_its_own_delivery(start: Start) -> None:
     assert ended.wait(2), "it waited for itself"
 
 
-def test_a_run_counts_on_the_thread_that_emits_and_its_log_does_not_wait_for_observers() -> None:
+def test_an_observer_that_hangs_holds_up_no_count_and_no_log() -> None:
     counted: list[threading.Thread] = []
     logged: list[Event] = []
     all_logged = threading.Event()

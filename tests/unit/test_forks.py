@@ -35,7 +35,7 @@ else:
 """
 
 
-def test_a_child_that_asks_for_a_lock_of_its_parent_is_refused_at_once() -> None:
+def test_a_child_that_asks_for_its_parents_lock_is_refused() -> None:
     root = Path(karafka_lite.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "the child is fine\n", "")
