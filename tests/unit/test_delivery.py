@@ -122,9 +122,7 @@ def test_what_comes_on_top_of_the_bound_is_dropped_and_counted(
     assert "7 events were dropped" in caplog.text
 
 
-def test_a_stop_waits_with_a_bound_for_an_observer_that_hangs(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_waits_with_a_bound_for_an_observer_that_hangs(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "END_S", 0.01)
     with Hangs() as hangs:
         under_test = start(hangs)
