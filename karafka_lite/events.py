@@ -27,7 +27,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Waiting(Event):
-    """Topics do not exist, or may not be seen; the member waits for them. Emitted again every 30 s."""
+    """Topics do not exist, or may not be seen; the member waits for them.
+
+    Emitted every second while it waits; logged every 30 s.
+    """
 
     topics: tuple[str, ...]
 
@@ -182,7 +185,7 @@ class Unreachable(Event):
 
 @dataclass(frozen=True)
 class ClientLogged(Event):
-    """kafka-python has logged something at WARNING or above; for the debug log, and only emitted if that is enabled.
+    """kafka-python, or our client, has something for the debug log; emitted only if that is enabled.
 
     Attributes:
         logger: kafka-python's.

@@ -5,6 +5,7 @@
     workers     ``concurrency`` user code; they never touch a client
     main                        waits for a reason to stop, and stops in order
     kafka-python's IO thread    calls ``on_assigned``, ``on_revoke`` and ``on_lost`` at a rebalance; must not be blocked
+    kafka-python's sender       calls ``_answered`` for messages that user code has sent
 
 What is decided, ``core/`` decides; what knows Kafka is ``client/``; what people are shown comes from ``observers/``. A
 step takes the time and returns the seconds to rest. ``testing`` and the simulation of the tests drive the same steps.
@@ -319,13 +320,11 @@ class Member:
                 self.group.applied(plan, now)
 
     def _replace_client(self) -> None:
-        """The new client joins as somebody new."""
+        """The new client joins as a new member."""
         with self.locked() as now:
             self._news.lost(self.group.lose(now, rejoin=False))
             broken, self._client = self._client, self._shared.make_client(self)
-        self._connected = False
-        self._subscribed = set()
-        self._look_for_topics_at = 0.0
+        self._connected, self._subscribed, self._look_for_topics_at = False, set(), 0.0
         broken.close()
 
     # -- a call of user code, on a worker
@@ -531,7 +530,7 @@ class Member:
         if code := self._tell_how_it_ends("committer", partial(self._repeat, self.commit_step)):
             self._shared.requests.put(ExitRequest(code))
 
-    # -- a rebalance, on the client's IO thread. What a client says that was replaced changes nothing.
+    # -- a rebalance, on the client's IO thread. Calls of a replaced client change nothing; membership is just changing.
 
     def on_assigned(self, client: Client, tps: Collection[TopicPartition]) -> None:
         with self.lock:
@@ -608,8 +607,8 @@ class Member:
             self.group.changed = True
         if self._committer.ident is not None:
             self._committer.join(self._drain_s)
-            unmarked = {ownership.tp: ownership.unmarked for ownership in self._at_stop}
-            self._news.emit_now(events.Left, unmarked, self._client.close())
+            error = self._client.close()
+            self._news.emit_now(events.Left, {ownership.tp: ownership.unmarked for ownership in self._at_stop}, error)
         return Exit.FORCED if stuck or uncommitted else Exit.CLEAN
 
 
@@ -665,7 +664,7 @@ class Runner:
         """Wait for a reason to stop, stop in order, and say how it ended."""
         left: set[Member] = set()
         while not all(member in left for member in self.members):
-            try:  # bounded: a signal that comes right before a wait is handled after it, and never without an end
+            try:  # bounded: Python handles a signal that comes right before the wait only after it
                 request = self._requests.get(timeout=SIGNALS_S)
             except queue.Empty:
                 continue
@@ -688,7 +687,7 @@ class Runner:
         self._requests.put(ExitRequest())
 
     def stop(self) -> Exit:
-        """Stop and wait for the end; from inside user code, which the end would wait for, only ask."""
+        """Stop and wait for the end. User code only asks: the end waits for it."""
         self.ask_to_stop()
         if threading.get_ident() in self._workers.inside:
             return Exit.CLEAN

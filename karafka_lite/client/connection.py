@@ -65,7 +65,7 @@ class Connection:
             return kind(bootstrap_servers=list(bootstrap_servers), kafka_client=self._new_client, **settings)
         except BaseException as error:
             self.close()
-            if self._client is not None:  # a constructor that raises leaves its thread and its sockets behind
+            if self._client is not None:  # a constructor that raises leaves its thread and its sockets open
                 self._client.close()
             if isinstance(error, kafka.errors.KafkaConnectionError | kafka.errors.KafkaTimeoutError):
                 timed_out = isinstance(error, kafka.errors.KafkaTimeoutError)

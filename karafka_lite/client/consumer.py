@@ -210,7 +210,7 @@ class Client:
         """Carry out what the group wants before the next poll.
 
         A partition that is not assigned any more is left alone, which is safe: nothing is fetched from it, and when it
-        is assigned again the group owns it anew, does not know a position of it, and seeks it to its start.
+        is assigned again it has a new owner, which knows no position of it and seeks it to its start.
         """
         if plan.rejoin:
             self.rejoin()
@@ -265,7 +265,7 @@ class Client:
     def close(self) -> Exception | None:
         """Leave the group at once; calls the listener for what is still assigned.
 
-        Returns why the broker could not be told: it notices after ``session_timeout_ms`` then.
+        Returns why the broker could not be informed: it notices after ``session_timeout_ms`` then.
         """
         consumer, coordinator = self._consumer, self._coordinator
         if isinstance(coordinator, _NotConnected):  # never connected, or closed
@@ -324,7 +324,7 @@ class Client:
         """Whether our membership is known to be gone: evicted, or no heartbeat answered for ``session_timeout_ms``.
 
         It looks into the client's memory, without the network: 0.1 µs, part of every mark. It can turn back to False
-        (the client joins again, or the coordinator still knows us), so whoever acts on it has to remember.
+        (the client joins again, or the coordinator still knows us), so the caller has to remember it.
         """
         coordinator = self._coordinator
         if coordinator._generation.generation_id == NO_GENERATION:
@@ -418,8 +418,8 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
                 await self._client._notifier(seconds)
         except Exception as bug:  # noqa: BLE001 - a listener that raises is called for ever
             self._report(bug)
-        # As Java does. Else a partition that comes back keeps its position and its paused flag, and what we have just
-        # dropped from its queue is skipped.
+        # Forget the assignment, as Java does. Else a partition that comes back keeps its position and its paused flag,
+        # and what we have just dropped from its queue is skipped.
         self._client._consumer._subscription.assign_from_subscribed([])
 
     async def on_partitions_lost(self, _lost: set[Any]) -> None:

@@ -35,7 +35,7 @@ class Fetching:
         self._max_wait_ms: int = self._fetcher.config["fetch_max_wait_ms"]
         self._beside_paused_ms = min(self._max_wait_ms, BESIDE_PAUSED_MS)
         self._settled: Any = None  # the state in which a poll has found nothing to look after
-        self._requests: dict[Any, tuple[Any, Any]] = {}  # the last one to each broker that was made anew
+        self._requests: dict[Any, tuple[Any, Any]] = {}  # the last one to each broker that kafka-python made
         self._requests_of: Any = None  # the state in which they were made
         self._complete = False  # whether they ask for all partitions that can be asked for in that state
         self._cluster = consumer._cluster
@@ -71,7 +71,7 @@ class Fetching:
             self._leaders += 1
         current = fetcher._next_partition_records
         return (
-            # Nothing changes the assignment meanwhile: that happens in a join, and while it joins nobody comes here.
+            # Nothing changes the assignment meanwhile: that happens in a join, and while it joins this is not called.
             list(assignment),
             list(map(_OF_A_PARTITION, assignment.values())),
             self._leaders,
@@ -110,7 +110,7 @@ class Fetching:
         return requests
 
     def _repeated(self) -> dict[Any, tuple[Any, Any]] | None:
-        """The last requests once more, to the brokers that can take one; None: they have to be made anew.
+        """The last requests once more, to the brokers that can take one; None: kafka-python has to make them.
 
         In a session (KIP-227) the broker remembers what was asked for, and a request names only what has changed.
         """

@@ -5,9 +5,9 @@ Threads: every method may be called from anywhere. Futures are resolved on kafka
 
 Private touch points in kafka-python 3.0 (pinned below 3.1), with tests in tests/kafka/test_produce.py:
 
-    producer._sender.force_close    ``close`` raises while something is unanswered, and leaves its thread behind
+    producer._sender.force_close    ``close`` raises while something is unanswered, and leaves its thread running
     producer._sender.is_alive       a sender thread that has died says nothing
-    producer._sender._client        what a sender thread that has died leaves open
+    producer._sender._client, producer._accumulator    what a sender thread that has died leaves open
     producer._sender.run_once       one that fails at every turn resolves no future, and uses all of a core
     producer._transaction_manager   an idempotent producer is dead after one refused message: this knows it
     receipt._produce_future         the same for all messages of a batch
@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +88,7 @@ class Producer:
     Every future has a result ``answer_timeout_s`` after ``send`` at the latest, if somebody calls ``check`` meanwhile.
 
     ``settings`` are those of an App, or of kafka-python's producer; those that only a consumer knows are left out.
-    ``idempotent``: a message whose answer got lost is written once; but one refused message, whosever it is, makes the
+    ``idempotent``: a message whose answer got lost is written once; but one refused message, of any topic, makes the
     producer ``dead``, and all that is on its way fails. Otherwise such a message may be written twice, and no other
     message fails. ``emit``: as ``Connection`` has it.
     """
@@ -191,10 +190,10 @@ class Producer:
             self.flush(timeout_s)
             sender = producer._sender
             sender.force_close()
-            with suppress(kafka.errors.KafkaError):  # its thread has died, and something is unanswered
-                producer.close(timeout=CLOSE_S if sender.is_alive() else 0)
-            if not sender.is_alive():
-                sender._client.close()  # else its last act
+            if not sender.is_alive():  # what it does last, if it does not die of something else
+                producer._accumulator.abort_incomplete_batches()
+                sender._client.close()
+            producer.close(timeout=CLOSE_S)
         self._producer = None
         self._connection.close()
         self.check()
@@ -254,7 +253,7 @@ class Producer:
             self.check()
 
     def _take(self, number: int) -> _Sent | None:
-        """The message as long as it has no answer; whoever takes it answers."""
+        """The message as long as it has no answer; the caller that takes it answers."""
         with self._changed:
             sent = self._open.pop(number, None)
             if sent is not None:
@@ -347,7 +346,7 @@ class Outbox:
         return producer.send(message)
 
     def check(self) -> None:
-        """As ``Producer.check``; for whoever waits for answers, every 100 ms."""
+        """As ``Producer.check``; to be called every 100 ms by a thread that waits for answers."""
         if (producer := self._producer) is not None:
             producer.check()
 

@@ -46,8 +46,8 @@ class Rebalance(Protocol):
 class Client(Protocol):
     """A member of a group, from ``connect`` to ``close``: one connection, which is not used again.
 
-    ``commit`` belongs to the committer. ``lost``, ``generation`` and ``wake_rebalance`` never block: they are called
-    under the group's lock. All else belongs to the poller; ``poll`` and ``close`` call the ``Rebalance``.
+    ``commit`` belongs to the committer. ``lost``, ``generation``, ``positions`` and ``wake_rebalance`` do not block: they
+    are called under the group's lock. All else belongs to the poller; ``poll`` and ``close`` call the ``Rebalance``.
     """
 
     @property
@@ -97,7 +97,7 @@ class Client(Protocol):
         """Have a rebalance that waits for us ask again."""
 
     def close(self) -> Exception | None:
-        """Leave the group at once. Returns why the broker could not be told."""
+        """Leave the group at once. Returns why the broker could not be informed."""
 
 
 class Outbox(Protocol):

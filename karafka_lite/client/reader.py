@@ -88,18 +88,18 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
         self._size = 0.0  # bytes of a record of the batch in hand, on average: to look at each would cost too much
         self._fetched = b""  # the batch in hand as it was fetched; reading it decompresses it in its place
         self._left = False  # the stock reader goes on, with the batch in hand
-        self._passed = 0  # records of the batch in hand that are behind us
+        self._passed = 0  # records of the batch in hand that were taken
         self._records: Iterator[Any] = iter(())  # of the batch in hand
         self._ahead: list[Any] = []  # one of them, as long as there are more
-        self._end = fetch_offset  # behind the batch in hand: may be more than behind its last record
+        self._end = fetch_offset  # the next offset after the batch in hand, which may be past its last record
 
     def take(self, n: int | None = None) -> list[Any]:
         """The next ``n`` records, or all; fewer: that was all, and the reader is drained.
 
         Raises:
-            FetchError: what stands next cannot be read. The stock reader would then return nothing for ever, and
-                ``poll`` with it. This one is drained, so that the data are fetched again: that heals a bad wire; a bad
-                disk raises at each poll until somebody goes behind it.
+            FetchError: the next record cannot be read. The stock reader would then never return anything again, nor
+                would ``poll``. This one is drained, so that the data are fetched again: that heals a bad wire; a bad
+                disk raises at each poll until the group is moved past it.
         """
         taken: list[Any] = []
         n = n or ALL
@@ -118,9 +118,9 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
         topic, partition = self.topic_partition
         offset = int(max(self.fetch_offset, self.next_fetch_offset))
         message = (
-            f"{where(topic, partition, offset)} cannot be read ({type(error).__name__}: {error}); it is tried again. "
+            f"{where(topic, partition, offset)} cannot be read ({type(error).__name__}: {error}); retrying. "
             f"A missing codec: install python-snappy, lz4 or zstandard. Bad data: check the broker's disk, or move "
-            f"the group behind it with kafka-consumer-groups.sh --reset-offsets"
+            f"the group past it with kafka-consumer-groups.sh --reset-offsets"
         )
         return FetchError(message, topic, partition, offset)
 
@@ -164,7 +164,7 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
         return MemoryRecords(fetched).next_batch() or self._batches.next_batch()
 
     def _maybe_skip_record(self, record: Any) -> bool:
-        """For the stock reader, which asks until it is told no."""
+        """For the stock reader, which asks until the answer is no."""
         if self._passed:
             self._passed -= 1
             return True
@@ -213,7 +213,7 @@ class Decoded(NamedTuple):
 
 
 def _decoded(batch: Any) -> Iterator[Decoded]:
-    """Each record stands there as::
+    """The format of a record::
 
         length, attributes, timestamp - first, offset - base, key length, key, value length, value, headers
 
@@ -290,7 +290,7 @@ def _decoded(batch: Any) -> Iterator[Decoded]:
             timestamp = append_time
         yield new(Decoded, (offset, timestamp, key, value, headers))
     if pos != len(data):
-        raise _NotForUsError("bytes behind the last record")
+        raise _NotForUsError("bytes after the last record")
 
 
 def _headers(data: bytes, pos: int) -> tuple[Sequence[tuple[str, bytes | None]], int]:
@@ -311,7 +311,7 @@ def _headers(data: bytes, pos: int) -> tuple[Sequence[tuple[str, bytes | None]],
 
 
 def _span(data: bytes, pos: int) -> tuple[int, int]:
-    """Where the bytes begin and end whose length stands at ``pos``."""
+    """Where the bytes begin and end whose length is at ``pos``."""
     size, start = decode_varint(data, pos)
     if size < 0:
         raise _NotForUsError("a negative length")

@@ -40,8 +40,8 @@ NEVER = float("inf")
 class Group:
     """The rules about offsets and ownership.
 
-    ``options`` by topic; ``reset`` is ``auto_offset_reset``; ``leftovers`` are ownerships of an earlier run of this
-    process whose handlers have not returned yet: their successors wait for them.
+    ``options`` by topic; ``reset`` is ``auto_offset_reset``; ``leftovers`` are ownerships of an earlier start of
+    the app whose user code still runs: their successors wait for it.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Group:
         self._rejoin = False
         self._losses = 0
         self._ready: list[Ownership] = []
-        self._unknown: dict[Ownership, None] = {}  # where they go on, only the cluster knows
+        self._unknown: dict[Ownership, None] = {}  # only the cluster knows where they go on
         self._to_plan: dict[Ownership, None] = {}  # may need a seek, a pause or a resume
         self._leaving: dict[Ownership, None] = {}  # DRAINING or RELEASING
         self._running: dict[Run, None] = {}
@@ -412,7 +412,7 @@ class Group:
         return max(now, min(times))
 
     def _settle(self, ownership: Ownership, now: float) -> None:
-        """Bring one ownership to where it belongs now: the only place where time and facts move states on."""
+        """Move a draining or releasing ownership on, call for a worker where one is needed, and set the timer."""
         if ownership.predecessor is not None and not ownership.predecessor.busy:
             ownership.predecessor = None
         if ownership.state is State.DRAINING and (not ownership.busy or now >= ownership.deadline):
@@ -437,7 +437,7 @@ class Group:
         if ownership.state is not State.ASSIGNED:
             return NEVER
         if ownership.predecessor is not None:
-            return now + FOREIGN_S  # it may be of another group, which does not know of us
+            return now + FOREIGN_S  # of an earlier start of the app, perhaps: its Group does not know of us
         return ownership.intake.fetch_at if ownership.intake.fetch_at > now else NEVER
 
     def _set_timer(self, ownership: Ownership, moment: float) -> None:

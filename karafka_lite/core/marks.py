@@ -2,9 +2,11 @@
 
 Three offsets of one ownership, each the *next* offset to read:
 
-    stored      marked by the handler, or automatically after it returned
-    pending     stored, and not known to be on the broker (``version`` differs from ``committed_version``)
-    committed   acknowledged by the broker
+    stored           marked by the handler, or automatically after it returned
+    committed        acknowledged by the broker
+    retry_position   where the next batch starts after a failure
+
+What is stored is *pending* until the broker has it: ``version`` differs from ``committed_version``.
 
 A mark may be committed only when every message that was sent before it is acknowledged (``commit_point``). When a send
 fails, the marks made after it are void.

@@ -29,7 +29,7 @@ from karafka_lite.messages import Record, TopicPartition, next_offset_after, whe
 
 
 class State(IntEnum):
-    """See the drawing above; the order of the values is the order in time."""
+    """See the table above; from REVOKED on the ownership is over."""
 
     ASSIGNED = 1
     DRAINING = 2
@@ -45,7 +45,7 @@ class Run:
     ownership: Ownership
     attempt: int
     began: float
-    chunk: Chunk = Chunk((), None, 0)  # noqa: RUF009 - a NamedTuple, which nobody can change
+    chunk: Chunk = Chunk((), None, 0)  # noqa: RUF009 - a NamedTuple cannot be changed
     hooks: Sequence[RegisteredHook] = ()
     begin_offset: int = 0  # where the batch begins; before its first message where offsets are missing
     version: int = 0  # of the marks when it began

@@ -83,7 +83,9 @@ class Report:
             trace = None if unsent else _info(error)
             log.error("%s: %s failed, %s; %s", event, event.function, describe(error), text, exc_info=trace)
         elif event.critical:
-            log.critical("%s: %s raised %s; nothing is marked, the app stops", event, event.function, describe(error))
+            log.critical(
+                "%s: %s raised %s; nothing more is marked, the app stops", event, event.function, describe(error)
+            )
         else:
             again = "the partition is being revoked; the next owner will retry"
             if event.retry_offset is not None:

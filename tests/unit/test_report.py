@@ -83,7 +83,7 @@ LINES = [
     (ended(ProduceError("out: too large"), retry_offset=120, retry_s=1.0),
      "ERROR", "t-0@120..124: store failed at attempt 1, ProduceError: out: too large; retrying from t-0@120 in 1.0 s"),
     (ended(SystemExit(3)),
-     "CRITICAL", "t-0@120..124: store raised SystemExit: 3; nothing is marked, the app stops"),
+     "CRITICAL", "t-0@120..124: store raised SystemExit: 3; nothing more is marked, the app stops"),
     (given_up(ValueError("bad"), None),
      "ERROR", "t-0@120..124: store failed; skipped after 4 failed attempts (dead_letter=False)"),
     (given_up(ValueError("bad"), ("t.dead", 2, 9)),
