@@ -46,7 +46,7 @@ class Rebalance(Protocol):
 class Client(Protocol):
     """A member of a group, from ``connect`` to ``close``: one connection, which is not used again.
 
-    ``commit`` belongs to the committer. ``lost``, ``generation``, ``positions`` and ``wake_rebalance`` do not block: they
+    ``commit`` is the committer's. ``lost``, ``generation``, ``positions``, ``wake_rebalance`` do not block. They
     are called under the group's lock. All else belongs to the poller; ``poll`` and ``close`` call the ``Rebalance``.
     """
 
