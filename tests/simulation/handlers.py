@@ -65,20 +65,27 @@ class Handlers:
     # -- a batch
 
     def _batch(self, batch: Batch, ctx: Context) -> None:
-        o, run = self._ledger[ctx._ownership], ctx._run
+        o = self._ledger[ctx._ownership]
         if o.token is None:  # the ledger knows what is in the state: it has to come back with the next batch
             o.token = ctx.state["token"] = object()
-        if self._world.calm:
-            self._world.point()
-            if o.options.manual_offsets:
-                self._mark(o, ctx, batch.last)
-            return
-        if self._rng.random() < self._settings.failing / 100:
-            raise SystemExit
-        self._process(batch, ctx, o, run)
+        try:
+            if self._world.calm:
+                self._process_calmly(batch, ctx, o)
+            else:
+                self._process(batch, ctx, o)
+        except BaseException:
+            o.raised = True
+            raise
 
-    def _process(self, batch: Batch, ctx: Context, o: Book, run: Run) -> None:
+    def _process_calmly(self, batch: Batch, ctx: Context, o: Book) -> None:
+        self._world.point()
+        if o.options.manual_offsets:
+            self._mark(o, ctx, batch.last)
+
+    def _process(self, batch: Batch, ctx: Context, o: Book) -> None:
         rng, settings, size = self._rng, self._settings, len(batch)
+        if rng.random() < settings.failing / 100:
+            raise SystemExit
         fails_at = rng.randrange(size + 1) if rng.random() < settings.failing else self._poison(batch)
         returns_at = rng.randrange(size) if rng.random() < 0.05 else None
         hangs_at = rng.randrange(size) if rng.random() < settings.hanging else None
@@ -240,7 +247,7 @@ class Handlers:
         """A thread of user code, which may outlive the call that started it."""
         rng, world = self._rng, self._world
         world.pause(world.now + rng.choice([0.0, 0.1, 2.0]))
-        choice = rng.random()
+        choice = 1.0 if world.calm else rng.random()
         try:
             if choice < 0.3:
                 ctx.resume()
@@ -248,7 +255,7 @@ class Handlers:
                 ctx.commit_offsets(sync=rng.random() < 0.5, timeout_ms=500)
             elif self._settings.backward_marks and choice < 0.75:
                 self._mark(o, ctx, message)
-            elif self._settings.backward_marks:
+            elif self._settings.backward_marks and not world.calm:
                 self._seek(ctx, o, message.offset)
         except KarafkaLiteError:
             pass
@@ -283,11 +290,13 @@ class SimulatedRoute(Route):
     def __init__(self, life: Life, *args: Any) -> None:
         super().__init__(*args)
         self._life = life
-        self._seen: Run | None = None
+        self._seen: set[Run] = set()
 
     def batch_of(self, run: Run) -> Batch:
-        world, seen, self._seen = self._life.world, self._seen, run
-        if run is not seen and not world.calm and world.rng.random() < world.settings.bugs:  # not for a dead letter
+        world, again = self._life.world, run in self._seen  # for a dead letter
+        self._seen.add(run)
+        if not again and not world.calm and world.rng.random() < world.settings.bugs:
             self._life.bugs += 1
+            world.ledger[run.ownership].raised = True
             raise Bug
         return super().batch_of(run)

@@ -113,6 +113,7 @@ class Book:
         self.waiting: set[Send] = set()  # sends without an answer
         self.retry_at: dict[Send, int] = {}  # the retry position before it
         self.failed_send = False  # of the code that runs
+        self.raised = False  # the code that runs has raised
         self.waits_no_more = False  # the code that runs is about to end: it does not wait for answers any longer
         self.unacked_since = 0.0
 
@@ -530,7 +531,7 @@ class Ledger:
         require(o.tp not in inside, "one run per partition at a time", o, inside.get(o.tp))
         require(o.running is None, "one run per ownership at a time", o)
         require(not any(p.busy for p in o.predecessors), "an ownership waits for the code of its predecessor", o)
-        o.redirect = None
+        o.redirect, o.raised = None, False
         if run.hook is Hook.EVERY:
             self._every_begun(o, run.hooks[0], now)
         elif run.hook:
@@ -683,8 +684,11 @@ class Ledger:
         return o
 
     def run_ended(self, run: Run, *, failed: bool, now: float) -> None:
-        unsent = self.books[run.ownership].failed_send
-        o = self._out(run)
+        o = self.books[run.ownership]
+        unsent = o.failed_send
+        reason = o.raised or unsent
+        require(run.hook or failed is reason, "a batch fails when it raises or cannot send, and only then", o, failed)
+        self._out(run)
         if run.hook:
             self._hooks_ended(o, run, unsent, now)
         elif failed:

@@ -354,7 +354,7 @@ class SimulatedClient:
             return errors.CommitError("not in this generation any more")
         session, generation = self.session, stamp
         outcomes = [FINE, "refused", "timeout", "happened", "late"]
-        outcome = FINE if self._world.calm else self._rng.choices(outcomes, [80, 6, 4, 5, 5])[0]
+        outcome = FINE if self._world.calm else self._rng.choices(outcomes, [77, 6, 4, 5, 8])[0]
         if self.link_down or outcome == "timeout":
             self._pause(self._world.now + REQUEST_S)
             return errors.CommitError("no answer")
@@ -395,7 +395,7 @@ class SimulatedClient:
         return accepted
 
     def _arrives_late(self, arrive: Callable[[], bool]) -> None:
-        self._pause(self._world.now + self._rng.uniform(REQUEST_S, 3 * REQUEST_S))
+        self._pause(self._world.now + self._rng.uniform(REQUEST_S, REQUEST_S * self._rng.choice([1.2, 3.0])))
         while arrive in self._late_commits:
             self._reached["a commit arrived late"] += self._late_commits.pop(0)()
 

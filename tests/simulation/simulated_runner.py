@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from karafka_lite.core.intake import BufferLimits
 
 GROUP = "g"
-ANSWER_TIMEOUT_S = 8.0
+ANSWER_TIMEOUT_S = 2.0
 MAX_POLL_INTERVAL_MS = 30_000
 
 
@@ -39,7 +39,12 @@ class AppProcess(Process):
         super().__init__()
         self.number = number
         self.inside: dict[TopicPartition, Run] = {}  # the user code that runs, of any ownership
-        self.life: Life | None = None
+        self.lives: list[Life] = []
+
+    @property
+    def life(self) -> Life | None:
+        """The one that goes on, or the last one."""
+        return self.lives[-1] if self.lives else None
 
     def __str__(self) -> str:
         return f"p{self.number}"
@@ -79,7 +84,7 @@ class Life(Runner):
         self.members = [self.member]
         self.ended = system.event()  # type: ignore[assignment]
         self._exit = Exit.CLEAN
-        process.life = self
+        process.lives.append(self)
         self.start()
         self._main = system.thread(f"{self.name} main", self.serve)
         self._main.start()
@@ -153,12 +158,15 @@ class Life(Runner):
         else:
             violated("no thread dies", self, event.thread, _trace(event.error))
 
+    def check_bugs(self) -> None:
+        """When its threads have ended."""
+        require(not self.bugs, "a bug in a worker ends the app", self)
+
     def serve(self) -> Exit:
         code = super().serve()
         self.world.say(self, "ends with", code)
         missed = {tp: count for tp, count in self.books.lost_partitions.items() if count}
         require(not missed, "a loss is reported", self, missed)
-        require(not self.bugs, "a bug in a worker ends the app", self)
         return code
 
 
@@ -196,7 +204,7 @@ class SimulatedOutbox:
         delay = 0.0 if world.calm else rng.choice([0.0, 0.0, 0.01, 0.3, 6.0])
         if fate == "silent":
             self._silent.append((world.now, future))
-            delay = ANSWER_TIMEOUT_S + rng.choice([0.0, 10.0, 20.0])  # if nobody asks, it comes late
+            delay = ANSWER_TIMEOUT_S + rng.choice([0.0, 5.1, 6.0, 9.0])  # if nobody asks, it comes late
         refused = fate == "refused" or (fate == "silent" and rng.random() < 0.5)
         failure = ProduceError("refused") if refused else None
         world.spawn(self._life.process, f"{self._life} answer", lambda: self._answer(future, delay, failure))

@@ -36,7 +36,7 @@ from karafka_lite.core.intake import BufferLimits
 from karafka_lite.core.options import Hook
 from karafka_lite.messages import TopicPartition
 
-EVENTS_PER_WORLD = 4000
+EVENTS_PER_WORLD = 3000
 BACKLOG = 80  # logs do not grow without end
 CALM_EVENTS = 60_000  # more than ever needed
 CALM_SECONDS = 300.0
@@ -139,6 +139,7 @@ class Settings(NamedTuple):
     hanging: float
     sending: float
     poison: float  # of all messages: the handler fails at these again and again
+    growth: float  # seconds between two times that a log grows
     unrest: float  # seconds between two acts of the world
     jumps: float  # how often time moves on although somebody could go on
     interrupts: float  # at which part of its points a thread is interrupted
@@ -154,15 +155,16 @@ class Settings(NamedTuple):
             processes=rng.choice([1, 2, 2, 3]),
             poll_records=rng.choice([2, 5, 20]),
             limits=BufferLimits(rng.choice([5, 50, 1000]), rng.choice([20, 200, 10_000])),
-            backward_marks=rng.random() < 0.25,
+            backward_marks=rng.random() < 0.35,
             failing=rng.choice([0.0, 0.1, 0.4]),
             hanging=rng.choice([0.0, 0.003, 0.02, 0.1]),
             sending=rng.choice([0.0, 0.1, 0.5]),
             poison=rng.choice([0.0, 0.05, 0.3, 0.6]),
-            unrest=rng.choice([0.1, 0.3, 1.0]),
+            growth=rng.choice([0.1, 0.3, 1.0]),
+            unrest=rng.choice([0.3, 1.0, 2.0, 5.0]),
             jumps=rng.choice([0.01, 0.05, 0.2]),
             interrupts=rng.choice([0.02, 0.1, 0.3, 0.8]),
-            bugs=rng.choice([0.0, 0.0, 0.002]),
+            bugs=rng.choice([0.0, 0.0, 0.005]),
         )
 
 
@@ -254,6 +256,7 @@ class World(Scheduler):
 
     def _unrest(self, events: int) -> None:
         self.spawn(None, "coordinator", self._coordinator)
+        self.spawn(None, "growth", self._growth)
         acts = self.spawn(None, "acts", self._acts)
         for process in self._processes:
             Life(self, process, ())
@@ -283,6 +286,8 @@ class World(Scheduler):
             life.ask_to_stop()
         self._until("every member stops", lambda: not self._lives())
         self._until("every worker ends", lambda: not any("worker" in thread.name for thread in self.threads))
+        for life in [life for process in self._processes for life in process.lives]:
+            life.check_bugs()
         require(not (waiting := self.ledger.hooks_waiting()), "every hook that was due has run", *waiting)
         require(not (behind := self._behind()), "what was committed stays committed", *behind)
 
@@ -328,11 +333,16 @@ class World(Scheduler):
             *(self._evict, self._cut_link, self._freeze, self._refuse, self._break),
             *(self._stop_one, self._crash, self._hide, self._ask_for_positions),
         ]
-        acts = [self._grow, self._start_one, self._rebalance, *trouble]
-        weights = [30, 5, self.rng.choice([1, 5, 10]), *(self.rng.choice([0, 0, 1, 3]) for _ in trouble)]
+        acts = [self._start_one, self._rebalance, *trouble]
+        weights = [5, self.rng.choice([1, 5, 10]), *(self.rng.choice([0, 0, 1, 3]) for _ in trouble)]
         while True:
             self.pause(self.now + self.rng.expovariate(1 / self.settings.unrest))
             self.rng.choices(acts, weights)[0]()
+
+    def _growth(self) -> None:
+        while not self.calm:
+            self.pause(self.now + self.rng.expovariate(1 / self.settings.growth))
+            self._grow()
 
     def _grow(self) -> None:
         tp = self.rng.choice(list(self.broker.logs))

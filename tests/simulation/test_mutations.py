@@ -6,7 +6,7 @@ as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -151,20 +151,28 @@ def _(patch: Patch) -> None:
 
 @wrong("functions of every go before batches, always")
 def _(patch: Patch) -> None:
-    _turns(patch, lambda since, what: -FOREVER if what else since)
+    def begin(method: Callable[..., Any], ownership: Ownership, now: float) -> Run | None:
+        intake, since = ownership.intake, ownership.intake.queued_since
+        if any(moment <= now for moment in ownership.every_at.values()):
+            intake.queued_since = FOREVER
+        run: Run | None = method(ownership, now)
+        if intake.queued_since == FOREVER:
+            intake.queued_since = since
+        return run
+
+    instead(patch, Ownership, "begin", begin)
 
 
 @wrong("batches go before functions of every, always")
 def _(patch: Patch) -> None:
-    _turns(patch, lambda since, what: since if what else -FOREVER)
+    def begin(method: Callable[..., Any], ownership: Ownership, now: float) -> Run | None:
+        moments = dict(ownership.every_at)
+        ownership.every_at = {hook: max(moment, now) for hook, moment in moments.items()}
+        run: Run | None = method(ownership, now)
+        ownership.every_at.update(moments)
+        return run
 
-
-def _turns(patch: Patch, turn: Callable[[float, Any], float]) -> None:
-    def due(method: Callable[..., Any], ownership: Ownership) -> Iterator[tuple[float, float, Any]]:
-        for moment, since, what in method(ownership):
-            yield moment, turn(since, what), what
-
-    instead(patch, Ownership, "_due", due)
+    instead(patch, Ownership, "begin", begin)
 
 
 @wrong("a version is used twice")
@@ -337,12 +345,12 @@ def _(patch: Patch) -> None:
 
 @wrong("the state survives a failure")
 def _(patch: Patch) -> None:
-    def repeat(method: Callable[..., Any], ownership: Ownership, run: Run) -> None:
+    def end(method: Callable[..., Any], ownership: Ownership, run: Run, **named: Any) -> None:
         state = dict(ownership.user_state)
-        method(ownership, run)
+        method(ownership, run, **named)
         ownership.user_state.update(state)
 
-    instead(patch, Ownership, "_repeat", repeat)
+    instead(patch, Ownership, "end", end)
 
 
 @wrong("a seek is forgotten")

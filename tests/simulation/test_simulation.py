@@ -1,4 +1,4 @@
-"""The pure core against a model of a broker, in any order of events.
+"""The runner's own code against a model of a broker, in any order of events.
 
 KARAFKA_LITE_SIM_EVENTS=1000000 pytest -n 0 -s tests/simulation/test_simulation.py   the long form
 KARAFKA_LITE_SIM_SEED=1234 pytest tests/simulation/test_simulation.py                begin with the one that failed
@@ -13,7 +13,7 @@ import pytest
 from ledger import Violation
 from simulation import EVENTS_PER_WORLD, World, simulate
 
-ENOUGH = 300_000  # to come upon every situation
+ENOUGH = 500_000  # to come upon every situation
 EVENTS = int(os.environ.get("KARAFKA_LITE_SIM_EVENTS", ENOUGH))
 SEED = int(os.environ.get("KARAFKA_LITE_SIM_SEED", 1))
 
