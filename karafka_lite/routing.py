@@ -200,10 +200,14 @@ class Route:
     hooks: list[RegisteredHook]
     dead_letter: DeadLetter = None
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """The handler's name in messages: its qualified name without the module."""
         return name_of(self.handler)
+
+    def name_of_call(self, run: Run) -> str:
+        """What ``run`` calls, in messages: the handler, or hooks."""
+        return ", ".join([name_of(hook.function) for hook in run.hooks]) or self.name
 
     @property
     def options(self) -> Options:

@@ -17,9 +17,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -71,8 +70,7 @@ class System:
     yield_now = staticmethod(partial(time.sleep, 0))
 
     def thread(self, name: str, function: Callable[[], None]) -> Any:
-        """A thread that is not started yet."""
-        return threading.Thread(target=function, name=name, daemon=True)
+        return threading.Thread(target=function, name=name, daemon=True)  # not started yet
 
 
 class Workers:
@@ -146,7 +144,7 @@ class Member:
         self.lock = system.lock()
         self._changed = system.condition(self.lock)
         self._changes = 0  # how often ``_changed`` was notified
-        self._news = News(group_id, self._name, shared.emit)
+        self._news = News(group_id, lambda run: routes[run.ownership.tp[0]].name_of_call(run), shared.emit)
         self._handing_over = False  # a rebalance waits for us
         self._commit_error: Exception | None = None  # of the last commit
         self._closed = False
@@ -156,23 +154,26 @@ class Member:
         self._committer = system.thread(f"karafka-committer-{group_id}", self._commit_until_closed)
         forks.watch(self)
 
-    def _name(self, run: Run) -> str:
-        return ", ".join(name_of(hook.function) for hook in run.hooks) or self._routes[run.ownership.tp[0]].name
-
     # -- the lock
 
-    @contextmanager
-    def locked(self) -> Iterator[float]:
+    def locked(self) -> Member:
         """Hold the lock, knowing the time and whether we are still a member; then pass on what was decided."""
+        return self  # no generator: it would cost 1 us more, a few times for each batch
+
+    def __enter__(self) -> float:
+        self.lock.acquire()
         try:
-            with self.lock:
-                now = self._now()
-                try:
-                    self._check_membership(now)
-                    yield now
-                finally:
-                    self._dispatch()
+            self._check_membership(now := self._now())
+            return now
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            self._dispatch()
         finally:
+            self.lock.release()
             self._news.emit()
 
     def _check_membership(self, now: float) -> None:
@@ -251,10 +252,8 @@ class Member:
         except errors.PollError as error:
             self._news.emit_now(events.PollFailed, error)
             return LOOK_AGAIN_S
-        except KarafkaLiteError:
-            raise
-        except Exception as error:  # noqa: BLE001 - kafka-python itself is broken: its IO thread has died, say
-            self._news.emit_now(events.ClientFailed, error)
+        except errors.ClientBrokenError as error:
+            self._news.emit_now(events.ClientFailed, error.__cause__ or error)
             self._replace_client()
             return 0.0
 
@@ -633,10 +632,9 @@ class Runner:
         self._requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()  # ``put`` may be called by signal handlers
         self._workers = Workers(system, config.concurrency, self._crashed)
         self._outbox = producer.Outbox(bootstrap_servers, config.settings, emit)
-        settings = config.settings
 
         def make_client(member: Member) -> Client:
-            return consumer.Client(member.group_id, bootstrap_servers, settings, member, emit)
+            return consumer.Client(member.group_id, bootstrap_servers, config.settings, member, emit)
 
         shared = Shared(config, system, self._workers, self._outbox, make_client, emit, self._requests)
         self.members = [Member(shared, name, topics, leftovers.get(name, ())) for name, topics in routes.items()]
