@@ -1,4 +1,7 @@
-"""``karafka-lite produce`` and ``run --feed`` as processes of their own, on a real Kafka; librdkafka is the judge."""
+"""``karafka-lite produce`` and ``run --feed`` as processes of their own, on a real Kafka; librdkafka is the judge.
+
+The producer itself is at the end: what becomes of its futures, whatever happens to kafka-python's sender thread.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,20 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType, ResourceType
+from kafka.producer.sender import Sender
 from support.kafka_server import JavaKafka, kafka_source
 from support.observer import BreakableKafka, Observer, wait_until
 
-from karafka_lite.client.producer import Producer
+from karafka_lite.client.producer import Outbox, Producer, _Sent
 from karafka_lite.errors import ProduceError
 from karafka_lite.messages import Outgoing
 
@@ -366,11 +372,12 @@ def test_what_cannot_be_a_message_is_raised_at_once_and_does_not_count_as_on_its
     kafka: Observer, producer: Producer
 ) -> None:
     topic = kafka.topic()
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="value must be bytes"):
         producer.send(Outgoing(topic, "text"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="partition"):
         producer.send(Outgoing(topic, b"1", partition=7))
     assert producer.flush(0)
+    assert producer._unanswered == 0
 
 
 def test_sending_waits_while_too_much_is_unanswered(
@@ -412,3 +419,280 @@ def test_closing_while_nobody_answers_fails_what_is_unanswered_and_leaves_no_thr
     producer.close(0.2)
     assert isinstance(lost.exception(0), ProduceError)
     kafka.resume()
+
+
+# -- no future waits for ever -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def connected(kafka: Observer, **settings: Any) -> Iterator[tuple[Producer, str]]:
+    """An idempotent producer, and a topic that it knows; closed after the block."""
+    producer, topic = Producer([kafka.bootstrap_servers], settings, idempotent=True), kafka.topic()
+    producer.connect()
+    try:
+        assert producer.send(Outgoing(topic, b"first")).result(20) == (0, 0)
+        yield producer, topic
+    finally:
+        producer.close(0)
+
+
+def failure_of(checks: Producer | Outbox, future: Future[tuple[int, int]], timeout_s: float = 20) -> ProduceError:
+    """The error of a future, while somebody asks ``check`` as the runner does."""
+    wait_until(lambda: (checks.check(), future.done())[1], timeout_s, "the future has a result")
+    error = future.exception(0)
+    assert isinstance(error, ProduceError)
+    return error
+
+
+@contextmanager
+def hung(producer: Producer, *, dies: bool = False) -> Iterator[None]:
+    """The sender thread waits within a turn; then it goes on, or dies of what is no Exception."""
+    sender, reached, go_on = producer._producer._sender, threading.Event(), threading.Event()
+    stock = sender.run_once
+
+    def hang() -> None:
+        reached.set()
+        go_on.wait()
+        if dies:
+            raise SystemExit
+        stock()
+
+    sender.run_once = hang
+    sender.wakeup()
+    assert reached.wait(10)
+    try:
+        yield
+    finally:
+        if not dies:
+            sender.run_once = stock
+        go_on.set()
+    if dies:
+        sender.join(10)
+        assert not sender.is_alive()
+
+
+thread_dies = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@thread_dies
+def test_what_a_dead_sender_thread_has_left_fails_as_soon_as_somebody_asks(kafka: Observer) -> None:
+    with connected(kafka) as (producer, topic):
+        with hung(producer, dies=True):
+            left = [producer.send(Outgoing(topic, b"1")) for _ in range(3)]
+        assert producer.dead
+        for future in left:
+            error = failure_of(producer, future, 1)
+            assert "sender thread has died" in str(error)
+            assert not error.collateral
+        assert producer.flush(0)
+
+
+@thread_dies
+def test_a_producer_whose_sender_thread_has_died_takes_nothing_and_can_be_closed(kafka: Observer) -> None:
+    with connected(kafka) as (producer, topic):
+        sender = producer._producer._sender
+        with hung(producer, dies=True):
+            left = producer.send(Outgoing(topic, b"1"))
+        assert isinstance(producer.send(Outgoing(topic, b"2")).exception(0), ProduceError)
+        began = time.monotonic()
+        producer.close(0.1)
+        assert time.monotonic() - began < 3
+        assert isinstance(left.exception(0), ProduceError)
+        assert sender._client._net._closed, "its sockets"
+
+
+@thread_dies
+def test_an_outbox_replaces_a_producer_whose_sender_thread_has_died(kafka: Observer) -> None:
+    topic = kafka.topic()
+    outbox = Outbox([kafka.bootstrap_servers], {})
+    try:
+        assert outbox.send(Outgoing(topic, b"1")).result(20) == (0, 0)
+        assert outbox._producer is not None
+        with hung(outbox._producer, dies=True):
+            left = outbox.send(Outgoing(topic, b"left"))
+        failure_of(outbox, left, 1)
+        assert outbox.send(Outgoing(topic, b"2")).result(20) == (0, 1)
+    finally:
+        outbox.close()
+
+
+def test_a_sender_thread_that_does_nothing_but_fail_is_dead_after_a_while_and_takes_no_core_meanwhile(
+    kafka: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("karafka_lite.client.producer.FAILING_S", 0.5)
+    turns: list[None] = []
+
+    def fail(sender: Any, now: Any = None) -> None:
+        turns.append(None)
+        raise RuntimeError("a bug in kafka-python")
+
+    topic = kafka.topic()
+    outbox = Outbox([kafka.bootstrap_servers], {})
+    try:
+        assert outbox.send(Outgoing(topic, b"1")).result(20) == (0, 0)
+        first = outbox._producer
+        assert first is not None
+        with monkeypatch.context() as context:
+            context.setattr(Sender, "_send_producer_data", fail)
+            error = failure_of(outbox, outbox.send(Outgoing(topic, b"2")))
+            assert "RuntimeError: a bug in kafka-python" in str(error)
+            assert not error.collateral
+            assert first.dead
+            assert len(turns) < 30
+            assert isinstance(first.send(Outgoing(topic, b"2")).exception(0), ProduceError)
+        assert outbox.send(Outgoing(topic, b"3")).result(20)[0] == 0, "by a new producer"
+    finally:
+        outbox.close()
+
+
+def test_a_sender_thread_that_fails_once_goes_on(kafka: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock, failed = Sender._send_producer_data, []
+
+    def fail_once(sender: Any, now: Any = None) -> Any:
+        if not failed:
+            failed.append(True)
+            raise RuntimeError("once")
+        return stock(sender, now)
+
+    with connected(kafka) as (producer, topic):
+        monkeypatch.setattr(Sender, "_send_producer_data", fail_once)
+        assert producer.send(Outgoing(topic, b"1")).result(20) == (0, 1)
+        assert failed
+        wait_until(lambda: producer._failing_since is None)
+        assert not producer.dead
+
+
+QUICKLY: dict[str, Any] = {"delivery_timeout_ms": 600, "request_timeout_ms": 300, "max_block_ms": 200}
+
+
+@pytest.fixture
+def overdue_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("karafka_lite.client.producer.OVERDUE_S", 0.2)
+
+
+@pytest.fixture
+def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("karafka_lite.client.producer.WINDOW_BYTES", 10_000)
+
+
+@pytest.mark.usefixtures("overdue_soon")
+def test_what_a_hanging_sender_thread_does_not_send_is_overdue_after_its_time(kafka: Observer) -> None:
+    with connected(kafka, **QUICKLY) as (producer, topic):
+        assert producer.answer_timeout_s == pytest.approx(1.0)
+        with hung(producer):
+            began = time.monotonic()
+            error = failure_of(producer, producer.send(Outgoing(topic, b"1")))
+            assert 0.9 < time.monotonic() - began < 5
+            assert "no answer at all" in str(error)
+
+
+@pytest.mark.usefixtures("overdue_soon", "small_window")
+def test_waiting_for_room_ends_with_the_time_of_what_takes_it(kafka: Observer) -> None:
+    with connected(kafka, **QUICKLY) as (producer, topic):
+        with hung(producer):
+            first = producer.send(Outgoing(topic, b"x" * 7000))
+            second = producer.send(Outgoing(topic, b"x" * 7000))  # waits for the first one
+            assert isinstance(first.exception(0), ProduceError)
+            failure_of(producer, second)
+
+
+@pytest.mark.usefixtures("small_window")
+def test_waiting_for_room_ends_when_the_producer_dies(kafka: Observer) -> None:
+    with connected(kafka) as (producer, topic):
+        futures: list[Future[tuple[int, int]]] = []
+        with hung(producer):
+            futures.append(producer.send(Outgoing(topic, b"x" * 7000)))
+            waiting = threading.Thread(target=lambda: futures.append(producer.send(Outgoing(topic, b"x" * 7000))))
+            waiting.start()
+            waiting.join(0.3)
+            assert waiting.is_alive()
+            producer._broken = RuntimeError("a bug in kafka-python")
+            waiting.join(5)
+            assert not waiting.is_alive()
+        for future in futures:
+            failure_of(producer, future, 1)
+
+
+@pytest.mark.usefixtures("small_window")
+def test_waiting_for_room_ends_with_a_fatal_error_before_kafka_python_has_looked_after_the_others(
+    kafka: Observer,
+) -> None:
+    with connected(kafka) as (producer, topic):
+        futures: list[Future[tuple[int, int]]] = []
+        with hung(producer):
+            producer.send(Outgoing(topic, b"x" * 7000))
+            waiting = threading.Thread(target=lambda: futures.append(producer.send(Outgoing(topic, b"x" * 7000))))
+            waiting.start()
+            waiting.join(0.3)
+            assert waiting.is_alive()
+            producer._manager.transition_to_fatal_error(RuntimeError("of another message"))
+            waiting.join(5)
+            assert not waiting.is_alive()
+        assert failure_of(producer, futures[0], 0).collateral
+
+
+@pytest.mark.usefixtures("overdue_soon")
+def test_a_flush_without_a_bound_of_its_own_has_that_of_the_answers(kafka: Observer) -> None:
+    with connected(kafka, **QUICKLY) as (producer, topic):
+        with hung(producer):
+            left = producer.send(Outgoing(topic, b"1"))
+            producer.flush()
+            failure_of(producer, left, 1)
+
+
+def test_an_answer_that_comes_after_all_is_forgotten(kafka: Observer) -> None:
+    with connected(kafka) as (producer, topic):
+        with hung(producer):
+            future = producer.send(Outgoing(topic, b"1"))
+            producer._broken = RuntimeError("so it seems")
+            failure_of(producer, future, 1)
+        wait_until(lambda: kafka.end_offset(topic) == 2, 20, "it arrives")
+        assert isinstance(future.exception(0), ProduceError)
+        assert producer._unanswered == 0
+
+
+# -- who else fails with a refused message ----------------------------------------------------------------------------
+
+
+def test_what_fails_with_the_refused_message_of_another_topic_or_partition_is_collateral(kafka: Observer) -> None:
+    small = kafka.topic(2, max_message_bytes=2000)
+    with connected(kafka) as (producer, other):
+        producer.send(Outgoing(small, b"known", partition=0)).result(10)
+        with hung(producer):
+            refused = producer.send(Outgoing(small, b"x" * 5000, partition=0))
+            same_topic = [producer.send(Outgoing(small, b"1", partition=1)) for _ in range(3)]
+            others = [producer.send(Outgoing(other, b"1")) for _ in range(3)]
+        error = failure_of(producer, refused)
+        assert "a message of 5000 bytes is too large" in str(error)
+        assert not error.collateral
+        wait_until(lambda: producer.dead)
+        late = producer.send(Outgoing(other, b"2"))
+        failed = [future for future in (*same_topic, *others, late) if future.exception(20) is not None]
+        assert late in failed
+        for future in failed:
+            error = failure_of(producer, future)
+            assert error.collateral
+            assert f"because a message for topic {small} was refused" in str(error)
+
+
+def test_what_is_still_open_when_a_dead_producer_is_closed_is_collateral_too(kafka: Observer) -> None:
+    small = kafka.topic(max_message_bytes=2000)
+    with connected(kafka) as (producer, other):
+        failure_of(producer, producer.send(Outgoing(small, b"x" * 5000)))
+        wait_until(lambda: producer.dead)
+        sent = _Sent(other, 1, time.monotonic() + 60)
+        assert producer._enter(-1, sent)
+        producer.close(0)
+        error = sent.future.exception(0)
+        assert isinstance(error, ProduceError)
+        assert error.collateral
+
+
+def test_a_message_that_nobody_acknowledges_in_time_is_not_collateral(private_kafka: BreakableKafka) -> None:
+    kafka = private_kafka
+    with connected(kafka, **QUICKLY) as (producer, topic):
+        kafka.pause()
+        error = failure_of(producer, producer.send(Outgoing(topic, b"1")))
+        kafka.resume()
+    assert "acknowledged nothing in time" in str(error)
+    assert not error.collateral
