@@ -33,7 +33,7 @@ RECORD_BYTES = 7
 FINE = "fine"
 
 
-class Broken(Exception):
+class Broken(errors.ClientBrokenError):
     """kafka-python itself is broken."""
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import traceback
 from collections.abc import Collection
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from handlers import EXPECTED, Bug, Handlers
@@ -17,9 +19,9 @@ from steps import Process
 from karafka_lite import events
 from karafka_lite.core.options import Hook
 from karafka_lite.core.ownership import Ownership, Run
-from karafka_lite.errors import Exit, ProduceError
+from karafka_lite.errors import ClientBrokenError, Exit, ProduceError
 from karafka_lite.messages import Outgoing, TopicPartition
-from karafka_lite.runner import Member, Runner, Shared, Workers
+from karafka_lite.runner import Member, Runner
 from karafka_lite.settings import Config
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class AppProcess(Process):
 
 
 class Life(Runner):
-    """One run of the app: the runner's own ``start`` and ``serve``; only what it is made of is made here."""
+    """One run of the app: the runner's own, but for what it is made of."""
 
     def __init__(self, world: World, process: AppProcess, leftovers: Collection[Ownership]) -> None:
         settings = world.settings
@@ -72,22 +74,27 @@ class Life(Runner):
             {"max_poll_interval_ms": MAX_POLL_INTERVAL_MS},
         )
         system = SimulatedSystem(world, process, self._compare)
-        self._deliveries = Deliveries()  # type: ignore[assignment]
-        self._emit = self._observe
-        self._requests = SimulatedQueue(world)  # type: ignore[assignment]
-        self._workers = Workers(system, config.concurrency, self._crashed)
-        self._outbox = SimulatedOutbox(self)  # type: ignore[assignment]
-        requests = self._requests
-        shared = Shared(config, system, self._workers, self._outbox, self._make_client, self._emit, requests)
-        with patch("karafka_lite.runner.Group", lambda *args, **named: world.group(self, *args, **named)):
-            self.member = Member(shared, GROUP, self.handlers.routes, leftovers)
-        self.members = [self.member]
-        self.ended = system.event()  # type: ignore[assignment]
-        self._exit = Exit.CLEAN
+        with ExitStack() as stack:
+            for name, made in {
+                "System": lambda: system,
+                "Deliveries": lambda *_: Deliveries(self),
+                "Group": partial(world.group, self),
+                "producer.Outbox": lambda *_: SimulatedOutbox(self),
+                "queue.SimpleQueue": lambda: SimulatedQueue(world),
+                "threading.Event": system.event,
+            }.items():
+                stack.enter_context(patch(f"karafka_lite.runner.{name}", made))
+            super().__init__(
+                config, config.bootstrap_servers, {GROUP: self.handlers.routes}, (), {GROUP: list(leftovers)}
+            )
         process.lives.append(self)
         self.start()
         self._main = system.thread(f"{self.name} main", self.serve)
         self._main.start()
+
+    @property
+    def member(self) -> Member:
+        return self.members[0]
 
     @property
     def client(self) -> SimulatedClient:
@@ -119,18 +126,13 @@ class Life(Runner):
     def __str__(self) -> str:
         return self.name
 
-    def _make_client(self, member: Member) -> SimulatedClient:
-        if member.__dict__.get("_client") is not None:
-            self.world.reached["a client broke down"] += 1
-        return SimulatedClient(self, member)
-
     def _compare(self) -> None:
         self.books.found_nothing = False
         self.world.ledger.compare(self, self.world.now)
 
     # -- events
 
-    def _observe(self, event: events.Event) -> None:
+    def observe(self, event: events.Event) -> None:
         world = self.world
         if world.over:
             return
@@ -138,16 +140,14 @@ class Life(Runner):
         if isinstance(event, events.Crashed):
             self._died(event)
         elif isinstance(event, events.ClientFailed):
-            if type(event.error).__name__ != "Broken":
+            self.world.reached["a client broke down"] += 1
+            if not isinstance(event.error, ClientBrokenError):
                 violated("a client fails of what the world did to it", _trace(event.error))
         elif isinstance(event, events.Lost):
             lost = self.books.lost_partitions
             for tp in event.partitions:
                 require(lost[tp] > 0, "a loss is reported once", self, tp)
                 lost[tp] -= 1
-        elif isinstance(event, events.Revoked):
-            kept = [tp for tp in event.committed if (o := self.books.open.get(tp)) and o.ours]
-            require(not kept, "what was handed over is reported as that", self, *kept)
         elif isinstance(event, events.CallEnded) and not isinstance(event.error, EXPECTED):
             violated("user code fails of what it did", _trace(event.error))
 
@@ -177,8 +177,18 @@ def _trace(error: BaseException) -> str:
 class Deliveries:
     """Events are delivered where they are emitted."""
 
+    def __init__(self, life: Life) -> None:
+        self.life = life
+
     def start(self) -> None: ...
     def stop(self) -> None: ...
+    def emit(self, event: events.Event) -> None:
+        self.life.observe(event)
+
+
+def make_client(_group_id: str, _servers: object, _settings: object, member: Member, emit: Any) -> SimulatedClient:
+    """In the place of ``consumer.Client``."""
+    return SimulatedClient(emit.__self__.life, member)
 
 
 class SimulatedOutbox:

@@ -23,21 +23,21 @@ from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.core.retries import Retries
 from karafka_lite.errors import CommitError
 from karafka_lite.messages import next_offset_after
-from karafka_lite.runner import Member, Workers
+from karafka_lite.runner import Member
 
 EVENTS = 600_000  # most are noticed within 20,000
 FOREVER = float("inf")
 
 Patch = pytest.MonkeyPatch
 Mutation = Callable[[Patch], None]
-MUTATIONS: dict[str, Mutation] = {}
+MUTATIONS: dict[str, tuple[Mutation, dict[str, float]]] = {}
 
 
-def wrong(what: str) -> Callable[[Mutation], Mutation]:
-    """Name what a mutation makes wrong."""
+def wrong(what: str, **settings: float) -> Callable[[Mutation], Mutation]:
+    """Name what a mutation makes wrong, and the settings of a world in which that matters soon."""
 
     def register(mutation: Mutation) -> Mutation:
-        MUTATIONS[what] = mutation
+        MUTATIONS[what] = mutation, settings
         return mutation
 
     return register
@@ -131,11 +131,11 @@ def _(patch: Patch) -> None:
 
 @wrong("a worker dies of a bug, and nobody notices")
 def _(patch: Patch) -> None:
-    def work(method: Callable[..., Any], workers: Workers) -> None:
-        workers._crashed = lambda bug: None
-        method(workers)
+    def crash(method: Callable[..., Any], member: Member, thread: str, bug: BaseException) -> None:
+        if thread != "worker":
+            method(member, thread, bug)
 
-    instead(patch, Workers, "_work", work)
+    instead(patch, Member, "crash", crash)
 
 
 @wrong("a bug in a worker leaves the partition in its hands")
@@ -175,12 +175,12 @@ def _(patch: Patch) -> None:
     instead(patch, Ownership, "begin", begin)
 
 
-@wrong("a version is used twice")
+@wrong("a version is used twice", sending=0.5)
 def _(patch: Patch) -> None:
     after(patch, Marks, "answered", lambda marks, send, failure: setattr(marks, "_versions", marks.version))
 
 
-@wrong("an answer counts twice")
+@wrong("an answer counts twice", sending=0.5, unrest=5.0, hanging=0.0)
 def _(patch: Patch) -> None:
     instead(
         patch,
@@ -195,7 +195,7 @@ def _(patch: Patch) -> None:
     patch.setattr(Intake, "put_back", lambda intake, chunk, offset: setattr(intake, "next_offset", offset))
 
 
-@wrong("what is put back waits for batch_timeout_ms")
+@wrong("what is put back waits for batch_timeout_ms", failing=0.4, unrest=5.0)
 def _(patch: Patch) -> None:
     keeping(patch, Intake, "put_back", "queued_since")
 
@@ -462,6 +462,7 @@ def _(patch: Patch) -> None:
 @pytest.mark.xdist_group("mutations")
 @pytest.mark.parametrize("what", MUTATIONS)
 def test_the_simulation_notices_when(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    MUTATIONS[what](monkeypatch)
+    mutation, settings = MUTATIONS[what]
+    mutation(monkeypatch)
     with pytest.raises(Violation):
-        simulate(1, EVENTS)
+        simulate(1, EVENTS, **settings)

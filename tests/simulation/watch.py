@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import ledger as books
 from ledger import require
+from simulated_runner import make_client
 
 from karafka_lite.core.answers import Commit, Outcome, PollPlan
 from karafka_lite.core.group import Group
@@ -246,8 +247,9 @@ class WatchedGroup(Group):
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Have the runner's groups make ownerships and marks that are watched."""
+    """Have the runner's groups make ownerships and marks that are watched, and its members simulated clients."""
     with (
+        patch("karafka_lite.client.consumer.Client", make_client),
         patch("karafka_lite.core.group.Ownership", WatchedOwnership),
         patch("karafka_lite.core.ownership.Marks", WatchedMarks),
     ):
