@@ -5,12 +5,13 @@ Threads: every method may be called from anywhere. Futures are resolved on kafka
 
 Private touch points in kafka-python 3.0 (pinned below 3.1), with tests in tests/kafka/test_produce.py:
 
-    producer._sender.force_close    ``close`` raises while something is unanswered, and leaves its thread running
-    producer._sender.is_alive       a sender thread that has died says nothing
-    producer._sender._client, producer._accumulator    what a sender thread that has died leaves open
-    producer._sender.run_once       one that fails at every turn resolves no future, and uses all of a core
-    producer._transaction_manager   an idempotent producer is dead after one refused message: this knows it
-    receipt._produce_future         the same for all messages of a batch
+    producer._sender.force_close     ``close`` raises while something is unanswered, and leaves its thread running
+    producer._sender.is_alive        a sender thread that has died says nothing
+    producer._sender.run_once        one that fails at every turn resolves no future, and uses all of a core
+    producer._sender._client, producer._accumulator, producer._closed
+                                     what a sender thread that has died leaves open
+    producer._transaction_manager    an idempotent producer is dead after one refused message: this knows it
+    receipt._produce_future          the same for all messages of a batch
 """
 
 from __future__ import annotations
@@ -188,12 +189,15 @@ class Producer:
         producer, self._closing = self._producer, True
         if producer is not None:
             self.flush(timeout_s)
-            sender = producer._sender
-            sender.force_close()
-            if not sender.is_alive():  # what it does last, if it does not die of something else
-                producer._accumulator.abort_incomplete_batches()
-                sender._client.close()
-            producer.close(timeout=CLOSE_S)
+            producer._sender.force_close()
+            try:
+                if not producer._sender.is_alive():  # what it does last, if it does not die of something else
+                    producer._accumulator.abort_incomplete_batches()
+                producer.close(timeout=CLOSE_S)
+            except Exception:  # noqa: BLE001 - what it dies of may also keep it from ending in good order
+                producer._closed = True  # else its __del__ would try it once more
+            if not producer._sender.is_alive():
+                producer._sender._client.close()
         self._producer = None
         self._connection.close()
         self.check()

@@ -502,6 +502,29 @@ def test_a_producer_whose_sender_thread_has_died_takes_nothing_and_can_be_closed
 
 
 @thread_dies
+def test_a_producer_whose_sender_thread_dies_of_being_closed_can_be_closed(
+    kafka: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("karafka_lite.client.producer.CLOSE_S", 0.5)
+
+    def fail(error: Exception) -> None:
+        raise ValueError("a batch that cannot be built")
+
+    with connected(kafka) as (producer, topic):
+        sender, accumulator = producer._producer._sender, producer._producer._accumulator
+        with hung(producer):
+            left = producer.send(Outgoing(topic, b"1"))
+            accumulator.abort_batches = fail
+            sender.initiate_close()
+            sender._force_close = True
+        sender.join(10)
+        producer.close(0)
+        assert isinstance(left.exception(0), ProduceError) or left.result(0) == (0, 1)
+        assert sender._client._net._closed, "its sockets"
+        assert producer.dead
+
+
+@thread_dies
 def test_an_outbox_replaces_a_producer_whose_sender_thread_has_died(kafka: Observer) -> None:
     topic = kafka.topic()
     outbox = Outbox([kafka.bootstrap_servers], {})
