@@ -389,5 +389,5 @@ def encoded(value: Any) -> bytes | None:
         return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(
-            f"a value is bytes, None, or what JSON can say; {type(value).__name__} is not: {error}"
+            f"value must be bytes, None or JSON-serializable, not {type(value).__name__}: {error}"
         ) from error

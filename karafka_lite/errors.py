@@ -97,6 +97,10 @@ class ProduceError(KarafkaLiteError):
         return error
 
 
+class ClientBrokenError(KarafkaLiteError):
+    """kafka-python's client has broken down, and a new one is needed; the cause is chained. Never reaches user code."""
+
+
 class PollError(KarafkaLiteError):
     """A poll failed in a way that the next one may not. Never reaches user code."""
 

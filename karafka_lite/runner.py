@@ -53,6 +53,7 @@ class ExitRequest(NamedTuple):
 
     exit: Exit = Exit.CLEAN
     left: Member | None = None
+    crashed: bool = False  # by a bug of ours: no later request changes the exit code
 
 
 # -- what the members of a run share: tests pass others ----------------------------------------------------------------
@@ -76,9 +77,8 @@ class System:
 class Workers:
     """``concurrency`` threads for user code, shared by all groups of a process."""
 
-    def __init__(self, system: System, concurrency: int, crashed: Callable[[BaseException], None]) -> None:
+    def __init__(self, system: System, concurrency: int) -> None:
         self._thread_id = system.thread_id
-        self._crashed = crashed
         self._jobs = system.queue()
         self.inside: dict[int, Run] = {}  # thread id -> the user code that it runs
         self._threads = [system.thread(f"karafka-worker-{number}", self._work) for number in range(concurrency)]
@@ -98,11 +98,13 @@ class Workers:
             thread.join(STUCK_END_S if thread.ident in self.inside else THREAD_END_S)
 
     def _work(self) -> None:
-        try:
-            while (job := self._jobs.get()) is not None:
-                job[0].run(job[1], self._thread_id(), self.inside)
-        except BaseException as bug:  # noqa: BLE001 - user code is caught further in, so this is a bug of ours
-            self._crashed(bug)
+        while (job := self._jobs.get()) is not None:
+            member, ownership = job
+            try:
+                member.run(ownership, self._thread_id(), self.inside)
+            except BaseException as bug:  # noqa: BLE001 - user code is caught further in, so this is a bug of ours
+                member.crash("worker", bug)
+                return
 
 
 class Shared(NamedTuple):
@@ -222,8 +224,13 @@ class Member:
             self.begin_stop(mistake)
             return Exit.NO_BROKER if isinstance(mistake, errors.BrokerUnavailableError) else Exit.ERROR
         except BaseException as bug:  # noqa: BLE001 - no thread of ours dies unnoticed
-            self._news.emit_now(events.Crashed, thread, bug)
+            self.crash(thread, bug)
             return Exit.ERROR
+
+    def crash(self, thread: str, bug: BaseException) -> None:
+        """A thread has met a bug of ours; who notices does not emit: it may be the client's IO thread."""
+        self._news.add(events.Crashed, thread, bug)
+        self._shared.requests.put(ExitRequest(Exit.ERROR, crashed=True))
 
     def _poll_until_stopped(self) -> None:
         self._client.connect()
@@ -501,8 +508,9 @@ class Member:
         return future
 
     def _answered(self, ownership: Ownership, send: Send, failure: BaseException | None) -> None:
-        with self.locked() as now:
-            self.group.answered(ownership, send, failure, now)
+        with self.lock:  # on the producer's thread, which does not emit either
+            self.group.answered(ownership, send, failure, self._now())
+            self._dispatch()
 
     # -- the commit step
 
@@ -526,10 +534,9 @@ class Member:
         return 0.0
 
     def _commit_until_closed(self) -> None:
-        if code := self._tell_how_it_ends("committer", partial(self._repeat, self.commit_step)):
-            self._shared.requests.put(ExitRequest(code))
+        self._tell_how_it_ends("committer", partial(self._repeat, self.commit_step))
 
-    # -- a rebalance, on the client's IO thread. Calls of a replaced client change nothing; membership is just changing.
+    # -- a rebalance, on the client's IO thread. Calls of a replaced client change nothing; nothing is emitted.
 
     def on_assigned(self, client: Client, tps: Collection[TopicPartition]) -> None:
         with self.lock:
@@ -548,27 +555,27 @@ class Member:
         return partial(self._hand_over, client, leaving, began)
 
     def _hand_over(self, client: Client, leaving: Sequence[Ownership], began: float) -> float | None:
-        with self.locked() as now:
+        with self.lock:
             if client is not self._client:
                 return None
+            self._check_membership(now := self._now())
             self.group.advance(now)
             self._news.slow(self.group.slow(now), now)
             self._handing_over = not self.group.released(leaving)
+            self._dispatch()
             if self._handing_over:
                 return min(LOOK_AGAIN_S, max(0.001, self.group.wake_at(now) - now))
             self._news.handed_over(leaving, now - began)
             return None
 
     def on_crash(self, bug: Exception) -> None:
-        self._news.emit_now(events.Crashed, "rebalance listener", bug)
-        self._shared.requests.put(ExitRequest(Exit.ERROR))
+        self.crash("rebalance listener", bug)
 
     def on_lost(self, client: Client) -> None:
         with self.lock:
             if client is self._client:
                 self._news.lost(self.group.lose(self._now(), rejoin=False))
                 self._dispatch()
-        self._news.emit()
 
     # -- the end
 
@@ -628,9 +635,9 @@ class Runner:
         system = System()
         self.progress = Progress()
         self._deliveries = Deliveries(self.progress.observe, report_delivery(), observers)
-        self._emit = emit = self._deliveries.emit
+        emit = self._deliveries.emit
         self._requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()  # ``put`` may be called by signal handlers
-        self._workers = Workers(system, config.concurrency, self._crashed)
+        self._workers = Workers(system, config.concurrency)
         self._outbox = producer.Outbox(bootstrap_servers, config.settings, emit)
 
         def make_client(member: Member) -> Client:
@@ -639,7 +646,7 @@ class Runner:
         shared = Shared(config, system, self._workers, self._outbox, make_client, emit, self._requests)
         self.members = [Member(shared, name, topics, leftovers.get(name, ())) for name, topics in routes.items()]
         self.ended = threading.Event()  # handlers that are stuck may still be running
-        self._exit = Exit.CLEAN
+        self._exit, self._crashed = Exit.CLEAN, False
 
     def start(self) -> None:
         """Start all threads; the pollers connect."""
@@ -666,8 +673,8 @@ class Runner:
                 request = self._requests.get(timeout=SIGNALS_S)
             except queue.Empty:
                 continue
-            if request.exit is Exit.FORCED or self._exit is Exit.CLEAN:
-                self._exit = request.exit
+            if not self._crashed and (request.exit is Exit.FORCED or self._exit is Exit.CLEAN):
+                self._exit, self._crashed = request.exit, request.crashed
             if request.left is not None:
                 left.add(request.left)
             for member in self.members:
@@ -691,7 +698,3 @@ class Runner:
             return Exit.CLEAN
         self.ended.wait()
         return self._exit
-
-    def _crashed(self, bug: BaseException) -> None:
-        self._emit(events.Crashed("", "worker", bug))
-        self._requests.put(ExitRequest(Exit.ERROR))

@@ -27,6 +27,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import Counter
@@ -34,7 +35,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import kafka.errors
 from kafka import KafkaConsumer, OffsetAndMetadata
@@ -49,11 +50,13 @@ from karafka_lite.client.fetching import Fetching
 from karafka_lite.client.protocol import Fetched, Rebalance, Start
 from karafka_lite.client.reader import choose_reader
 from karafka_lite.core.options import SeekTarget, Timestamp
-from karafka_lite.errors import ConfigurationError, KarafkaLiteError, PollError
+from karafka_lite.errors import ClientBrokenError, ConfigurationError, KarafkaLiteError, PollError, describe
 from karafka_lite.messages import TopicPartition, where
 
 if TYPE_CHECKING:
     from karafka_lite.core.answers import PollPlan
+
+MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
 RECEIVE_BYTES = 256 << 10
 RECEIVE_MAX_BYTES = 8 << 20  # in one step of the IO thread, which sends heartbeats between two steps
@@ -77,12 +80,27 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+def _or_broken(method: MethodT) -> MethodT:
+    """What ``method`` raises beside this package's errors means that kafka-python is broken: its IO thread has died."""
+
+    @functools.wraps(method)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        try:
+            return method(*arguments, **options)
+        except KarafkaLiteError:
+            raise
+        except Exception as error:
+            raise ClientBrokenError(describe(error)) from error
+
+    return cast("MethodT", checked)
+
+
 class Client:
     """A KafkaConsumer with its traps taken care of, for one connection: ``connect`` once, ``close``, and that is all.
 
-    Raises this package's errors only. Anything else means that kafka-python itself is broken (its IO thread has died,
-    say): ``close`` this client and make a new one. Without a connection nothing raises but ``poll`` and what asks the
-    cluster (a PollError): the membership is ``lost``, and a commit returns an error.
+    Raises this package's errors only. After a ClientBrokenError ``close`` this client and make a new one. Without a
+    connection only ``poll`` and what asks the cluster raise (a PollError): the membership is ``lost``, and a commit
+    returns an error.
     """
 
     def __init__(
@@ -132,6 +150,7 @@ class Client:
         self._session_s = consumer._coordinator.heartbeat.config["session_timeout_ms"] / 1000
         self._consumer, self._coordinator = consumer, consumer._coordinator
 
+    @_or_broken
     def ensure_topics(self, topics: Collection[str]) -> set[str]:
         """Create those of ``topics`` that do not exist; returns them.
 
@@ -144,6 +163,7 @@ class Client:
         finally:
             admin.close()
 
+    @_or_broken
     def missing_topics(self, topics: Collection[str]) -> set[str]:
         """Those of ``topics`` that do not exist, or that we may not see. Raises PollError."""
         try:
@@ -162,6 +182,7 @@ class Client:
         except kafka.errors.UnknownTopicOrPartitionError:  # of a refresh for a topic of ours that has gone
             return set(self._consumer.topics())
 
+    @_or_broken
     def subscribe(self, topics: Collection[str]) -> None:
         """Join the group with the next poll.
 
@@ -170,6 +191,7 @@ class Client:
         self._consumer.subscribe(sorted(topics), listener=_Listener(self))
         self.missing_topics(topics)  # else metadata with the new topics would come after the join, and cause another
 
+    @_or_broken
     def starts(self, tps: Collection[TopicPartition]) -> dict[TopicPartition, Start]:
         """Where ``tps`` begin, without those for which the cluster cannot say it now. Raises ConfigurationError."""
         wanted = [KafkaTP(*tp) for tp in tps]
@@ -189,6 +211,7 @@ class Client:
             self._debug(f"group {self.group_id}: not all starting offsets are known yet: {error}")
         return starts
 
+    @_or_broken
     def offset_of(self, tp: TopicPartition, target: SeekTarget) -> int | None:
         """Where ``target`` is; None while the cluster cannot say it. A time past the last message is the end."""
         wanted, consumer = KafkaTP(*tp), self._consumer
@@ -206,6 +229,7 @@ class Client:
             self._debug(f"group {self.group_id}: {where(*tp)}: {target} is not known yet: {error}")
             return None
 
+    @_or_broken
     def apply(self, plan: PollPlan) -> None:
         """Carry out what the group wants before the next poll.
 
@@ -230,6 +254,7 @@ class Client:
                 raise
             self._debug(f"group {self.group_id}: {where(*tp)} is not assigned any more")
 
+    @_or_broken
     def poll(self, *, paused: bool) -> list[Fetched]:
         """Wait for records; shorter when something is ``paused``. Rebalances happen in here.
 
@@ -256,6 +281,7 @@ class Client:
             raise PollError(str(error)) from error
         return [Fetched(tuple(tp), records, self._end_offset(tp), self._sizes[tp]) for tp, records in polled.items()]
 
+    @_or_broken
     def positions(self) -> dict[TopicPartition, int]:
         """Where fetching goes on: past what ``poll`` has returned, and past offsets that hold no message."""
         states = list(self._consumer._subscription.assignment.items())

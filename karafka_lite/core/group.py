@@ -204,7 +204,7 @@ class Group:
         for ownership, offset in plan.seeks.items():
             ownership.intake.sought(offset)
         for tp in [ownership.tp for ownership in plan.pause]:
-            if (owner := self.owned.get(tp)) is not None:  # perhaps a new one by now, whose partition is paused, too
+            if (owner := self.owned.get(tp)) is not None:  # a new one by now, perhaps: the client pauses partitions
                 owner.intake.paused = True
                 self.paused.add(owner)
                 self._settle(owner, now)

@@ -144,7 +144,7 @@ def test_what_cannot_be_a_message_is_a_mistake_at_the_call_and_nothing_has_left(
         wait_until(lambda: kafka.committed(group, topic) == 1, message="a mistake that was caught fails nothing")
     assert len(mistakes) == len(wrong), mistakes
     assert [type(error) for error in mistakes[:7]] == [TypeError] * 7
-    assert "a value is bytes, None, or what JSON can say; object is not" in str(mistakes[0])
+    assert "value must be bytes, None or JSON-serializable, not object" in str(mistakes[0])
     assert kafka.records(out) == []
 
 
@@ -443,7 +443,8 @@ def test_a_stop_past_its_bound_commits_only_what_is_acknowledged_and_names_who_w
         wait_until(lambda: outputs.held)
         assert app.stop() is False
     assert kafka.committed(group, topic) == 1
-    assert f"final commit failed; messages from these offsets will be delivered again: {topic}-0@2" in describe(caplog)
+    lost = f"final commit failed; messages from these offsets will be delivered again: {topic}-0@2"
+    assert any(line.endswith(lost) for line in describe(caplog))
     assert any("waits for what it sent to be acknowledged" in line for line in describe(caplog))
     for _, _, future in outputs.held:
         future.set_exception(ProduceError("the test is over"))

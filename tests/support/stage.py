@@ -15,7 +15,7 @@ from karafka_lite.core.answers import PollPlan
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.errors import Exit
-from karafka_lite.events import Event
+from karafka_lite.events import Crashed, Event
 from karafka_lite.messages import Outgoing, TopicPartition
 from karafka_lite.runner import ExitRequest, Member, Shared, System, Workers
 from karafka_lite.testing.record import Record
@@ -236,8 +236,7 @@ class Stage:
         self.under_lock: list[Event] = []  # what was emitted under the lock
         self.requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()
         self.seen_requests: list[ExitRequest] = []
-        self.crashes: list[BaseException] = []
-        self.workers = Workers(system, concurrency or app.config.concurrency, self.crashes.append)
+        self.workers = Workers(system, concurrency or app.config.concurrency)
         shared = Shared(app.config, system, self.workers, self.outbox, self._make_client, self._emit, self.requests)
         self.member = Member(shared, self.group_id, routes)
         self.lock: Any = self.member.lock
@@ -257,6 +256,11 @@ class Stage:
 
     def owned(self, topic: str) -> Ownership:
         return self.member.group.owned[topic, 0]
+
+    @property
+    def crashes(self) -> list[BaseException]:
+        """The bugs that threads have met."""
+        return [event.error for event in self.of(Crashed)]
 
     def of(self, kind: type[Event]) -> list[Any]:
         """The events of ``kind`` so far."""

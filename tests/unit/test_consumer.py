@@ -14,7 +14,7 @@ from kafka.errors import KafkaTimeoutError
 from karafka_lite.client.consumer import Client, _Listener
 from karafka_lite.core.answers import PollPlan
 from karafka_lite.core.options import Timestamp
-from karafka_lite.errors import ConfigurationError, PollError
+from karafka_lite.errors import ClientBrokenError, ConfigurationError, PollError
 from karafka_lite.events import Event
 
 TP = ("user_events", 0)
@@ -209,8 +209,9 @@ def test_a_plan_for_a_partition_that_is_assigned_is_carried_out(client: Client) 
 @pytest.mark.parametrize("error", [ValueError("Offset must be int >= 0"), RuntimeError("the loop"), TypeError("tp")])
 def test_other_errors_of_a_seek_are_not_swallowed(client: Client, error: Exception) -> None:
     client._consumer = Seeks(assigned=True, error=error)
-    with pytest.raises(type(error)):
+    with pytest.raises(ClientBrokenError) as broken:
         client.apply(plan())
+    assert broken.value.__cause__ is error
 
 
 def test_a_seek_past_all_offsets_that_can_be_sent_goes_to_the_last_of_them(client: Client) -> None:

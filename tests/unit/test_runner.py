@@ -31,7 +31,7 @@ from karafka_lite import (
 from karafka_lite.core import group as group_module
 from karafka_lite.core.group import Group
 from karafka_lite.core.ownership import State
-from karafka_lite.errors import Exit, FetchError, PollError
+from karafka_lite.errors import ClientBrokenError, Exit, FetchError, PollError
 from karafka_lite.runner import ANSWER_SLACK_S, ExitRequest
 
 TP = ("t", 0)
@@ -55,6 +55,11 @@ def short_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # -- what dies is noticed
+
+
+def break_down(*arguments: Any, **options: Any) -> Any:
+    """As a client does whose IO thread has died."""
+    raise ClientBrokenError("the IO thread has died")
 
 
 def raise_bug(*arguments: Any, **more: Any) -> Any:
@@ -103,7 +108,7 @@ def test_a_worker_whose_run_cannot_be_ended_dies_all_the_same(monkeypatch: pytes
 def test_a_committer_that_dies_stops_the_app_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Group, "commit_batch", raise_bug)
     with running(app_of(nothing)) as stage:
-        assert stage.request() == ExitRequest(Exit.ERROR)
+        assert stage.request() == ExitRequest(Exit.ERROR, crashed=True)
         (crash,) = stage.wait_for(events.Crashed)
         assert (crash.thread, crash.error) == ("committer", BUG)
 
@@ -112,7 +117,7 @@ def test_a_client_whose_commit_raises_is_a_bug_too(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(FakeClient, "commit", raise_bug)
     with running(app_of(nothing)) as stage:
         stage.cluster.send("t")
-        assert stage.request() == ExitRequest(Exit.ERROR)
+        assert stage.request() == ExitRequest(Exit.ERROR, crashed=True)
         assert [crash.thread for crash in stage.wait_for(events.Crashed)] == ["committer"]
 
 
@@ -227,7 +232,7 @@ def test_the_committer_survives_that_its_client_is_replaced(monkeypatch: pytest.
         first = stage.client
         stage.cluster.send("t", 2)
         assert committing.wait(PATIENCE_S)
-        monkeypatch.setattr(first, "poll", raise_bug)
+        monkeypatch.setattr(first, "poll", break_down)
         stage.wait_for(events.ClientFailed)
         wait_until(lambda: first.closed, message="the old client is closed")
         replaced.set()
@@ -268,7 +273,7 @@ def test_a_hand_over_of_a_client_that_is_replaced_meanwhile_ends() -> None:
     run = stage.member.group.begin(stage.owned("t"), stage.system.now())
     ask = stage.member.on_revoke(stage.client, [TP])
     assert (ask() or 0) > 0, "its batch runs"
-    stage.client.poll = raise_bug  # type: ignore[method-assign]
+    stage.client.poll = break_down  # type: ignore[method-assign]
     stage.poll()
     assert ask() is None
     assert stage.of(events.Revoked) == [], "it was lost, and not handed over"
@@ -347,7 +352,7 @@ def test_a_plan_that_the_client_could_not_apply_stands() -> None:
         (BrokerUnavailableError("none"), events.Unreachable, runner.TOPICS_CHECK_S),
         (PollError("no leader"), events.PollFailed, runner.LOOK_AGAIN_S),
         (FetchError("corrupt", "t", 0, 7), events.Unreadable, 0.0),
-        (OSError("the IO thread has died"), events.ClientFailed, 0.0),
+        (ClientBrokenError("the IO thread has died"), events.ClientFailed, 0.0),
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
@@ -414,7 +419,7 @@ def test_a_hand_over_waits_for_the_batch_and_its_commit() -> None:
         wait_until(lambda: stage.client.woken, message="the rebalance is woken")
         wait_until(lambda: ask() is None, message="the hand-over")
         assert stage.cluster.committed == {TP: 1}
-        (revoked,) = stage.of(events.Revoked)
+        (revoked,) = stage.wait_for(events.Revoked)
         assert revoked.committed == {TP: 1}
 
 
@@ -591,7 +596,7 @@ def test_events_and_log_lines_wait_until_the_lock_is_free(watch: LockWatch) -> N
         wait_until(lambda: ask() is None, message="the hand-over")
         stage.client.join()
         stage.wait_for(events.Assigned, 3)
-        stage.client.poll = raise_bug  # type: ignore[method-assign]
+        stage.client.poll = break_down  # type: ignore[method-assign]
         stage.wait_for(events.Assigned, 4)
     kinds = {type(event).__name__ for event in stage.events}
     assert {"Assigned", "CallEnded", "ClientFailed", "Committed", "Left", "Lost", "Revoked", "Waiting"} <= kinds
