@@ -67,7 +67,7 @@ def choose_reader() -> type[Reader]:
             return CompiledReader
         except Exception as error:
             if wanted:
-                raise ConfigurationError(f"{VARIABLE}=compiled: {error}; type {INSTALL}") from error
+                raise ConfigurationError(f"{VARIABLE}=compiled: {error}; install it with {INSTALL}") from error
             level = logging.INFO if getattr(error, "name", "") == "aiokafka" else logging.WARNING  # missing, or unfit
             log.log(level, "records are read in pure Python (%s); faster: %s", error, INSTALL)
     return Reader
@@ -81,12 +81,12 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
     fetch_offset: float  # -inf as soon as it was found: offsets rise
     next_fetch_offset: int
 
-    def __init__(self, fetch_offset: int, place: Any, batches: Any, *args: Any, sizes: Any = None, **more: Any) -> None:
-        super().__init__(fetch_offset, place, self, *args, **more)  # of it we are the source of batches
+    def __init__(self, fetch_offset: int, tp: Any, batches: Any, *args: Any, sizes: Any = None, **more: Any) -> None:
+        super().__init__(fetch_offset, tp, self, *args, **more)  # it takes its batches from us
         self._batches = batches
         self._sizes: Counter[Any] = Counter() if sizes is None else sizes  # of what was taken, in bytes, by partition
         self._size = 0.0  # bytes of a record of the batch in hand, on average: to look at each would cost too much
-        self._fetched = b""  # the batch in hand as it was fetched; reading it decompresses it in its place
+        self._fetched = b""  # the batch in hand as it was fetched; reading it decompresses it where it is
         self._left = False  # the stock reader goes on, with the batch in hand
         self._passed = 0  # records of the batch in hand that were taken
         self._records: Iterator[Any] = iter(())  # of the batch in hand
@@ -192,7 +192,7 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
 
     def _read(self, batch: Any) -> Iterator[Any]:
         """The records of one batch, lazily. Whatever is raised leaves it to the stock reader."""
-        return _decoded(batch)
+        return _records_of(batch)
 
 
 class _NotForUsError(Exception):
@@ -202,7 +202,7 @@ class _NotForUsError(Exception):
 # -- Python only ------------------------------------------------------------------------------------------------------
 
 
-class Decoded(NamedTuple):
+class ReadRecord(NamedTuple):
     """One record: what ``messages.Record`` asks for."""
 
     offset: int
@@ -212,7 +212,7 @@ class Decoded(NamedTuple):
     headers: Sequence[tuple[str, bytes | None]]
 
 
-def _decoded(batch: Any) -> Iterator[Decoded]:
+def _records_of(batch: Any) -> Iterator[ReadRecord]:
     """The format of a record::
 
         length, attributes, timestamp - first, offset - base, key length, key, value length, value, headers
@@ -225,7 +225,7 @@ def _decoded(batch: Any) -> Iterator[Decoded]:
     data, pos = bytes(batch._buffer), batch._pos
     base, first_timestamp = batch.base_offset, batch.first_timestamp
     append_time = batch.max_timestamp if batch.timestamp_type else None  # the broker's clock, one for the batch
-    new = tuple.__new__  # half the price of Decoded()
+    new = tuple.__new__  # half the price of ReadRecord()
     for _ in range(batch.records_count):
         c = data[pos]
         if not c & 0x81:  # one byte, not negative
@@ -288,7 +288,7 @@ def _decoded(batch: Any) -> Iterator[Decoded]:
             raise _NotForUsError("a wrong length")
         if append_time is not None:
             timestamp = append_time
-        yield new(Decoded, (offset, timestamp, key, value, headers))
+        yield new(ReadRecord, (offset, timestamp, key, value, headers))
     if pos != len(data):
         raise _NotForUsError("bytes after the last record")
 

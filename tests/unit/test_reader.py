@@ -26,7 +26,7 @@ from kafka.record.memory_records import MemoryRecords
 from kafka.record.util import calc_crc32c, encode_varint
 
 from karafka_lite import App, ConfigurationError, FetchError
-from karafka_lite.client import reader as decode
+from karafka_lite.client import reader as readers
 from karafka_lite.messages import Batch
 
 PLACE = TopicPartition("user_events", 3)
@@ -39,16 +39,16 @@ STOCK: Any = Fetcher.PartitionRecords
 
 
 @pytest.fixture(params=["pure", "compiled"])
-def reader(request: pytest.FixtureRequest) -> type[decode.Reader]:
+def reader(request: pytest.FixtureRequest) -> type[readers.Reader]:
     return reader_named(request.param)
 
 
-def reader_named(name: str) -> type[decode.Reader]:
+def reader_named(name: str) -> type[readers.Reader]:
     if name == "pure":
-        return decode.Reader
+        return readers.Reader
     pytest.importorskip("aiokafka")
-    decode.CompiledReader.parser = decode._aiokafkas_parser()
-    return decode.CompiledReader
+    readers.CompiledReader.parser = readers._aiokafkas_parser()
+    return readers.CompiledReader
 
 
 # -- bytes as a broker sends them -------------------------------------------------------------------------------------
@@ -526,7 +526,7 @@ def test_a_marker_that_is_damaged_is_an_error(reader: Any) -> None:
 
 @pytest.mark.parametrize("codec", INSTALLED)
 def test_what_was_taken_is_counted_in_bytes_as_they_are_when_decompressed(
-    reader: type[decode.Reader], codec: str
+    reader: type[readers.Reader], codec: str
 ) -> None:
     sizes: Counter[Any] = Counter()
     data = batch(*[R(b"x" * 1000)] * 10, codec=codec) + batch(*[R(b"y")] * 10, base=10, codec=codec)
@@ -538,7 +538,7 @@ def test_what_was_taken_is_counted_in_bytes_as_they_are_when_decompressed(
     assert 5_000 < sizes[PLACE] < 5_500, "five of the first, and ten with nothing in them"
 
 
-def test_what_is_left_to_the_stock_reader_is_counted_too(reader: type[decode.Reader]) -> None:
+def test_what_is_left_to_the_stock_reader_is_counted_too(reader: type[readers.Reader]) -> None:
     sizes: Counter[Any] = Counter()
     opened(reader, old_batch(*[R(b"x" * 1000)] * 10, magic=1), sizes=sizes).take(None)
     assert sizes[PLACE] == 10_000
@@ -550,25 +550,25 @@ def test_what_is_left_to_the_stock_reader_is_counted_too(reader: type[decode.Rea
 @pytest.fixture
 def choose(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[], type[decode.Reader]]]:
+) -> Iterator[Callable[[], type[readers.Reader]]]:
     """Choose as a new process would, twice."""
-    monkeypatch.delenv(decode.VARIABLE, raising=False)
+    monkeypatch.delenv(readers.VARIABLE, raising=False)
     caplog.set_level(logging.INFO, "karafka_lite")
 
-    def chosen() -> type[decode.Reader]:
-        decode.choose_reader.cache_clear()
-        assert decode.choose_reader() is decode.choose_reader()
-        return decode.choose_reader()
+    def chosen() -> type[readers.Reader]:
+        readers.choose_reader.cache_clear()
+        assert readers.choose_reader() is readers.choose_reader()
+        return readers.choose_reader()
 
     yield chosen
     monkeypatch.undo()
-    decode.choose_reader.cache_clear()
+    readers.choose_reader.cache_clear()
 
 
 def test_the_compiled_reader_is_chosen_where_it_is_installed(choose: Any, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("aiokafka")
-    assert choose() is decode.CompiledReader
-    assert decode.choose_reader().name == f"compiled (aiokafka {importlib.metadata.version('aiokafka')})"
+    assert choose() is readers.CompiledReader
+    assert readers.choose_reader().name == f"compiled (aiokafka {importlib.metadata.version('aiokafka')})"
     assert caplog.messages == []
 
 
@@ -576,8 +576,8 @@ def test_the_pure_reader_can_be_asked_for(
     choose: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KARAFKA_LITE_DECODER", "pure")
-    assert choose() is decode.Reader
-    assert decode.choose_reader().name == "pure Python"
+    assert choose() is readers.Reader
+    assert readers.choose_reader().name == "pure Python"
     assert caplog.messages == []
 
 
@@ -585,7 +585,7 @@ def test_without_aiokafka_the_pure_reader_is_chosen_and_said_once(
     choose: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_aiokafka(monkeypatch)
-    assert choose() is decode.Reader
+    assert choose() is readers.Reader
     (said,) = caplog.records
     assert said.levelname == "INFO"
     assert "No module named 'aiokafka'" in said.message
@@ -595,10 +595,12 @@ def test_without_aiokafka_the_pure_reader_is_chosen_and_said_once(
 def test_the_compiled_reader_can_be_insisted_on(choose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("aiokafka")
     monkeypatch.setenv("KARAFKA_LITE_DECODER", "compiled")
-    assert choose() is decode.CompiledReader
+    assert choose() is readers.CompiledReader
     without_aiokafka(monkeypatch)
-    told = "KARAFKA_LITE_DECODER=compiled: No module named 'aiokafka'; type pip install 'karafka-lite[speed]'"
-    with pytest.raises(ConfigurationError, match=f"^{re.escape(told)}$"):
+    told = (
+        "KARAFKA_LITE_DECODER=compiled: No module named 'aiokafka'; install it with pip install 'karafka-lite[speed]'"
+    )
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(text)}$"):
         choose()
 
 
@@ -606,20 +608,20 @@ def test_a_reader_that_nobody_knows_is_refused_before_anything_starts(
     choose: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KARAFKA_LITE_DECODER", "Pure")
-    told = "KARAFKA_LITE_DECODER='Pure' must be pure or compiled, or unset"
-    with pytest.raises(ConfigurationError, match=f"^{re.escape(told)}$"):
+    text = "KARAFKA_LITE_DECODER='Pure' must be pure or compiled, or unset"
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(text)}$"):
         choose()
     app = App("event-store", bootstrap_servers="localhost:1")
     app.topic("user_events")(lambda batch, ctx: None)
     for start in (app.start, app.run):
-        with pytest.raises(ConfigurationError, match=f"^{re.escape(told)}$"):
+        with pytest.raises(ConfigurationError, match=f"^{re.escape(text)}$"):
             start()
     assert list(app.members) == []
 
 
 def test_a_variable_that_is_empty_is_none(choose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KARAFKA_LITE_DECODER", "")
-    assert choose() in (decode.Reader, decode.CompiledReader)
+    assert choose() in (readers.Reader, readers.CompiledReader)
 
 
 def without_aiokafka(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -638,7 +640,7 @@ class WithoutNoTimestamp:
     """A parser of another time."""
 
     def __init__(self, data: bytes) -> None:
-        self._records = decode._decoded(MemoryRecords(data).next_batch())
+        self._records = readers._records_of(MemoryRecords(data).next_batch())
 
     def __iter__(self) -> Iterator[Any]:
         for record in self._records:
@@ -658,6 +660,6 @@ def test_an_aiokafka_that_has_changed_is_not_used_and_said_once(
     if parser is not None:
         module.DefaultRecordBatch = parser  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "aiokafka.record._crecords.default_records", module)
-    assert choose() is decode.Reader
+    assert choose() is readers.Reader
     (said,) = caplog.records
     assert said.levelname == "WARNING"

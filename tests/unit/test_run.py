@@ -120,7 +120,7 @@ QUICK = "='quick' must be pure or compiled, or unset"
 @pytest.mark.parametrize(
     ("decoder", "options", "told"),
     [
-        ("compiled", [], "=compiled: gone; type pip install 'karafka-lite[speed]'"),
+        ("compiled", [], "=compiled: gone; install it with pip install 'karafka-lite[speed]'"),
         ("quick", ["--drain", "--feed", "user_events=events.jsonl"], QUICK),
         ("quick", ["--broker", "embedded"], QUICK),
     ],
