@@ -597,9 +597,8 @@ def test_the_compiled_reader_can_be_insisted_on(choose: Any, monkeypatch: pytest
     monkeypatch.setenv("KARAFKA_LITE_DECODER", "compiled")
     assert choose() is readers.CompiledReader
     without_aiokafka(monkeypatch)
-    told = (
-        "KARAFKA_LITE_DECODER=compiled: No module named 'aiokafka'; install it with pip install 'karafka-lite[speed]'"
-    )
+    install = "pip install 'karafka-lite[speed]'"
+    text = f"KARAFKA_LITE_DECODER=compiled: No module named 'aiokafka'; install it with {install}"
     with pytest.raises(ConfigurationError, match=f"^{re.escape(text)}$"):
         choose()
 
