@@ -98,7 +98,7 @@ class Book:
         self.retry_position = 0
         self.token: object = None
         self.marking: str | None = None  # how its handler goes about it
-        self.was_revoked = False  # user code was told
+        self.was_revoked = False  # as user code has seen
 
         self.stored: int | None = None
         self.stored_ever: set[int] = set()
@@ -454,7 +454,7 @@ class Ledger:
         if books.plan is not None:
             self.reached["a plan was dropped and made again"] += 1
         books.plan = None if plan.is_empty else plan
-        require(plan.rejoin or not books.has_to_rejoin, "a member that declares its own loss joins anew", life)
+        require(plan.rejoin or not books.has_to_rejoin, "a member that declares its own loss joins again", life)
         require(not (plan.rejoin and books.open), "who has joined again stays", life)
         for o in books.open.values():
             if o.seen is State.ASSIGNED and o.seek_to is not None:
@@ -800,7 +800,7 @@ class Ledger:
         if not result:
             self.reached["a mark was refused"] += 1
         elif o.failed_send:
-            self.reached["a mark behind a failed send was void"] += 1
+            self.reached["a mark after a failed send was void"] += 1
         else:
             self.reached["a mark went backward"] += o.stored is not None and offset < o.stored
             self._stored(o, offset, now)
@@ -847,7 +847,7 @@ class Ledger:
         o.waiting.remove(send)
         if failed:
             self.reached["a send failed"] += 1
-            self.reached["a send failed, and the marks behind it were void"] += send in o.trail and o.trail[-1] != send
+            self.reached["a send failed, and the marks after it were void"] += send in o.trail and o.trail[-1] != send
             o.send_failed(send)
         o.trim(now)
         if self.covered[o.tp] is not None:

@@ -164,7 +164,7 @@ class SimulatedClient:
         if not self._world.calm and self._rng.random() < 0.03:
             raise errors.PollError("nothing was done")
         if plan.rejoin:
-            self._reached["the client had to join anew"] += self._generation != NO_GENERATION
+            self._reached["the client had to join again"] += self._generation != NO_GENERATION
             self._rejoin_needed = True
         for ownership, offset in plan.seeks.items():
             if ownership.tp in self.assignment:
@@ -217,7 +217,7 @@ class SimulatedClient:
             if fetch.paused or self._rng.random() < 0.2:
                 continue
             log = self._broker.logs[tp]
-            if fetch.position is None:  # nobody has told it where: it finds a position by itself
+            if fetch.position is None:  # it was not moved yet: it finds a position by itself
                 fetch.position = self._broker.committed.get(tp, log.end if self._rng.random() < 0.5 else log.start)
             if records := log.read(fetch.position, self._rng.randint(1, self._world.settings.poll_records)):
                 fetched.append(Fetched(tp, records, log.end, RECORD_BYTES * len(records)))

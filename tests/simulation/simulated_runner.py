@@ -113,7 +113,7 @@ class Life(Runner):
         return acked and not runs and not self.member.group.leftovers and not self.client.joining
 
     def sleeps_too_long(self) -> str | None:
-        """Why the committer, which is the group's clock, should get up earlier than it was told to."""
+        """Why the committer, which is the group's clock, should get up earlier."""
         thread = self.member._committer
         if thread.signal is not self.member._changed.signal or thread.wake <= self.world.now:
             return None

@@ -65,7 +65,7 @@ SITUATIONS = (
     "a loss during a drain",
     "a loss that turned back",
     "a loss while a handler ran",
-    "a mark behind a failed send was void",
+    "a mark after a failed send was void",
     "a mark waited for a send",
     "a mark was refused",
     "a mark went backward",
@@ -87,7 +87,7 @@ SITUATIONS = (
     "a replaced client reported",
     "a run waited for answers that did not come",
     "a send failed",
-    "a send failed, and the marks behind it were void",
+    "a send failed, and the marks after it were void",
     "a stale commit was refused by the broker",
     "a start at the end of the log was committed",
     "a start came for an earlier ownership",
@@ -113,7 +113,7 @@ SITUATIONS = (
     "revoke while already ending by stop",
     "stop while already ending by revoke",
     "the broker evicted a silent member",
-    "the client had to join anew",
+    "the client had to join again",
     "the drain bound was over while a handler ran (revoke)",
     "the drain bound was over while a handler ran (stop)",
     "the last commit was given up",
@@ -143,6 +143,7 @@ class Settings(NamedTuple):
     unrest: float  # seconds between two acts of the world
     jumps: float  # how often time moves on although somebody could go on
     interrupts: float  # at which part of its points a thread is interrupted
+    favourite: str  # threads with this in their name often go first
     bugs: float  # of batches: a bug of ours hits the worker
 
     @classmethod
@@ -164,6 +165,7 @@ class Settings(NamedTuple):
             unrest=rng.choice([0.3, 1.0, 2.0, 5.0]),
             jumps=rng.choice([0.01, 0.05, 0.2]),
             interrupts=rng.choice([0.02, 0.1, 0.3, 0.8]),
+            favourite=rng.choice(["", "", "answer", "committer", "poller", "worker"]),
             bugs=rng.choice([0.0, 0.0, 0.005]),
         )
 
@@ -209,6 +211,7 @@ class World(Scheduler):
         self.rng = rng = random.Random(seed)
         self.settings = Settings.drawn(rng)._replace(**fixed)  # type: ignore[arg-type]
         super().__init__(rng, self.settings.interrupts, self.settings.jumps, self._nobody_sleeps_too_long)
+        self.favourite = self.settings.favourite
         self.policies = draw_policies(rng)
         self.calm = False
         self.group: Callable[..., Any] = WatchedGroup
@@ -266,7 +269,7 @@ class World(Scheduler):
 
     def _calm_down(self) -> None:
         """Nothing fails any more, nobody hangs, somebody is there: everything has to be processed and committed."""
-        self.calm = True
+        self.calm, self.long, self.favourite = True, 0.0, ""
         self.say("world", "is calm")
         self.refused_until.clear()
         self.hidden_until.clear()
@@ -289,7 +292,7 @@ class World(Scheduler):
         for life in [life for process in self._processes for life in process.lives]:
             life.check_bugs()
         require(not (waiting := self.ledger.hooks_waiting()), "every hook that was due has run", *waiting)
-        require(not (behind := self._behind()), "what was committed stays committed", *behind)
+        require(not (left := self._unprocessed()), "what was committed stays committed", *left)
 
     def _until(self, goal: str, reached: Callable[[], bool], *, revive: bool = False) -> None:
         events, began = self.events, self.now
@@ -298,12 +301,12 @@ class World(Scheduler):
             if revive and not self._lives():
                 self._start_one()
             if self.events - events > CALM_EVENTS or self.now - began > CALM_SECONDS:
-                require(False, f"nothing is stuck: {goal}", *self._behind(), *map(_possessions, self._lives()))
+                require(False, f"nothing is stuck: {goal}", *self._unprocessed(), *map(_possessions, self._lives()))
 
     def _all_done(self) -> bool:
-        return not self.broker.rebalancing and all(life.idle for life in self._lives()) and not self._behind()
+        return not self.broker.rebalancing and all(life.idle for life in self._lives()) and not self._unprocessed()
 
-    def _behind(self) -> list[str]:
+    def _unprocessed(self) -> list[str]:
         """Partitions whose last message is not committed."""
         committed = self.broker.committed
         return [

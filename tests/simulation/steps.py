@@ -89,6 +89,8 @@ class Scheduler:
         self.threads: list[Thread] = []
         self.hub = getcurrent()
         self.current: Thread | None = None  # None: the hub itself
+        self.long = 0.1  # how often an interruption takes time
+        self.favourite = ""  # threads with this in their name often go first
         self.over = False
         self._interrupts = interrupts
         self._rng, self._random = rng, rng.random
@@ -100,9 +102,9 @@ class Scheduler:
     # -- called by threads
 
     def point(self) -> None:
-        """The current thread may be interrupted here."""
+        """The current thread may be interrupted here, now and then for longer."""
         if self._random() < self._interrupts:
-            self.pause()
+            self.pause(self.now + self._rng.expovariate(10) if self._random() < self.long else None)
 
     def pause(self, until: float | None = None, signal: Signal | None = None) -> None:
         """Have others go on; the current thread goes on at ``until`` (None: any time), or when ``signal`` wakes it."""
@@ -130,7 +132,7 @@ class Scheduler:
     # -- called by the world
 
     def kill(self, process: Process) -> None:
-        """Its threads do nothing more, not even what stands in a ``finally``."""
+        """Its threads do nothing more, not even what is in a ``finally``."""
         for thread in [thread for thread in self.threads if thread.process is process]:
             self.threads.remove(thread)
             thread.stop_waiting()
@@ -148,6 +150,8 @@ class Scheduler:
             self._before_time_moves()
             self._move_time(bool(runnable))
             return
+        if self.favourite and self._random() < 0.7:
+            runnable = [thread for thread in runnable if self.favourite in thread.name] or runnable
         thread = self.current = runnable[int(self._random() * len(runnable))]
         if thread.signal is not None:
             thread.stop_waiting()

@@ -30,10 +30,10 @@ FOREVER = float("inf")
 
 Patch = pytest.MonkeyPatch
 Mutation = Callable[[Patch], None]
-MUTATIONS: dict[str, tuple[Mutation, dict[str, float]]] = {}
+MUTATIONS: dict[str, tuple[Mutation, dict[str, float | str]]] = {}
 
 
-def wrong(what: str, **settings: float) -> Callable[[Mutation], Mutation]:
+def wrong(what: str, **settings: float | str) -> Callable[[Mutation], Mutation]:
     """Name what a mutation makes wrong, and the settings of a world in which that matters soon."""
 
     def register(mutation: Mutation) -> Mutation:
@@ -180,7 +180,7 @@ def _(patch: Patch) -> None:
     after(patch, Marks, "answered", lambda marks, send, failure: setattr(marks, "_versions", marks.version))
 
 
-@wrong("an answer counts twice", sending=0.5, unrest=5.0, hanging=0.0)
+@wrong("an answer counts twice", sending=0.5, failing=0.0, hanging=0.0, unrest=20.0)
 def _(patch: Patch) -> None:
     instead(
         patch,
@@ -195,7 +195,7 @@ def _(patch: Patch) -> None:
     patch.setattr(Intake, "put_back", lambda intake, chunk, offset: setattr(intake, "next_offset", offset))
 
 
-@wrong("what is put back waits for batch_timeout_ms", failing=0.4, unrest=5.0)
+@wrong("what is put back waits for batch_timeout_ms", failing=0.1, growth=1.0, unrest=5.0, poll_records=2)
 def _(patch: Patch) -> None:
     keeping(patch, Intake, "put_back", "queued_since")
 
@@ -205,7 +205,7 @@ def _(patch: Patch) -> None:
     patch.setattr(Ownership, "_go_on_at", lambda ownership, run, offset: ownership.intake.put_back(run.chunk, offset))
 
 
-@wrong("who outlived an earlier run of the app is never forgotten")
+@wrong("who outlived an earlier run of the app is never forgotten", hanging=0.1)
 def _(patch: Patch) -> None:
     def advance(method: Callable[..., Any], group: Group, now: float) -> None:
         foreign = {o.tp: o for o in group.leftovers.values() if group.life is not o.marks.book.life}
@@ -294,6 +294,25 @@ def _(patch: Patch) -> None:
             return method(member, *args)
         except CommitError:
             return True
+
+    instead(patch, Member, "commit", commit)
+
+
+@wrong(
+    "a sync mark that a failed send has undone returns True",
+    sending=0.5,
+    hanging=0.0,
+    failing=0.0,
+    unrest=5.0,
+    interrupts=0.8,
+    favourite="answer",
+)
+def _(patch: Patch) -> None:
+    def commit(method: Callable[..., Any], member: Member, ownership: Ownership, timeout_ms: int) -> Any:
+        failure, ownership.marks.failure = ownership.marks.failure, None
+        result = method(member, ownership, timeout_ms)
+        ownership.marks.failure = ownership.marks.failure or failure
+        return result
 
     instead(patch, Member, "commit", commit)
 

@@ -1,4 +1,4 @@
-"""The group, its ownerships and their marks as the runner has them, and the ledger is told of all that is done to them.
+"""The group, its ownerships and their marks as the runner has them; the ledger hears of all that is done to them.
 
 Everything in here happens under the group's lock.
 """
