@@ -220,7 +220,7 @@ class Bench:
             "mark": lambda: self._probe("mark", self.topic(1, size.marks), messages=size.marks),
             "sync-mark": lambda: self._probe("sync_mark", self.topic(1, size.commits), times=size.commits),
             "bare-commit": lambda: self._probe("bare_commit", self.topic(1, size.commits), times=size.commits),
-            "retry": lambda: self._probe("retry", self.topic(1, size.retries), messages=size.retries),
+            "retry": lambda: self._probe("retry", self.topic(1, 1), times=size.retries),
             "latency": lambda: self.latency("latency"),
             "latency-loop": lambda: self.latency("latency_loop"),
             "idle": lambda: self._idle("idle", MANY),
