@@ -607,6 +607,34 @@ def test_without_the_cure_a_time_that_no_message_can_have_is_an_error_like_a_bro
             member.consumer.offsets_for_times({KafkaTP(topic, 0): ms}, timeout_ms=1000)
 
 
+# -- seek: offsets that cannot be sent --------------------------------------------------------------------------------
+
+
+def test_a_seek_past_all_offsets_resets_its_partition_and_the_others_go_on(kafka: Observer) -> None:
+    topic = kafka.topic(2)
+    kafka.produce(topic, range(2), partition=0)
+    with Member(kafka, topic) as member:
+        assert len(member.read(2)) == 2
+        member.client.apply(plan(seeks={(topic, 0): 1 << 64}))
+        kafka.produce(topic, ["other"], partition=1)
+        assert set(member.read(3)) == {(0, 0), (0, 1), (1, 0)}
+
+
+def test_without_the_cure_a_seek_past_all_offsets_ends_all_fetches(kafka: Observer) -> None:
+    topic = kafka.topic(2)
+    kafka.produce(topic, range(2), partition=0)
+    with Member(kafka, topic) as member:
+        assert len(member.read(2)) == 2
+        member.consumer.seek(KafkaTP(topic, 0), 1 << 64)
+        kafka.produce(topic, ["other"], partition=1)
+
+        def poll() -> None:
+            with suppress(Exception):
+                member.poll()
+
+        assert member.read(1, poll, timeout=A_WHILE_S) == []
+
+
 # -- _coordinator.fetch_committed_offsets: one request for all partitions ----------------------------------------------
 
 
