@@ -389,15 +389,15 @@ class Member:
     def _await_answers(self, run: Run) -> BaseException | None:
         """Wait until everything that was sent is acknowledged or has failed. Returns the first failure."""
         marks, outbox = run.ownership.marks, self._shared.outbox
-        limit_s = outbox.answer_timeout_s + ANSWER_SLACK_S
-        deadline = self._now() + limit_s if marks.in_flight else 0.0
+        deadline = self._now() + (limit_s := outbox.answer_timeout_s + ANSWER_SLACK_S)
         while True:
             with self.lock:
-                if marks.in_flight and self._now() >= deadline:
-                    late = f"{run}: a message was not acknowledged within {limit_s:.0f} s; it may have arrived"
-                    marks.give_up_answers(ProduceError(late))
                 if not marks.in_flight:
                     return marks.failure
+                if self._now() >= deadline:
+                    late = f"{run}: a message was not acknowledged within {limit_s:.0f} s; it may have arrived"
+                    marks.give_up_answers(ProduceError(late))
+                    continue
                 self._changed.wait(LOOK_AGAIN_S)
             outbox.check()
 

@@ -323,7 +323,7 @@ class Group:
 
     def _note_unknown(self, ownership: Ownership) -> None:
         intake = ownership.intake
-        if self._is_ours(ownership) and (intake.start is None or intake.target is not None):
+        if (intake.start is None or intake.target is not None) and self._is_ours(ownership):
             self._unknown[ownership] = None
         else:
             self._unknown.pop(ownership, None)

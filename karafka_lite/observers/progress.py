@@ -70,10 +70,10 @@ class Progress:
         totals.batches += call.error is None
         totals.failures += call.error is not None
         totals.given_up += isinstance(call, DeadLettered)
-        if call.error is None or isinstance(call, DeadLettered):  # which ends the trouble with it
-            errors.pop(call.tp, None)
-        else:
+        if call.error is not None and not isinstance(call, DeadLettered):  # which ends the trouble with it
             errors[call.tp] = error
+        elif errors:
+            errors.pop(call.tp, None)
 
     def snapshot(self, group: Group, group_id: str, topics: list[str]) -> Snapshot:
         """To be called under the lock of ``group``."""
