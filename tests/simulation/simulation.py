@@ -269,7 +269,8 @@ class World(Scheduler):
 
     def _calm_down(self) -> None:
         """Nothing fails any more, nobody hangs, somebody is there: everything has to be processed and committed."""
-        self.calm, self.long, self.favourite = True, 0.0, ""
+        self.calm = True
+        self.calm_down()
         self.say("world", "is calm")
         self.refused_until.clear()
         self.hidden_until.clear()
