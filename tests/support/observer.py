@@ -250,7 +250,7 @@ _ADMIN: Mapping[str, object] = {"socket.timeout.ms": 3_000}
 _PRODUCER: Mapping[str, object] = {
     "acks": "all",
     "max.in.flight.requests.per.connection": 1,  # keeps the order; idempotence would, too, but its first send takes 1 s
-    "linger.ms": 0,
+    "linger.ms": 100,  # what one call sends comes as one batch; ``flush`` does not wait for it
     "partitioner": "murmur2_random",
     "queue.buffering.max.messages": 0,  # no limit
 }
