@@ -252,6 +252,7 @@ _PRODUCER: Mapping[str, object] = {
     "max.in.flight.requests.per.connection": 1,  # keeps the order; idempotence would, too, but its first send takes 1 s
     "linger.ms": 100,  # what one call sends comes as one batch; ``flush`` does not wait for it
     "partitioner": "murmur2_random",
+    "sticky.partitioning.linger.ms": 0,  # else what has no key goes to one partition for each batch
     "queue.buffering.max.messages": 0,  # no limit
 }
 _READER: Mapping[str, object] = {
