@@ -207,7 +207,7 @@ class Route:
 
     def name_of_call(self, run: Run) -> str:
         """What ``run`` calls, in messages: the handler, or hooks."""
-        return ", ".join([name_of(hook.function) for hook in run.hooks]) or self.name
+        return ", ".join([name_of(hook.function) for hook in run.hooks]) if run.hooks else self.name
 
     @property
     def options(self) -> Options:
