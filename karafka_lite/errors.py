@@ -3,6 +3,7 @@
     Exception
     └── KarafkaLiteError
         ├── ConfigurationError (also a ValueError)   a mistake in code or settings
+        │   └── AccessError                          a broker refuses us: credentials, TLS, or a right
         ├── BrokerUnavailableError                   no broker was reached within ``bootstrap_timeout_ms``
         ├── CommitError                              a blocking mark or commit was not acknowledged in time
         ├── ProduceError                             a sent message was refused, or not acknowledged in time
@@ -19,6 +20,7 @@ from __future__ import annotations
 from enum import Enum
 
 __all__ = [
+    "AccessError",
     "BrokerUnavailableError",
     "ClusterError",
     "CommitError",
@@ -58,6 +60,10 @@ class KarafkaLiteError(Exception):
 
 class ConfigurationError(KarafkaLiteError, ValueError):
     """An App, a route, a hook or a setting is invalid. The message says what is right."""
+
+
+class AccessError(ConfigurationError):
+    """A broker refuses us: credentials, TLS, or a right that is missing. At the start trying again cannot help."""
 
 
 class BrokerUnavailableError(KarafkaLiteError):

@@ -11,7 +11,7 @@ import re
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, get_args, get_type_hints
+from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 from karafka_lite.errors import ConfigurationError
 
@@ -66,8 +66,7 @@ class Settings(TypedDict, total=False):
     ssl_keyfile: str | None
     ssl_password: str | None
     ssl_crlfile: str | None
-    ssl_ciphers: str | None
-    sasl_mechanism: str | None
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "GSSAPI", "AWS_MSK_IAM"] | None
     sasl_plain_username: str | None
     sasl_plain_password: str | None
     sasl_kerberos_name: Any
@@ -91,6 +90,7 @@ UNSUPPORTED: dict[str, str] = {
     "default_offset_commit_callback": "it would never be called; use commit_offsets(sync=True) to wait for a commit",
     "consumer_timeout_ms": "it ends an iterator that is not used here; use @app.topic(..., batch_timeout_ms=...)",
     "kafka_client": "karafka-lite relies on kafka-python's own client; remove it",
+    "ssl_ciphers": "kafka-python ignores it; use ssl_context=..., an ssl.SSLContext with set_ciphers()",
     "selector": "karafka-lite relies on kafka-python's own IO loop; remove it",
 }
 """Settings of KafkaConsumer that are not supported -> the reason and what to use instead."""
@@ -149,6 +149,7 @@ class Config:
             *(mistake for name, value in given.items() for mistake in _setting_mistakes(name, value)),
             *_order_mistakes({**given, "drain_timeout_ms": drain_timeout_ms}),
         )
+            *_security_mistakes({name: value for name, value in given.items() if value is not None}),
         return cls(group_id, _servers(bootstrap_servers), concurrency, auto_commit_interval_ms, drain_timeout_ms, given)
 
 
@@ -172,6 +173,7 @@ def resolve_bootstrap_servers(option: str | None, environ: Mapping[str, str], ar
 _INT32_MAX = 2**31 - 1  # most numbers are sent as 32 bits; a bigger one would fail much later, on the IO thread
 _TYPES = get_type_hints(Settings)
 _ZERO_ALLOWED = re.compile("fetch_min_bytes|fetch_max_wait_ms|.*backoff.*")
+_PROTOCOLS = get_args(_TYPES["security_protocol"])
 _EVICTED = "the broker reassigns partitions whose handlers are still finishing"
 _ORDERED = (  # (smaller, its default, larger, its default, what happens otherwise), with kafka-python's defaults
     ("drain_timeout_ms", 60_000, "max_poll_interval_ms", 300_000, _EVICTED),
@@ -223,13 +225,17 @@ def _setting_mistakes(name: str, value: object) -> Iterator[str]:
         yield from int_mistakes(name, value, least=0 if _ZERO_ALLOWED.fullmatch(name) else 1)
     elif kind is bool and not isinstance(value, bool):  # "false", from an environment variable, is true in Python
         yield f"{name} must be True or False, got {safe_repr(value)}"
-    elif (choices := get_args(kind)) and isinstance(choices[0], str) and value not in choices:
+    elif (choices := _choices(kind)) and value not in choices and not (value is None and type(None) in get_args(kind)):
         # kafka-python silently takes an unknown security_protocol ("sasl_ssl") for PLAINTEXT.
         given = repr(value) if isinstance(value, str) else safe_repr(value)
         yield f"{name} must be {' or '.join(map(repr, choices))}, got {given}"
 
 
 def _unknown(name: str) -> str:
+def _choices(kind: object) -> tuple[str, ...]:
+    return next((get_args(part) for part in (kind, *get_args(kind)) if get_origin(part) is Literal), ())
+
+
     if name in TOPIC_OPTIONS:
         return f"{name} is an option of a topic, not of the App; use @app.topic(..., {name}=...)"
     arguments = ("group_id", "bootstrap_servers", "concurrency", "auto_commit_interval_ms", "drain_timeout_ms")
@@ -257,6 +263,36 @@ def _order_mistakes(given: Mapping[str, Any]) -> Iterator[str]:
 
 
 def safe_repr(value: object) -> str:
+_HARMLESS = {"ssl_check_hostname": True, "sasl_kerberos_service_name": "kafka"}  # kafka-python's defaults
+_NEEDED = {  # by mechanism
+    **dict.fromkeys(["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], ("sasl_plain_username", "sasl_plain_password")),
+    "OAUTHBEARER": ("sasl_oauth_token_provider",),
+}
+
+
+def _security_mistakes(given: Mapping[str, Any]) -> Iterator[str]:
+    """What would connect in plain text, without a word, or could never authenticate."""
+    protocol, mechanism = given.get("security_protocol", "PLAINTEXT"), given.get("sasl_mechanism")
+    if protocol not in _PROTOCOLS:  # reported already
+        return
+    for prefix, part, otherwise in (("ssl_", "SSL", "in plain text"), ("sasl_", "SASL", "without credentials")):
+        names = [name for name in given if name.startswith(prefix) and given[name] != _HARMLESS.get(name)]
+        if names and part not in protocol.split("_"):
+            fitting = " or ".join(repr(other) for other in _PROTOCOLS if part in other.split("_"))
+            yield (
+                f"{', '.join(names)}: the connection would be {otherwise}, because security_protocol is {protocol!r}; "
+                f"use {fitting}"
+            )
+    if "SASL" in protocol:
+        needed = ("sasl_mechanism", *_NEEDED.get(mechanism if isinstance(mechanism, str) else "", ()))
+        if missing := [name for name in needed if name not in given]:
+            why = f"security_protocol={protocol!r}" + f" with sasl_mechanism={mechanism!r}" * (len(needed) > 1)
+            yield f"{why} requires {' and '.join(missing)}"
+    for name in ("sasl_plain_username", "sasl_plain_password", "ssl_password"):
+        if name in given and not isinstance(given[name], str):
+            yield f"{name} must be a string, got {type(given[name]).__name__}"
+
+
     """The repr of a number; of any other value, which may be secret, only the type."""
     if value is None or isinstance(value, (int, float)):
         return repr(value)

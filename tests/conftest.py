@@ -29,6 +29,7 @@ from support.observer import BreakableKafka, Observer, Server
 
 if TYPE_CHECKING:
     from support.client_kafka import ClientKafka
+    from support.secure_kafka import SecureKafka
 
 BROKERS = ["apache", "embedded"]
 ON_BOTH = {"kafka", "private_kafka"}
@@ -114,6 +115,18 @@ def three_nodes() -> Iterator[JavaKafka]:
     if source.kind != "java":
         pytest.skip(f"three nodes are started with Java only; the Kafka here is {source.kind}")
     with JavaKafka(nodes=3) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def secure_kafka() -> Iterator[SecureKafka]:
+    """One node with a CA, passwords and ACLs of its own."""
+    from support.secure_kafka import SecureKafka
+
+    source = _require_kafka()
+    if source.kind != "java":
+        pytest.skip(f"a Kafka with listeners of its own is started with Java only; the Kafka here is {source.kind}")
+    with SecureKafka() as server:
         yield server
 
 
@@ -211,7 +224,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if {"apache_kafka", "three_nodes"} & set(getattr(item, "fixturenames", ())) or "apache" in _brokers(item):
+        if {"apache_kafka", "three_nodes", "secure_kafka"} & set(
+            getattr(item, "fixturenames", ())
+        ) or "apache" in _brokers(item):
             item.add_marker("kafka")
         if "three_nodes" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("three nodes"))  # one worker starts them for all
@@ -219,6 +234,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=_cost, reverse=hasattr(config, "workerinput"))
 
 
+        if "secure_kafka" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("secure Kafka"))
 def _brokers(item: pytest.Item) -> set[object]:
     """Those of BROKERS that a test runs on."""
     callspec = getattr(item, "callspec", None)

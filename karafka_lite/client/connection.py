@@ -13,6 +13,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), with tests in tests
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,8 +21,10 @@ from typing import Any
 import kafka.errors
 from kafka import KafkaConsumer
 from kafka.net.compat import KafkaNetClient
+from kafka.net.selector import NetworkSelector
 
-from karafka_lite.errors import BrokerUnavailableError, ConfigurationError
+from karafka_lite.client.network import Network, check_files
+from karafka_lite.errors import AccessError, BrokerUnavailableError, ConfigurationError
 from karafka_lite.events import ClientLogged, Event, Unreachable
 
 log = logging.getLogger("karafka_lite")
@@ -30,8 +33,12 @@ kafka_log = logging.getLogger("karafka_lite.kafka")
 RECONNECT_MAX_MS = (
     1000  # as in Java; kafka-python's 30 s outlast bootstrap_timeout_ms: 10 s of outage would end a start
 )
-REPEAT_S = 30.0  # how often it is said that a broker cannot be reached
-FAILED = "Connection failed: "  # how kafka-python begins that message
+REPEAT_S = 30.0  # how often it is said that a broker cannot be reached, and why
+BOOTSTRAP_MS = KafkaConsumer.DEFAULT_CONFIG["bootstrap_timeout_ms"]
+OPTIMIZED = (
+    "kafka-python does not work under python -O (or PYTHONOPTIMIZE): it would understand no answer of a broker; start "
+    "without it"
+)
 
 Emit = Callable[[Event], None]
 
@@ -49,33 +56,40 @@ class Connection:
         self._emit = emit
         self._group_id = group_id
         self._client: Any = None
-        self._last_failure = ""
-        self._reported_at = float("-inf")
+        self._said: dict[str, float] = {}  # when a failure was reported last
 
     def open(self, kind: Callable[..., Any], bootstrap_servers: Sequence[str], settings: Mapping[str, Any]) -> Any:
         """A ``kind``, say a KafkaConsumer, that has reached a broker; waits for up to ``bootstrap_timeout_ms``.
 
         Raises:
             BrokerUnavailableError: no broker answered.
-            ConfigurationError: kafka-python refuses a setting.
+            AccessError: one did, and refuses us.
+            ConfigurationError: kafka-python refuses a setting, or a file of ``ssl_*`` cannot be read.
         """
+        if sys.flags.optimize:
+            raise ConfigurationError(OPTIMIZED)
+        check_files(settings)
         _redirect_kafka_log()
         _KAFKA_LOG.connections.append(self)
+        bootstrap_ms = settings.get("bootstrap_timeout_ms", BOOTSTRAP_MS)
         try:
-            return kind(bootstrap_servers=list(bootstrap_servers), kafka_client=self._new_client, **settings)
+            opened = kind(bootstrap_servers=list(bootstrap_servers), kafka_client=self._new_client, **settings)
+            if self._client is not None and not self._client._manager.bootstrapped:  # with api_version nobody asks
+                self._client._manager.bootstrap(bootstrap_ms)
+            return opened
         except BaseException as error:
             self.close()
             if self._client is not None:  # a constructor that raises leaves its thread and its sockets open
                 self._client.close()
             if isinstance(error, kafka.errors.KafkaConnectionError | kafka.errors.KafkaTimeoutError):
-                timed_out = isinstance(error, kafka.errors.KafkaTimeoutError)
-                reason = (timed_out and self._last_failure) or error
-                default = KafkaConsumer.DEFAULT_CONFIG["bootstrap_timeout_ms"]
+                causes = self._client._manager.causes.values() if self._client is not None else ()
                 raise BrokerUnavailableError(
-                    f"no broker could be reached at {','.join(bootstrap_servers)} within "
-                    f"{settings.get('bootstrap_timeout_ms', default)} ms ({reason}); is Kafka running there? "
+                    f"no broker could be reached at {','.join(bootstrap_servers)} within {bootstrap_ms} ms "
+                    f"({'; '.join(cause.text for cause in causes) or error}); is Kafka running there? "
                     f"Another address: --broker HOST:PORT, or KARAFKA_LITE_BOOTSTRAP_SERVERS=HOST:PORT"
                 ) from error
+            if isinstance(error, AccessError):
+                raise
             if isinstance(error, kafka.errors.KafkaError | AssertionError | OSError | TypeError | ValueError):
                 raise ConfigurationError(f"kafka-python refuses the settings of {self._owner}: {error}") from error
             raise
@@ -96,17 +110,18 @@ class Connection:
 
     def took(self, record: logging.LogRecord) -> None:
         """kafka-python has logged something."""
-        message = _text(record)
-        self.debug(record.name, record.levelno, message)
-        if not message.startswith(FAILED):
-            return
-        self._last_failure = message.removeprefix(FAILED)
-        if time.monotonic() - self._reported_at > REPEAT_S:
-            self._reported_at = time.monotonic()
+        self.debug(record.name, record.levelno, _text(record))
+
+    def failed(self, reason: str) -> None:
+        """A connection was not made; said from time to time. Called on kafka-python's thread."""
+        now = time.monotonic()
+        if now - self._said.get(reason, float("-inf")) > REPEAT_S:
+            self._said = {said: at for said, at in self._said.items() if now - at <= REPEAT_S}
+            self._said[reason] = now
             if self._emit is None:
-                log.warning("a broker cannot be reached, retrying: %s", self._last_failure)
+                log.warning("a broker cannot be reached, retrying: %s", reason)
             else:
-                self._emit(Unreachable(self._group_id, self._last_failure))
+                self._emit(Unreachable(self._group_id, reason))
 
     def logs_on(self, thread_id: int | None) -> bool:
         """Whether the client uses this thread now."""
@@ -120,7 +135,8 @@ class Connection:
         return self._emit is not None
 
     def _new_client(self, **settings: Any) -> Any:
-        self._client = KafkaNetClient(**settings)
+        net = NetworkSelector(**settings)
+        self._client = KafkaNetClient(net, Network(net, self.failed, **settings))
         return self._client
 
 
@@ -144,8 +160,30 @@ class _KafkaLog(logging.Handler):
 _KAFKA_LOG = _KafkaLog()
 
 
+class _NoSecrets(logging.Filter):
+    """Takes passwords and tokens out of what kafka-python logs at DEBUG, wherever the program sends it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(map(_without_secrets, record.args))
+        return True
+
+
+def _without_secrets(argument: object) -> object:
+    kind = type(argument).__name__
+    if kind.startswith("Sasl"):  # a request with credentials, or the answer to it
+        return f"{kind}(not shown: it holds credentials)"
+    return f"{len(argument)} bytes" if isinstance(argument, bytes | bytearray) else argument
+
+
+_NO_SECRETS = _NoSecrets()
+WITH_SECRETS = ("kafka.net.connection", "kafka.protocol.parser")  # a filter sees what is logged on its own logger
+
+
 def _redirect_kafka_log() -> None:
     """Take what kafka-python logs, unless the program has given the logger ``kafka`` a level or a handler itself."""
+    for name in WITH_SECRETS:
+        logging.getLogger(name).addFilter(_NO_SECRETS)  # once
     logger = logging.getLogger("kafka")
     if logger.level == logging.NOTSET and all(isinstance(handler, logging.NullHandler) for handler in logger.handlers):
         logger.addHandler(_KAFKA_LOG)

@@ -5,13 +5,12 @@ from any thread and never block; the rest belongs to the poller. The rebalance l
 thread, inside ``poll`` or ``close``, and must not block: heartbeats are sent by the same thread.
 
 Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in tests/kafka (most in test_cures.py).
-``connection.py``, ``fetching.py`` and ``reader.py`` have more of them:
+``connection.py``, ``network.py``, ``fetching.py`` and ``reader.py`` have more of them:
 
     consumer._subscription.assign_from_subscribed([])   eager assignors keep the positions of what was revoked
     consumer._subscription.assignment                   positions, without asking the network
     consumer._fetcher._next_partition_records           a pause within a fetched chunk blocks the partition for ever
     consumer._fetcher.PartitionRecords                  slow (see reader.py); after a corrupt batch ``poll`` hangs
-    consumer._manager._build_transport                  its connections read 4,096 bytes at a time
     consumer._cluster.config                            allow_auto_create_topics is not passed on: always True
     consumer._cluster.add_topic                         asks for a topic by name (and so creates it, where allowed)
     consumer._coordinator._generation                   a lost membership shows here before ``poll`` notices
@@ -58,8 +57,6 @@ if TYPE_CHECKING:
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
-RECEIVE_BYTES = 256 << 10
-RECEIVE_MAX_BYTES = 8 << 20  # in one step of the IO thread, which sends heartbeats between two steps
 POLL_RECORDS = 2000  # a poll costs about as much as reading a hundred of them
 JOINING_POLL_MS = 1000  # a join that ends between two polls is thrown away by the client: leave little time between two
 PAUSED_POLL_MS = 20  # there is no wakeup(): how late a partition may be resumed, or its next messages be asked for
@@ -142,7 +139,6 @@ class Client:
         """
         new = partial(KafkaConsumer, group_id=self.group_id)
         consumer = self._connection.open(new, self.bootstrap_servers, self.settings)
-        _receive_more(consumer._manager)
         consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]
         consumer._fetcher.PartitionRecords = partial(choose_reader(), sizes=self._sizes)
         self._fetching = Fetching(consumer)
@@ -391,37 +387,6 @@ class _NotConnected:
 
     def __getattr__(self, name: str) -> Any:
         raise PollError("the client is not connected")
-
-
-def _receive_more(manager: Any) -> None:
-    """Have the connections that ``manager`` is going to make read more than 4,096 bytes at a time."""
-    stock = manager._build_transport
-
-    async def build(*args: Any, **settings: Any) -> Any:
-        transport = await stock(*args, **settings)
-        transport._sock_recv = partial(_received, transport, transport._sock_recv)
-        return transport
-
-    manager._build_transport = build
-
-
-def _received(transport: Any, stock: Callable[[], tuple[bytes, Any]]) -> tuple[bytes, Any]:
-    """What has come, up to about RECEIVE_MAX_BYTES, and an error; where nothing has come, the stock method says why.
-
-    The rest is not forgotten: the socket stays readable. (A TLS record is never read in part, so nothing of it waits
-    in the TLS layer, where no selector would see it.)
-    """
-    pieces, size = [], 0
-    try:
-        while size < RECEIVE_MAX_BYTES and (piece := transport._sock.recv(RECEIVE_BYTES)):
-            pieces.append(piece)
-            size += len(piece)
-        received = b"".join(pieces)
-    except OSError:  # nothing more has come; or the connection is broken, which the next call says
-        received = b"".join(pieces)
-    except Exception as error:  # noqa: BLE001 - no memory, say: what was received is lost, so the connection has to end
-        return b"", kafka.errors.KafkaConnectionError(repr(error))
-    return (received, None) if received else stock()
 
 
 class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]

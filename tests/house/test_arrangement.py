@@ -31,6 +31,9 @@ ELSEWHERE = {
     "cli/options.py": "unit/test_main.py",
     # What it sends, and what it does with an answer, is seen by a broker only.
     "client/producer.py": "kafka/test_sending.py",
+    # Why a broker refuses a client, a real one says.
+    "client/causes.py": "kafka/test_security.py",
+    "client/listeners.py": "kafka/test_security.py",
     # What it asks of a cluster, a drain to the end of the topics shows.
     "client/admin.py": "kafka/test_drain.py",
     # Values only; the group that gives them is tested.

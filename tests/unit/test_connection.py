@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +15,13 @@ import kafka.errors
 import pytest
 
 from karafka_lite.client import connection
+from karafka_lite.client.causes import Cause
 from karafka_lite.client.connection import REPEAT_S, Connection
-from karafka_lite.errors import BrokerUnavailableError, ConfigurationError
+from karafka_lite.errors import AccessError, BrokerUnavailableError, ConfigurationError
 from karafka_lite.events import ClientLogged, Event, Unreachable
 
-FAILED = "Connection failed: [Errno 111] refused"
+SAID = "Connection failed: [Errno 111] refused"
+REASON = "localhost:1 cannot be reached (111 ECONNREFUSED)"
 
 
 class Net:
@@ -80,26 +85,30 @@ def ours(log: pytest.LogCaptureFixture) -> list[tuple[str, str, str]]:
 # -- with an app -------------------------------------------------------------------------------------------------------
 
 
-def test_a_broker_that_cannot_be_reached_is_an_event_and_nothing_is_logged(
+def test_a_connection_that_is_not_made_is_an_event_and_nothing_is_logged(
     opened: Opened, debug: pytest.LogCaptureFixture
 ) -> None:
-    _, events = opened("g")
-    say(FAILED)
-    assert events == [
-        ClientLogged("g", "kafka.net.manager", logging.ERROR, FAILED),
-        Unreachable("g", "[Errno 111] refused"),
-    ]
+    made, events = opened("g")
+    made.failed(REASON)
+    assert events == [Unreachable("g", REASON)]
     assert ours(debug) == []
 
 
-def test_it_is_said_again_from_time_to_time_only(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, events = opened("g")
+def test_the_same_is_said_again_from_time_to_time_only_and_another_reason_at_once(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, events = opened("g")
     now = [100.0]
     monkeypatch.setattr(connection.time, "monotonic", lambda: now[0])
     for passed in (0.0, 1.0, REPEAT_S - 2, 2.0):
         now[0] += passed
-        say(FAILED)
-    assert [type(event) for event in events] == [Unreachable, Unreachable]
+        made.failed(REASON)
+    made.failed("localhost:2 hangs up")
+    assert [event.reason for event in events if isinstance(event, Unreachable)] == [
+        REASON,
+        REASON,
+        "localhost:2 hangs up",
+    ]
 
 
 def test_what_kafka_python_logs_is_an_event_where_the_debug_log_is_wanted(
@@ -133,22 +142,22 @@ def test_a_record_that_cannot_be_formatted_harms_nobody(opened: Opened, debug: p
 # -- several clients ---------------------------------------------------------------------------------------------------
 
 
-def test_each_client_gets_what_is_logged_on_its_own_threads(opened: Opened) -> None:
-    thread = threading.Thread(target=say, args=(FAILED,))
+def test_each_client_gets_what_is_logged_on_its_own_threads(opened: Opened, debug: pytest.LogCaptureFixture) -> None:
+    thread = threading.Thread(target=say, args=(SAID,))
     _, first = opened("first")
     _, second = opened("second", runs_on=thread)
     thread.start()
     thread.join()
-    assert (first, second) == ([], [Unreachable("second", "[Errno 111] refused")])
-    say(FAILED)
-    assert first == [Unreachable("first", "[Errno 111] refused")]
+    assert ([event.group_id for event in first], [event.group_id for event in second]) == ([], ["second"])
+    say(SAID)
+    assert [event.group_id for event in first] == ["first"]
 
 
-def test_a_thread_that_is_named_belongs_to_its_client_too(opened: Opened) -> None:
+def test_a_thread_that_is_named_belongs_to_its_client_too(opened: Opened, debug: pytest.LogCaptureFixture) -> None:
     """A producer's sender thread is not the one of its loop."""
     opened("first", runs_on=threading.Thread())
     second, events = opened("second", runs_on=threading.Thread())
-    thread = threading.Thread(target=say, args=(FAILED,))
+    thread = threading.Thread(target=say, args=(SAID,))
     second.thread = thread
     thread.start()
     thread.join()
@@ -160,13 +169,13 @@ def test_in_a_process_with_an_app_nothing_is_logged_on_threads_that_belong_to_no
 ) -> None:
     opened(emits=False, runs_on=threading.Thread())
     _, events = opened("g", runs_on=threading.Thread())
-    say_elsewhere(FAILED)
-    assert [type(event) for event in events] == [ClientLogged, Unreachable]
+    say_elsewhere(SAID)
+    assert [type(event) for event in events] == [ClientLogged]
     assert ours(debug) == []
 
 
 def test_a_client_that_logs_into_a_full_pipe_does_not_hold_up_another_one(
-    opened: Opened, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, debug: pytest.LogCaptureFixture
 ) -> None:
     class FullPipe(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -175,12 +184,12 @@ def test_a_client_that_logs_into_a_full_pipe_does_not_hold_up_another_one(
 
     reached, read = threading.Event(), threading.Event()
     monkeypatch.setattr(logging.getLogger("karafka_lite"), "handlers", [FullPipe()])
-    writer = threading.Thread(target=say, args=(FAILED,))
+    writer = threading.Thread(target=say, args=(SAID,))
     opened(emits=False, runs_on=writer)
     _, events = opened("g")
     writer.start()
     assert reached.wait(10)
-    other = threading.Thread(target=say, args=(FAILED,))
+    other = threading.Thread(target=say, args=(SAID,))
     other.start()
     other.join(5)
     held_up = other.is_alive()
@@ -195,7 +204,7 @@ def test_a_closed_connection_gets_nothing_any_more(opened: Opened, caplog: pytes
     made, events = opened("g")
     made.close()
     made.close()
-    say(FAILED)
+    say(SAID)
     assert events == []
 
 
@@ -203,13 +212,13 @@ def test_a_closed_connection_gets_nothing_any_more(opened: Opened, caplog: pytes
 
 
 def test_without_an_app_it_is_logged(opened: Opened, debug: pytest.LogCaptureFixture) -> None:
-    opened(emits=False)
-    say(FAILED)
-    say(FAILED)
+    made, _ = opened(emits=False)
+    say(SAID)
+    made.failed(REASON)
+    made.failed(REASON)
     assert ours(debug) == [
-        ("karafka_lite.kafka", "DEBUG", f"kafka.net.manager: {FAILED}"),
-        ("karafka_lite", "WARNING", "a broker cannot be reached, retrying: [Errno 111] refused"),
-        ("karafka_lite.kafka", "DEBUG", f"kafka.net.manager: {FAILED}"),
+        ("karafka_lite.kafka", "DEBUG", f"kafka.net.manager: {SAID}"),
+        ("karafka_lite", "WARNING", f"a broker cannot be reached, retrying: {REASON}"),
     ]
 
 
@@ -222,7 +231,7 @@ def test_a_program_that_has_set_up_the_log_of_kafka_python_keeps_it(
     monkeypatch.setattr(logger, "level", logging.ERROR)
     logger.manager._clear_cache()  # type: ignore[attr-defined]  # of levels
     _, events = opened("g")
-    say(FAILED)
+    say(SAID)
     assert events == []
     assert [record.name for record in caplog.records] == ["kafka.net.manager"]
     monkeypatch.undo()
@@ -279,15 +288,37 @@ def test_a_constructor_that_raises_is_explained_and_cleaned_up(
     assert made not in connection._KAFKA_LOG.connections
 
 
-def test_the_last_failure_of_this_connection_is_the_reason_for_a_timeout(opened: Opened) -> None:
-    _, _ = opened("other", runs_on=threading.Thread())
-
+def test_why_each_host_did_not_answer_is_the_reason_for_a_timeout() -> None:
     def constructor(**settings: Any) -> Any:
-        settings["kafka_client"](client_id="c")
-        made._client._net._poll_owner = threading.current_thread()
-        say(FAILED)
+        manager = settings["kafka_client"](client_id="c")._manager
+        manager.causes = {"bootstrap-0": Cause("a:1 hangs up"), "bootstrap-1": Cause("b:2 cannot be reached")}
         raise kafka.errors.KafkaTimeoutError("bootstrap")
 
     made = Connection("group g", lambda event: None, "g")
-    with pytest.raises(BrokerUnavailableError, match=r"within 30000 ms \(\[Errno 111\] refused\)"):
-        made.open(constructor, ["localhost:1"], {})
+    with pytest.raises(BrokerUnavailableError, match=r"within 30000 ms \(a:1 hangs up; b:2 cannot be reached\)"):
+        made.open(constructor, ["a:1", "b:2"], {})
+
+
+def test_a_broker_that_refuses_us_is_no_broker_that_cannot_be_reached() -> None:
+    refusing = Refusing(AccessError("a:1 refuses the credentials"))
+    with pytest.raises(AccessError, match=r"^a:1 refuses the credentials$"):
+        Connection("group g").open(refusing, ["a:1"], {})
+    assert refusing.network._net._closed
+
+
+def test_python_without_its_assertions_is_refused() -> None:
+    program = "from karafka_lite.client.connection import Connection; Connection('c').open(dict, ['a:1'], {})"
+    ended = subprocess.run([sys.executable, "-O", "-c", program], capture_output=True, text=True)
+    assert "ConfigurationError: kafka-python does not work under python -O" in ended.stderr
+
+
+def test_a_file_of_tls_that_cannot_be_read_is_named_with_its_setting(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"^ssl_cafile='.*ca\.pem' cannot be read: No such file or directory$"):
+        Connection("c").open(dict, ["a:1"], {"security_protocol": "SSL", "ssl_cafile": tmp_path / "ca.pem"})
+
+
+def test_a_file_of_tls_that_holds_something_else_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("no certificate")
+    with pytest.raises(ConfigurationError, match=r"^no TLS connection can be made with ssl_cafile='.*ca\.pem' \("):
+        Connection("c").open(dict, ["a:1"], {"security_protocol": "SSL", "ssl_cafile": str(file)})

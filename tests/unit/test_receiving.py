@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import select
 import socket
@@ -17,7 +16,8 @@ import pytest
 from kafka.errors import KafkaConnectionError
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
-from karafka_lite.client.consumer import RECEIVE_BYTES, _receive_more, _received
+from karafka_lite.client.receiving import RECEIVE_BYTES, receive_more
+from karafka_lite.client.receiving import received as receive
 
 # Of nobody: made for this test, with `openssl req -x509`, for localhost and a hundred years.
 CERTIFICATE = """\
@@ -77,22 +77,13 @@ def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
         mine = transport._sock
         mine.setblocking(False)
         if ours:
-            manager = SimpleNamespace(_build_transport=answering(transport))
-            _receive_more(manager)
-            assert asyncio.run(manager._build_transport("node", timeout_at=1.0)) is transport
+            receive_more(transport)
         transport._sock = Counted(mine)
         return transport, brokers
 
     yield connect
     for sock in made:
         sock.close()
-
-
-def answering(transport: Any) -> Callable[..., Any]:
-    async def build(node: str, timeout_at: float) -> Any:
-        return transport
-
-    return build
 
 
 def with_tls(mine: socket.socket, brokers: socket.socket, folder: Path) -> Ends:
@@ -168,8 +159,8 @@ def test_one_call_takes_a_bounded_piece_and_the_next_ones_the_rest(
     connect: Callable[[bool], Ends], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heartbeats are sent between two calls: a large answer must not keep them waiting."""
-    monkeypatch.setattr("karafka_lite.client.consumer.RECEIVE_MAX_BYTES", 20 << 10)
-    monkeypatch.setattr("karafka_lite.client.consumer.RECEIVE_BYTES", 16 << 10)  # the largest record of TLS
+    monkeypatch.setattr("karafka_lite.client.receiving.RECEIVE_MAX_BYTES", 20 << 10)
+    monkeypatch.setattr("karafka_lite.client.receiving.RECEIVE_BYTES", 16 << 10)  # the largest record of TLS
     transport, brokers = connect(True)
     brokers.sendall(MUCH[:SOME])
     select.select([transport._sock.sock], [], [], PATIENCE_S)
@@ -196,19 +187,31 @@ class Endless:
         return bytes(size)
 
 
+def nothing() -> tuple[bytes, Any]:
+    return b"", "what the stock method says"
+
+
 @pytest.mark.parametrize("error", [BlockingIOError(), ConnectionResetError(), ssl.SSLWantReadError()], ids=repr)
 def test_an_error_of_the_socket_waits_for_the_next_call(error: Exception) -> None:
     transport: Any = SimpleNamespace(_sock=Endless(3, error))
-    data, failure = _received(transport, lambda: (b"", "what the stock method says"))
-    assert (len(data), failure) == (3 * RECEIVE_BYTES, None)
-    assert _received(transport, lambda: (b"", "what the stock method says")) == (b"", "what the stock method says")
+    assert receive(transport, nothing) == (bytes(3 * RECEIVE_BYTES), None)
+    data, failure = receive(transport, nothing)
+    assert data == b""
+    assert (failure is None) is not isinstance(error, ConnectionError)
+
+
+def test_what_the_other_side_says_in_tls_is_the_reason() -> None:
+    """A second read would only find the end."""
+    alert = ssl.SSLError(1, "[SSL: SSLV3_ALERT_BAD_CERTIFICATE] sslv3 alert bad certificate (_ssl.c:2580)")
+    _, failure = receive(SimpleNamespace(_sock=Endless(0, alert)), nothing)
+    assert failure.args == (alert,)
 
 
 @pytest.mark.parametrize("pieces", [0, 3])
 def test_what_is_no_error_of_the_socket_ends_the_connection(pieces: int) -> None:
     """What was received before it is gone: going on would read the middle of an answer as its beginning."""
     transport: Any = SimpleNamespace(_sock=Endless(pieces, MemoryError()))
-    data, failure = _received(transport, lambda: (b"", None))
+    data, failure = receive(transport, lambda: (b"", None))
     assert data == b""
     assert isinstance(failure, KafkaConnectionError)
     assert "MemoryError" in str(failure)

@@ -98,6 +98,7 @@ def test_the_clients_own_defaults_are_accepted() -> None:
         ("kafka_client", "remove it"),
         ("selector", "remove it"),
     ],
+        ("ssl_ciphers", "use ssl_context=..., an ssl.SSLContext with set_ciphers()"),
 )
 def test_a_setting_that_is_not_supported_is_refused_with_its_reason_and_never_its_value(name: str, hint: str) -> None:
     text = refusal(lambda: settings(**{name: SECRET}))
@@ -198,8 +199,9 @@ def test_none_is_accepted_for_the_socket_buffers_only(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name, kind in TYPES.items() if kind is bool))
 def test_a_switch_is_a_bool_because_the_word_false_is_true_in_python(name: str) -> None:
-    assert refusal(lambda: settings(**{name: "false"})) == f"{name} must be True or False, got a str"
-    assert settings(**{name: False}).settings == {name: False}
+    assert refusal(lambda: settings(**{name: "false"})).splitlines()[0] == f"{name} must be True or False, got a str"
+    given = {name: False, **({"security_protocol": "SSL"} if name.startswith("ssl_") else {})}
+    assert settings(**given).settings == given
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,8 @@ def test_a_switch_is_a_bool_because_the_word_false_is_true_in_python(name: str) 
 )
 def test_a_choice_is_one_of_those_that_the_client_knows(name: str, choices: tuple[str, ...]) -> None:
     for choice in choices:
-        assert settings(**{name: choice}).settings == {name: choice}
+        if "SASL" not in choice:  # which takes more
+            assert settings(**{name: choice}).settings == {name: choice}
     allowed = " or ".join(map(repr, choices))
     assert refusal(lambda: settings(**{name: "sasl_ssl"})) == f"{name} must be {allowed}, got 'sasl_ssl'"
     assert refusal(lambda: settings(**{name: None})) == f"{name} must be {allowed}, got None"
@@ -255,13 +258,80 @@ def test_a_time_of_a_wrong_type_is_refused_and_not_compared() -> None:
 
 
 def test_secrets_are_in_no_refusal_and_not_in_the_repr() -> None:
-    given = {"sasl_plain_password": SECRET, "ssl_password": SECRET, "proxy_url": f"socks5://me:{SECRET}@proxy"}
+    user = {"security_protocol": "SASL_SSL", "sasl_mechanism": "PLAIN", "sasl_plain_username": "me"}
+    secrets = {"sasl_plain_password": SECRET, "ssl_password": SECRET, "proxy_url": f"socks5://me:{SECRET}@proxy"}
+    given = {**user, **secrets}
     config = settings(**given)
     assert config.settings == given
     assert SECRET not in repr(config) + str(config)
     assert SECRET not in refusal(lambda: settings(**given, session_timeout_ms=SECRET, unknown=SECRET))
 
 
+    assert SECRET not in refusal(lambda: settings(**secrets))
+
+
+# -- security
+
+
+SASL = {
+    "security_protocol": "SASL_SSL",
+    "sasl_mechanism": "PLAIN",
+    "sasl_plain_username": "u",
+    "sasl_plain_password": "p",
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            {"ssl_cafile": "ca.pem", "ssl_check_hostname": False},
+            "ssl_cafile, ssl_check_hostname: the connection would be in plain text, because security_protocol is "
+            "'PLAINTEXT'; use 'SSL' or 'SASL_SSL'",
+        ),
+        (
+            {**SASL, "security_protocol": "SASL_PLAINTEXT", "ssl_cafile": "ca.pem"},
+            "ssl_cafile: the connection would be in plain text, because security_protocol is 'SASL_PLAINTEXT'; "
+            "use 'SSL' or 'SASL_SSL'",
+        ),
+        (
+            {**SASL, "security_protocol": "SSL"},
+            "sasl_mechanism, sasl_plain_username, sasl_plain_password: the connection would be without credentials, "
+            "because security_protocol is 'SSL'; use 'SASL_PLAINTEXT' or 'SASL_SSL'",
+        ),
+        ({"security_protocol": "SASL_SSL"}, "security_protocol='SASL_SSL' requires sasl_mechanism"),
+        (
+            {**SASL, "sasl_plain_password": None},
+            "security_protocol='SASL_SSL' with sasl_mechanism='PLAIN' requires sasl_plain_password",
+        ),
+        (
+            {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "OAUTHBEARER"},
+            "security_protocol='SASL_PLAINTEXT' with sasl_mechanism='OAUTHBEARER' requires sasl_oauth_token_provider",
+        ),
+        (
+            {**SASL, "sasl_mechanism": "scram-sha-512"},
+            "sasl_mechanism must be 'PLAIN' or 'SCRAM-SHA-256' or 'SCRAM-SHA-512' or 'OAUTHBEARER' or 'GSSAPI' or "
+            "'AWS_MSK_IAM', got 'scram-sha-512'",
+        ),
+        ({**SASL, "sasl_plain_password": b"p"}, "sasl_plain_password must be a string, got bytes"),
+    ],
+)
+def test_settings_that_would_not_protect_are_refused(given: dict[str, Any], text: str) -> None:
+    assert refusal(lambda: settings(**given)) == text
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        SASL,
+        {"security_protocol": "SSL"},
+        {"security_protocol": "SSL", "ssl_cafile": "ca.pem", "ssl_certfile": "c", "ssl_keyfile": "k"},
+        {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "GSSAPI", "sasl_kerberos_service_name": "k"},
+        {"ssl_cafile": None, "sasl_mechanism": None, "ssl_check_hostname": True},
+    ],
+)
+def test_settings_that_fit_are_accepted(given: dict[str, Any]) -> None:
+    assert settings(**given).settings == given
 # -- bootstrap servers
 
 
