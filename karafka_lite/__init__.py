@@ -11,6 +11,7 @@ with warnings.catch_warnings():  # kafka-python 3.0 reads a file of its own in a
 
 from karafka_lite.context import Context
 from karafka_lite.errors import (
+    AccessError,
     BrokerUnavailableError,
     ClusterError,
     CommitError,
@@ -28,6 +29,7 @@ __all__ = [  # noqa: RUF022 - grouped: what one writes, what one receives, what 
     "Batch",
     "Context",
     "Message",
+    "AccessError",
     "BrokerUnavailableError",
     "ClusterError",
     "CommitError",

@@ -89,8 +89,8 @@ UNSUPPORTED: dict[str, str] = {
     "partition_assignment_strategy": "kafka-python's cooperative assignor can claim partitions it has lost; remove it",
     "default_offset_commit_callback": "it would never be called; use commit_offsets(sync=True) to wait for a commit",
     "consumer_timeout_ms": "it ends an iterator that is not used here; use @app.topic(..., batch_timeout_ms=...)",
-    "kafka_client": "karafka-lite relies on kafka-python's own client; remove it",
     "ssl_ciphers": "kafka-python ignores it; use ssl_context=..., an ssl.SSLContext with set_ciphers()",
+    "kafka_client": "karafka-lite relies on kafka-python's own client; remove it",
     "selector": "karafka-lite relies on kafka-python's own IO loop; remove it",
 }
 """Settings of KafkaConsumer that are not supported -> the reason and what to use instead."""
@@ -148,8 +148,8 @@ class Config:
             *int_mistakes("drain_timeout_ms", drain_timeout_ms),
             *(mistake for name, value in given.items() for mistake in _setting_mistakes(name, value)),
             *_order_mistakes({**given, "drain_timeout_ms": drain_timeout_ms}),
-        )
             *_security_mistakes({name: value for name, value in given.items() if value is not None}),
+        )
         return cls(group_id, _servers(bootstrap_servers), concurrency, auto_commit_interval_ms, drain_timeout_ms, given)
 
 
@@ -172,8 +172,8 @@ def resolve_bootstrap_servers(option: str | None, environ: Mapping[str, str], ar
 
 _INT32_MAX = 2**31 - 1  # most numbers are sent as 32 bits; a bigger one would fail much later, on the IO thread
 _TYPES = get_type_hints(Settings)
-_ZERO_ALLOWED = re.compile("fetch_min_bytes|fetch_max_wait_ms|.*backoff.*")
 _PROTOCOLS = get_args(_TYPES["security_protocol"])
+_ZERO_ALLOWED = re.compile("fetch_min_bytes|fetch_max_wait_ms|.*backoff.*")
 _EVICTED = "the broker reassigns partitions whose handlers are still finishing"
 _ORDERED = (  # (smaller, its default, larger, its default, what happens otherwise), with kafka-python's defaults
     ("drain_timeout_ms", 60_000, "max_poll_interval_ms", 300_000, _EVICTED),
@@ -231,11 +231,11 @@ def _setting_mistakes(name: str, value: object) -> Iterator[str]:
         yield f"{name} must be {' or '.join(map(repr, choices))}, got {given}"
 
 
-def _unknown(name: str) -> str:
 def _choices(kind: object) -> tuple[str, ...]:
     return next((get_args(part) for part in (kind, *get_args(kind)) if get_origin(part) is Literal), ())
 
 
+def _unknown(name: str) -> str:
     if name in TOPIC_OPTIONS:
         return f"{name} is an option of a topic, not of the App; use @app.topic(..., {name}=...)"
     arguments = ("group_id", "bootstrap_servers", "concurrency", "auto_commit_interval_ms", "drain_timeout_ms")
@@ -262,7 +262,6 @@ def _order_mistakes(given: Mapping[str, Any]) -> Iterator[str]:
             yield f"{low}={less} must be less than {high}={more}; otherwise {otherwise}"
 
 
-def safe_repr(value: object) -> str:
 _HARMLESS = {"ssl_check_hostname": True, "sasl_kerberos_service_name": "kafka"}  # kafka-python's defaults
 _NEEDED = {  # by mechanism
     **dict.fromkeys(["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], ("sasl_plain_username", "sasl_plain_password")),
@@ -293,6 +292,7 @@ def _security_mistakes(given: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} must be a string, got {type(given[name]).__name__}"
 
 
+def safe_repr(value: object) -> str:
     """The repr of a number; of any other value, which may be secret, only the type."""
     if value is None or isinstance(value, (int, float)):
         return repr(value)

@@ -230,12 +230,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("kafka")
         if "three_nodes" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("three nodes"))  # one worker starts them for all
+        if "secure_kafka" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("secure Kafka"))
     # One after the other, the cheap ones tell of a mistake soon; side by side, the long ones must not be the tail.
     items.sort(key=_cost, reverse=hasattr(config, "workerinput"))
 
 
-        if "secure_kafka" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("secure Kafka"))
 def _brokers(item: pytest.Item) -> set[object]:
     """Those of BROKERS that a test runs on."""
     callspec = getattr(item, "callspec", None)

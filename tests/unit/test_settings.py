@@ -96,9 +96,9 @@ def test_the_clients_own_defaults_are_accepted() -> None:
         ("default_offset_commit_callback", "commit_offsets(sync=True)"),
         ("consumer_timeout_ms", "batch_timeout_ms="),
         ("kafka_client", "remove it"),
+        ("ssl_ciphers", "use ssl_context=..., an ssl.SSLContext with set_ciphers()"),
         ("selector", "remove it"),
     ],
-        ("ssl_ciphers", "use ssl_context=..., an ssl.SSLContext with set_ciphers()"),
 )
 def test_a_setting_that_is_not_supported_is_refused_with_its_reason_and_never_its_value(name: str, hint: str) -> None:
     text = refusal(lambda: settings(**{name: SECRET}))
@@ -265,8 +265,6 @@ def test_secrets_are_in_no_refusal_and_not_in_the_repr() -> None:
     assert config.settings == given
     assert SECRET not in repr(config) + str(config)
     assert SECRET not in refusal(lambda: settings(**given, session_timeout_ms=SECRET, unknown=SECRET))
-
-
     assert SECRET not in refusal(lambda: settings(**secrets))
 
 
@@ -332,6 +330,8 @@ def test_settings_that_would_not_protect_are_refused(given: dict[str, Any], text
 )
 def test_settings_that_fit_are_accepted(given: dict[str, Any]) -> None:
     assert settings(**given).settings == given
+
+
 # -- bootstrap servers
 
 
