@@ -200,6 +200,7 @@ def _describe_thread(thread: threading.Thread) -> str:
 def pytest_addoption(parser: pytest.Parser) -> None:
     told = "what records are read with; both: pure on Apache Kafka, compiled on the embedded broker (default)"
     parser.addoption("--decoder", choices=["both", *DECODERS.values()], default="both", help=told)
+    parser.addoption("--long", action="store_true", help="the long form of what has one: minutes instead of seconds")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -210,6 +211,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "apache_only(why): not on the embedded broker")
     config.addinivalue_line("markers", "test_client: on TestClient, too; what it promises needs no network")
     config.stash[_STDERR] = os.dup(2)  # before pytest captures it
+    # A run starts hundreds of processes, which load the same modules: compiled once, each of them takes 1 s less.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell; children inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

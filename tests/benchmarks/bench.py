@@ -35,7 +35,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -50,7 +50,7 @@ from tables import ERROR, HANDLERS, MARKS, PARTITIONS, Figures, Round, comparabl
 
 HERE = Path(__file__).parent
 CHECKOUT = Path(__file__).absolute().parents[2]
-MANY, VERY_MANY = 12, 500  # partitions
+MANY = 12  # partitions
 SPARE = 5  # every so many messages of the throughput there is one more, which nobody waits for
 TICK_S = 0.020
 PROBE_TIMEOUT_S = 600  # a hang, not a slow machine
@@ -80,11 +80,14 @@ class Size:
     retries: int = 20
     ticks: int = 500
     sleeps: int = 60  # batches of each partition
+    very_many: int = 500  # partitions
+    crossed: bool = True  # each handler with each decoder and each start; or each of them once
 
 
 QUICK = Size(
-    runs=1, small=24_000, large=12_000, marks=1_000, commits=20, idle_s=0.5, settle_s=0.5, retries=3, ticks=20, sleeps=5
-)
+    runs=1, small=24_000, large=12_000, marks=1_000, commits=20, idle_s=0.5, settle_s=0.5, retries=3, ticks=20,
+    sleeps=5, very_many=60, crossed=False,
+)  # fmt: skip
 
 # How our app is started, with which decoder, and what its handler does, by data set.
 OURS = {
@@ -171,6 +174,15 @@ def checkout(path: Path) -> Path:
     return path.absolute()
 
 
+def each_once(lines: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    """Those lines which have something that none before them had."""
+    had: set[str] = set()
+    for line in lines:
+        if not had.issuperset(line):
+            yield line
+        had.update(line)
+
+
 def is_ours(probe: str) -> bool:
     """Whether it measures the package."""
     name = probe.rpartition("/")[2]
@@ -224,7 +236,7 @@ class Bench:
             "latency": lambda: self.latency("latency"),
             "latency-loop": lambda: self.latency("latency_loop"),
             "idle": lambda: self._idle("idle", MANY),
-            "idle-500": lambda: self._idle("idle", VERY_MANY),
+            "idle-500": lambda: self._idle("idle", size.very_many),
             "idle-loop": lambda: self._idle("idle_loop", MANY),
             "first-message-run": self._first_message_run,
             "first-message": lambda: self._probe("first_message", self.topic(1, 1)),
@@ -240,7 +252,7 @@ class Bench:
         names["loop"] = f"hand-written loop, kafka-python {_version('kafka-python')}"
         messages = {"messages": self._messages(dataset)}
         yield "loop", lambda: self._probe("loop", self._dataset(dataset), **messages)
-        for start, decoder, handler in OURS[dataset]:
+        for start, decoder, handler in OURS[dataset] if self.size.crossed else each_once(OURS[dataset]):
             name = f"{start}-{decoder}-{handler.replace('_', '-')}"
             if decoder == "speed" and not (_version("aiokafka") and _version("orjson")):
                 self.missing[name] = "karafka-lite[speed]"

@@ -334,6 +334,7 @@ def test_of_two_workers_without_kafka_one_fetches_it_and_the_other_waits(
 
     monkeypatch.setattr(kafka_server, "CACHE", home)
     monkeypatch.setattr(kafka_server, "_make_home", fetch)
+    monkeypatch.setattr(kafka_server, "_make_classes", Path.touch)
     monkeypatch.setattr(kafka_server.shutil, "which", lambda name: name)
     with ThreadPoolExecutor(2) as workers:
         assert list(workers.map(lambda _: kafka_server.kafka_home(), range(2))) == [home, home]

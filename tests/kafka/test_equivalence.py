@@ -19,7 +19,7 @@ from karafka_lite.testing import TestClient
 
 PARTITIONS = 2
 AT_ONCE = 20  # programs that run beside each other: most of their time is waiting
-EXAMPLES = 10
+EXAMPLES, MANY_EXAMPLES = 4, 20  # of so many programs; many with --long
 INTERVAL_MS = 100
 Place = tuple[int, int, int]  # partition, offset, and how often the handler has come to it
 
@@ -244,14 +244,18 @@ def test_test_client_and_kafka_do_the_same_for(kafka: Observer, caplog: pytest.L
     compare(KEPT[name], kafka)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_test_client_and_kafka_do_the_same_for_any_program(kafka: Observer, caplog: pytest.LogCaptureFixture) -> None:
+def test_test_client_and_kafka_do_the_same_for_any_program(
+    kafka: Observer, caplog: pytest.LogCaptureFixture, pytestconfig: pytest.Config
+) -> None:
     caplog.set_level(logging.CRITICAL, "karafka_lite")
+    examples = MANY_EXAMPLES if pytestconfig.getoption("long") else EXAMPLES
 
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # to shrink twenty programs takes minutes
     quick = list(hypothesis.HealthCheck)
 
-    @hypothesis.settings(max_examples=EXAMPLES, deadline=None, phases=phases, suppress_health_check=quick)
+    @hypothesis.settings(max_examples=examples, deadline=None, phases=phases, suppress_health_check=quick)
     @hypothesis.given(st.lists(PROGRAMS, min_size=AT_ONCE, max_size=AT_ONCE))
     def same(programs: list[Program]) -> None:
         with ThreadPoolExecutor(AT_ONCE) as pool:
