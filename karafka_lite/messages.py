@@ -84,7 +84,7 @@ class Message:
     Attributes:
         topic, partition, offset: its position.
         key, value: ``bytes`` or None; a ``value`` of None is a tombstone.
-        headers: list of ``(str, bytes)``.
+        headers: list of ``(str, bytes)``; a name that is not UTF-8 is decoded with ``surrogateescape``.
         timestamp_ms: Unix time in milliseconds, -1 where Kafka has none.
     """
 

@@ -40,6 +40,7 @@ class Settings(TypedDict, total=False):
     max_partition_fetch_bytes: int
     max_poll_records: int
     enable_incremental_fetch_sessions: bool
+    max_decompressed_bytes: int  # not passed through: how much a compressed batch may hold
     # connections
     api_version: tuple[int, ...] | None
     bootstrap_timeout_ms: int

@@ -10,6 +10,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in
     consumer._subscription.assign_from_subscribed([])   eager assignors keep the positions of what was revoked
     consumer._subscription.assignment                   positions, without asking the network
     consumer._fetcher._next_partition_records           a pause within a fetched chunk blocks the partition for ever
+    consumer._fetcher._next_in_line_exception_metadata  how a poll is ended that has taken enough bytes
     consumer._fetcher.PartitionRecords                  slow (see reader.py); after a corrupt batch ``poll`` hangs
     consumer._cluster.config                            allow_auto_create_topics is not passed on: always True
     consumer._cluster.add_topic                         asks for a topic by name (and so creates it, where allowed)
@@ -44,10 +45,11 @@ from kafka.net.wakeup_notifier import WakeupNotifier
 from kafka.structs import MemberState
 
 from karafka_lite.client.admin import Admin
+from karafka_lite.client.codecs import MAX_DECOMPRESSED_BYTES
 from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
 from karafka_lite.client.fetching import Fetching
 from karafka_lite.client.protocol import Fetched, Rebalance, Start
-from karafka_lite.client.reader import choose_reader
+from karafka_lite.client.reader import POLL_BYTES, PollIsFullError, choose_reader
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.errors import ClientBrokenError, ConfigurationError, KarafkaLiteError, PollError, describe
 from karafka_lite.messages import TopicPartition, where
@@ -111,6 +113,7 @@ class Client:
         self.group_id = group_id
         self.bootstrap_servers = list(bootstrap_servers)
         self.settings = {**DEFAULTS, **settings, **FORCED}
+        self._most = self.settings.pop("max_decompressed_bytes", MAX_DECOMPRESSED_BYTES)
         self._given = settings
         self._rebalance = rebalance
         self._emit = emit
@@ -140,7 +143,8 @@ class Client:
         new = partial(KafkaConsumer, group_id=self.group_id)
         consumer = self._connection.open(new, self.bootstrap_servers, self.settings)
         consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]
-        consumer._fetcher.PartitionRecords = partial(choose_reader(), sizes=self._sizes)
+        bounds = {"sizes": self._sizes, "poll_bytes": POLL_BYTES, "most": self._most}
+        consumer._fetcher.PartitionRecords = partial(choose_reader(), **bounds)
         self._fetching = Fetching(consumer)
         self._notifier = WakeupNotifier(consumer._net)
         self._session_s = consumer._coordinator.heartbeat.config["session_timeout_ms"] / 1000
@@ -263,6 +267,9 @@ class Client:
         fetcher = self._consumer._fetcher
         if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
             fetcher._next_partition_records = None
+        left = fetcher._next_in_line_exception_metadata
+        if left is not None and isinstance(left.exception, PollIsFullError):  # it was for the poll before
+            fetcher._next_in_line_exception_metadata = None
         self._sizes.clear()
         joining = self._consumer.group_metadata().state != MemberState.STABLE or self._coordinator.need_rejoin()
         try:
@@ -271,6 +278,8 @@ class Client:
                 self._coordinator.poll(timeout_ms=JOINING_POLL_MS)
                 return []
             polled = self._fetching.poll(PAUSED_POLL_MS if paused else IDLE_POLL_MS)
+        except PollIsFullError:  # all that it has read was before where we want to begin
+            return []
         except (kafka.errors.NoOffsetForPartitionError, kafka.errors.OffsetOutOfRangeError) as error:
             raise ConfigurationError(self._no_start(str(error))) from error
         except kafka.errors.KafkaError as error:

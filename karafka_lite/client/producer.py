@@ -34,7 +34,7 @@ from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
 from karafka_lite.errors import KarafkaLiteError, ProduceError
 
 if TYPE_CHECKING:
-    from karafka_lite.messages import Outgoing
+    from karafka_lite.messages import Headers, Outgoing
 
 WINDOW_BYTES = 32 << 20  # of unanswered messages: kafka-python itself takes any number into its memory
 MESSAGE_BYTES = 2048  # what the objects around one message take
@@ -153,7 +153,8 @@ class Producer:
             self._fail(number, kafka.errors.IllegalStateError(DEAD), sent)
             return sent.future
         try:
-            receipt = producer.send(topic, NULL if value is None else value, key, headers, partition, timestamp_ms)
+            data = NULL if value is None else value
+            receipt = producer.send(topic, data, key, _sendable(headers), partition, timestamp_ms)
         except kafka.errors.KafkaError as error:
             self._fail(number, error)
         except BaseException:
@@ -308,7 +309,7 @@ def check_outgoing(message: Outgoing) -> None:
             raise TypeError(f"headers must be a list of (str, bytes) pairs, got {header!r} in it")
         if not (isinstance(header[0], str) and isinstance(header[1], bytes)):
             raise TypeError(f"headers must be a list of (str, bytes) pairs, got {header!r} in it")
-        header[0].encode()
+        header[0].encode(errors="surrogateescape")
     for name, number, most in (
         ("partition", partition, MAX_PARTITION),
         ("timestamp_ms", timestamp_ms, MAX_TIMESTAMP_MS),
@@ -319,6 +320,22 @@ def check_outgoing(message: Outgoing) -> None:
             raise TypeError(f"{name} must be an integer, got {number!r}")
         if not 0 <= number <= most:
             raise ValueError(f"{name} must be between 0 and {most}, got {number!r}")
+
+
+class _RawName(str):
+    """The name of a header that is not UTF-8, as it was read: it leaves as the bytes that it was."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return super().encode(encoding, "surrogateescape" if errors == "strict" else errors)
+
+
+def _sendable(headers: Headers | None) -> Headers | None:
+    """``headers`` with names that kafka-python can encode."""
+    if not headers or all(name.isascii() for name, _ in headers):
+        return headers
+    return [(_RawName(name), value) for name, value in headers]
 
 
 def partition_of(key: bytes, partitions: int) -> int:

@@ -3,20 +3,19 @@
     consumer._fetcher.PartitionRecords = reader.choose_reader()
 
 The fetcher makes one reader for each partition that it has fetched, and takes records from it, poll by poll. Its own
-builds three objects and a tuple of 13 fields for each record. Ours read what ``messages.Record`` asks for, and only
-when it is taken, so that few objects live at a time.
+builds three objects and a tuple of 13 fields for each record, reads no header whose name is not UTF-8, and decompresses
+whatever comes. Ours read what ``messages.Record`` asks for, and only when it is taken, so that few objects live at a
+time.
 
     Reader           Python only
-    CompiledReader   the same with aiokafka's compiled parser, which comes with the extra ``speed``
-
-What they are not made for (batches from before Kafka 0.11), and what they cannot make sense of, is left to the stock
-reader: it alone says what is corrupt, and what may still be handed out before that.
+    CompiledReader   with aiokafka's compiled parser, from the extra ``speed``; where it gives up, Python goes on
 
 Private touch points in kafka-python, tested in tests/unit/test_reader.py by comparing with the stock reader: the names
 of that reader itself, and
 
-    batch._buffer, batch._pos    where the records of a batch begin
-    batch._maybe_uncompress()    the codecs, so that the same packages are needed as without us
+    batch._buffer     the bytes of a batch, as they were fetched
+    batch._decompressed, and its sizes of fields: a batch from before Kafka 0.11, which kafka-python's LegacyRecordBatch
+                      goes on to read
 """
 
 from __future__ import annotations
@@ -26,24 +25,29 @@ import importlib.metadata
 import itertools
 import logging
 import os
+import struct
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from kafka.consumer.fetcher import Fetcher
 from kafka.protocol.consumer import IsolationLevel
-from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
+from kafka.record.memory_records import MemoryRecordsBuilder
 from kafka.record.util import decode_varint
 
-from karafka_lite.errors import ConfigurationError, FetchError
+from karafka_lite.client.codecs import MAX_DECOMPRESSED_BYTES, UnreadableError, decompress
+from karafka_lite.errors import ConfigurationError, FetchError, describe
 from karafka_lite.messages import next_offset_after, where
 
 log = logging.getLogger("karafka_lite")
 
 VARIABLE, INSTALL = "KARAFKA_LITE_DECODER", "pip install 'karafka-lite[speed]'"
 ALL = 1 << 30
+POLL_BYTES = 8 << 20  # one poll takes no more once it has so many
 MAGIC = 2  # the format of batches since Kafka 0.11
 HEADER_SIZE = 61
+DISKS = "check the disks of the brokers"
 CODEC_AT, CODEC_BITS = 22, 0x07  # in the header: the lower byte of the attributes
 
 
@@ -73,112 +77,137 @@ def choose_reader() -> type[Reader]:
     return Reader
 
 
+class PollIsFullError(Exception):
+    """This poll has taken as much as it may; the next one goes on."""
+
+
 class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
     """What was fetched of one partition. The batches are walked as the stock reader does it; nothing is counted, for
-    metrics are off."""
+    metrics are off.
+
+    ``sizes``: bytes that the current poll has taken, by partition; after ``poll_bytes`` it takes no more. ``most``: how
+    many bytes a batch may hold.
+    """
 
     name = "pure Python"
     fetch_offset: float  # -inf as soon as it was found: offsets rise
     next_fetch_offset: int
 
-    def __init__(self, fetch_offset: int, tp: Any, batches: Any, *args: Any, sizes: Any = None, **more: Any) -> None:
-        super().__init__(fetch_offset, tp, self, *args, **more)  # it takes its batches from us
+    def __init__(
+        self,
+        fetch_offset: int,
+        tp: Any,
+        batches: Any,
+        *args: Any,
+        sizes: Any = None,
+        poll_bytes: int = ALL,
+        most: int = MAX_DECOMPRESSED_BYTES,
+        **more: Any,
+    ) -> None:
+        super().__init__(fetch_offset, tp, batches, *args, **more)
         self._batches = batches
-        self._sizes: Counter[Any] = Counter() if sizes is None else sizes  # of what was taken, in bytes, by partition
-        self._size = 0.0  # bytes of a record of the batch in hand, on average: to look at each would cost too much
-        self._fetched = b""  # the batch in hand as it was fetched; reading it decompresses it where it is
-        self._left = False  # the stock reader goes on, with the batch in hand
+        self._poll_bytes, self._most = poll_bytes, most
+        self._sizes: Counter[Any] = Counter() if sizes is None else sizes
+        self._batch: Any = None  # the one in hand
+        self._size = 0.0  # of a record of it in bytes, on average: to look at each would cost too much. 0: not known
         self._passed = 0  # records of the batch in hand that were taken
         self._records: Iterator[Any] = iter(())  # of the batch in hand
         self._ahead: list[Any] = []  # one of them, as long as there are more
+        self._otherwise: Callable[[], Iterator[Any]] | None = None  # reads the batch in hand where ``_records`` give up
+        self._error: Exception | None = None  # why what is behind ``_ahead`` cannot be read
         self._end = fetch_offset  # the next offset after the batch in hand, which may be past its last record
 
     def take(self, n: int | None = None) -> list[Any]:
-        """The next ``n`` records, or all; fewer: that was all, and the reader is drained.
+        """The next ``n`` records, or all; fewer: that was all, and the reader is drained, or the poll is full.
 
         Raises:
             FetchError: the next record cannot be read. The stock reader would then never return anything again, nor
                 would ``poll``. This one is drained, so that the data are fetched again: that heals a bad wire; a bad
                 disk raises at each poll until the group is moved past it.
+            PollIsFullError: this poll has taken enough.
         """
         taken: list[Any] = []
         n = n or ALL
         try:
-            self._maybe_raise_next_inline_exception()
             while self and len(taken) < n:
-                taken += self._some(n - len(taken))
+                room = self._poll_bytes - self._sizes.total()
+                if room <= 0:
+                    break
+                taken += self._some(n - len(taken), room)
         except Exception as error:
+            self._error = error  # raised by the next call, too: first what could be read
             if not taken:
                 self.drain()
                 raise self._unreadable(error) from error
-            self._next_inline_exception = error  # at the next call: first what could be read
+        if self and not taken:
+            raise PollIsFullError
         return taken
 
-    def _unreadable(self, error: Exception) -> FetchError:
-        topic, partition = self.topic_partition
-        offset = int(max(self.fetch_offset, self.next_fetch_offset))
-        message = (
-            f"{where(topic, partition, offset)} cannot be read ({type(error).__name__}: {error}); retrying. "
-            f"A missing codec: install python-snappy, lz4 or zstandard. Bad data: check the broker's disk, or move "
-            f"the group past it with kafka-consumer-groups.sh --reset-offsets"
-        )
-        return FetchError(message, topic, partition, offset)
-
-    def _some(self, n: int) -> list[Any]:
-        """At most ``n`` records of one batch; perhaps none."""
-        if self._left:
-            rest = list(super().take(n))
-            self._sizes[self.topic_partition] += sum(len(record.value or b"") for record in rest)
-            return rest
-        batch = None
+    def _some(self, n: int, room: int) -> list[Any]:
+        """At most ``n`` records of one batch, of not much more than ``room`` bytes; perhaps none."""
         if not self._ahead:
+            if self._error is not None:
+                raise self._error
             batch = self._batches.next_batch()
             if batch is None:
                 self.next_fetch_offset = self._end
                 self.drain()
                 return []
-            self._fetched, self._passed = batch._buffer, 0
-        try:
-            if batch is not None:
-                self._records = self._open(batch)
-            # One more than asked: aiokafka sees only at the next record that one runs over the end of the batch.
-            self._ahead += itertools.islice(self._records, n + 1 - len(self._ahead))
-            if batch is not None:
-                self._size = len(batch._buffer) / max(1, batch.records_count)
-        except Exception as error:  # noqa: BLE001 - whatever is odd, kafka-python's own reader names it
-            log.debug("%s: left to kafka-python's own reader: %r", where(*self.topic_partition), error)
-            self._left = True
-            return []
+            self._open(batch)
+        n = min(n, 1 + int(room / max(1.0, self._size)))
+        self._look_ahead(n + 1)
         records, self._ahead = self._ahead[:n], self._ahead[n:]
         self._passed += len(records)
-        self._sizes[self.topic_partition] += int(len(records) * self._size)
+        size = len(records) * self._size or sum(len(record.value or b"") for record in records)
+        self._sizes[self.topic_partition] += int(size)
         if records and records[0].offset < self.fetch_offset:  # what is fetched begins with the batch that holds it
             records = list(itertools.dropwhile(lambda record: record.offset < self.fetch_offset, records))
         if records:
             self.fetch_offset, self.next_fetch_offset = float("-inf"), next_offset_after(records[-1].offset)
         return records
 
-    def next_batch(self) -> Any:
-        """For the stock reader: it begins with the batch that is left to it."""
-        fetched, self._fetched = self._fetched, b""
-        return MemoryRecords(fetched).next_batch() or self._batches.next_batch()
+    def _look_ahead(self, n: int) -> None:
+        """Have ``n`` records ahead, if there are so many; one more than asked: aiokafka sees only at the next record
+        that one runs over the end of the batch."""
+        try:
+            self._ahead += itertools.islice(self._records, n - len(self._ahead))
+        except Exception as error:  # noqa: BLE001 - whatever is odd; what comes before it is read first
+            if self._otherwise is None:
+                self._error = error
+                return
+            self._records, self._otherwise, self._ahead = self._otherwise(), None, []
+            for _ in itertools.islice(self._records, self._passed):
+                pass
+            self._look_ahead(n)
 
-    def _maybe_skip_record(self, record: Any) -> bool:
-        """For the stock reader, which asks until the answer is no."""
-        if self._passed:
-            self._passed -= 1
-            return True
-        return bool(record.offset < self.fetch_offset)
-
-    def _open(self, batch: Any) -> Iterator[Any]:
-        if batch.magic != MAGIC or (self.check_crcs and not batch.validate_crc()):
-            raise _NotForUsError(f"format {batch.magic}, or a wrong checksum")
+    def _open(self, batch: Any) -> None:
+        self._batch, self._passed, self._size, self._otherwise = batch, 0, 0.0, None
+        if self.check_crcs and not batch.validate_crc():
+            raise UnreadableError("a batch with a wrong checksum", DISKS)
+        if batch.magic < MAGIC:
+            self._end = next_offset_after(batch.base_offset)  # the last one's, where it is a batch of several
+            self._records = _old_records_of(batch, self._most, check_crcs=self.check_crcs)
+            return
+        if batch.magic > MAGIC:
+            raise UnreadableError(f"a batch in format {batch.magic}, which is not known")
         self.leader_epoch = batch.leader_epoch
         hidden = self._hides(batch)
         self._end = batch.next_offset
         if hidden:
-            self.next_fetch_offset = self._end
-        return iter(()) if hidden else self._read(batch)
+            self.next_fetch_offset, self._records = self._end, iter(())
+            return
+        data = self._content(batch)
+        self._size = len(data) / max(1, batch.records_count)
+        self._records = self._read(batch, data)
+
+    def _content(self, batch: Any) -> Any:
+        """The bytes of a batch as if it had never been compressed."""
+        data = batch._buffer
+        if not (codec := batch.compression_type):
+            return data
+        header = data[:HEADER_SIZE]
+        header[CODEC_AT] &= ~CODEC_BITS
+        return decompress(codec, memoryview(data)[HEADER_SIZE:], self._most, bytes(header))
 
     def _hides(self, batch: Any) -> bool:
         """Markers of transactions are not for consumers; nor is, with ``read_committed``, what was rolled back."""
@@ -190,13 +219,22 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
                 return True
         return bool(batch.is_control_batch)
 
-    def _read(self, batch: Any) -> Iterator[Any]:
-        """The records of one batch, lazily. Whatever is raised leaves it to the stock reader."""
-        return _records_of(batch)
+    def _read(self, batch: Any, data: Any) -> Iterator[Any]:
+        """The records of one batch, lazily."""
+        return _records_of(batch, data)
 
-
-class _NotForUsError(Exception):
-    """The stock reader knows what to do."""
+    def _unreadable(self, error: Exception) -> FetchError:
+        topic, partition = self.topic_partition
+        offset = int(max(self.fetch_offset, self.next_fetch_offset))
+        behind = max(next_offset_after(offset), getattr(self._batch, "next_offset", 0))
+        what, cure = str(error), getattr(error, "cure", DISKS)
+        if not isinstance(error, UnreadableError):  # of kafka-python, or there is no memory
+            what = describe(error)
+        message = (
+            f"{where(topic, partition, offset)} cannot be read: {what}. Cure: {cure}. To skip it, stop the group, then "
+            f"kafka-consumer-groups.sh --reset-offsets --topic {topic}:{partition} --to-offset {behind} --execute"
+        )
+        return FetchError(message, topic, partition, offset)
 
 
 # -- Python only ------------------------------------------------------------------------------------------------------
@@ -212,110 +250,131 @@ class ReadRecord(NamedTuple):
     headers: Sequence[tuple[str, bytes | None]]
 
 
-def _records_of(batch: Any) -> Iterator[ReadRecord]:
+def _records_of(batch: Any, content: Any) -> Iterator[ReadRecord]:
     """The format of a record::
 
         length, attributes, timestamp - first, offset - base, key length, key, value length, value, headers
 
     Numbers are varints, 7 bits a byte, the lowest first; the highest bit says that there is one more byte. The
     lowest of all bits is the sign. The usual ones, not negative and short, are decoded in line: calls would cost
-    more than all the rest.
+    more than all the rest. Attributes have no meaning.
     """
-    batch._maybe_uncompress()
-    data, pos = bytes(batch._buffer), batch._pos
+    data, pos, at = bytes(content), HEADER_SIZE, HEADER_SIZE
     base, first_timestamp = batch.base_offset, batch.first_timestamp
     append_time = batch.max_timestamp if batch.timestamp_type else None  # the broker's clock, one for the batch
     new = tuple.__new__  # half the price of ReadRecord()
-    for _ in range(batch.records_count):
-        c = data[pos]
-        if not c & 0x81:  # one byte, not negative
-            pos += 1
-            end = pos + (c >> 1)
-        elif not c & 1 and (d := data[pos + 1]) < 0x80:  # two
-            pos += 2
-            end = pos + (c >> 1 & 0x3F | d << 6)
-        else:
-            pos, end = _span(data, pos)
-        if data[pos]:
-            raise _NotForUsError("attributes of a record, of which Kafka has none")
-        c = data[pos + 1]
-        if not c & 0x81:
-            timestamp = first_timestamp + (c >> 1)
-            pos += 2
-        else:
-            delta, pos = decode_varint(data, pos + 1)
-            timestamp = first_timestamp + delta
-        c = data[pos]
-        if not c & 0x81:
-            offset = base + (c >> 1)
-            pos += 1
-        elif not c & 1 and (d := data[pos + 1]) < 0x80:
-            offset = base + (c >> 1 & 0x3F | d << 6)
-            pos += 2
-        else:
-            delta, pos = decode_varint(data, pos)
-            offset = base + delta
-        key = value = None
-        c = data[pos]
-        if c == 1:  # a length of -1
-            pos += 1
-        else:
-            if not c & 0x81:
-                start = pos + 1
-                pos = start + (c >> 1)
+    try:
+        for _ in range(batch.records_count):
+            c = data[at := pos]
+            if not c & 0x81:  # one byte, not negative
+                pos += 1
+                end = pos + (c >> 1)
+            elif not c & 1 and (d := data[pos + 1]) < 0x80:  # two
+                pos += 2
+                end = pos + (c >> 1 & 0x3F | d << 6)
             else:
-                start, pos = _span(data, pos)
-            key = data[start:pos]
-        c = data[pos]
-        if c == 1:
-            pos += 1
-        else:
+                length, pos = decode_varint(data, pos)
+                end = pos + length
+            if data[pos] & 0x80:  # attributes
+                _, pos = decode_varint(data, pos + 1)
+                pos -= 1
+            c = data[pos + 1]
+            if not c & 0x81:
+                timestamp = first_timestamp + (c >> 1)
+                pos += 2
+            else:
+                delta, pos = decode_varint(data, pos + 1)
+                timestamp = first_timestamp + delta
+            c = data[pos]
+            if not c & 0x81:
+                offset = base + (c >> 1)
+                pos += 1
+            elif not c & 1 and (d := data[pos + 1]) < 0x80:
+                offset = base + (c >> 1 & 0x3F | d << 6)
+                pos += 2
+            else:
+                delta, pos = decode_varint(data, pos)
+                offset = base + delta
+            c = data[pos]
+            if c == 1:  # a length of -1
+                key = None
+                pos += 1
+            elif not c & 0x81:
+                start = pos + 1
+                pos = start + (c >> 1)
+                key = data[start:pos]
+            else:
+                key, pos = _blob(data, pos)
+            c = data[pos]
             if not c & 0x81:
                 start = pos + 1
                 pos = start + (c >> 1)
+                value = data[start:pos]
             elif not c & 1 and (d := data[pos + 1]) < 0x80:
                 start = pos + 2
                 pos = start + (c >> 1 & 0x3F | d << 6)
+                value = data[start:pos]
+            elif c == 1:
+                value = None
+                pos += 1
             else:
-                start, pos = _span(data, pos)
-            value = data[start:pos]
-        if data[pos]:
-            headers, pos = _headers(data, pos)
-        else:
-            headers = ()
-            pos += 1
-        if pos != end:
-            raise _NotForUsError("a wrong length")
-        if append_time is not None:
-            timestamp = append_time
-        yield new(ReadRecord, (offset, timestamp, key, value, headers))
+                value, pos = _blob(data, pos)
+            if data[pos]:
+                headers, pos = _headers(data, pos)
+            else:
+                headers = ()
+                pos += 1
+            if pos != end:
+                raise ValueError(f"it ends {pos - end:+} bytes from where it should")
+            if append_time is not None:
+                timestamp = append_time
+            yield new(ReadRecord, (offset, timestamp, key, value, headers))
+    except (IndexError, ValueError) as error:
+        raise UnreadableError(f"a malformed record at byte {at} of its batch ({error})") from error
     if pos != len(data):
-        raise _NotForUsError("bytes after the last record")
+        raise UnreadableError(f"a batch with {len(data) - pos} bytes after its last record")
 
 
 def _headers(data: bytes, pos: int) -> tuple[Sequence[tuple[str, bytes | None]], int]:
     count, pos = decode_varint(data, pos)
-    if count < 0:
-        raise _NotForUsError("a negative number of headers")
+    if not 0 <= count <= len(data):
+        raise ValueError(f"{count} headers")
     headers = []
     for _ in range(count):
-        start, pos = _span(data, pos)
-        key, value = data[start:pos].decode(), None
-        if data[pos] == 1:
-            pos += 1
-        else:
-            start, pos = _span(data, pos)
-            value = data[start:pos]
-        headers.append((key, value))
+        name, pos = _blob(data, pos)
+        if name is None:
+            raise ValueError("a header without a name")
+        value, pos = _blob(data, pos)
+        headers.append((name.decode(errors="surrogateescape"), value))
     return headers, pos
 
 
-def _span(data: bytes, pos: int) -> tuple[int, int]:
-    """Where the bytes begin and end whose length is at ``pos``."""
+def _blob(data: bytes, pos: int) -> tuple[bytes | None, int]:
+    """The bytes whose length is at ``pos``, None where that is negative, and where they end."""
     size, start = decode_varint(data, pos)
-    if size < 0:
-        raise _NotForUsError("a negative length")
-    return start, start + size
+    return (None, start) if size < 0 else (data[start : start + size], start + size)
+
+
+def _old_records_of(batch: Any, most: int, *, check_crcs: bool) -> Iterator[ReadRecord]:
+    """Of formats 0 and 1: one record, or one whose value holds others, compressed."""
+    try:
+        if codec := batch.compression_type:
+            at = batch.KEY_OFFSET_V1 if batch.magic else batch.KEY_OFFSET_V0
+            (key_size,) = struct.unpack_from(">i", batch._buffer, at)
+            at += batch.KEY_LENGTH + max(0, key_size)
+            (size,) = struct.unpack_from(">i", batch._buffer, at)
+            at += batch.VALUE_LENGTH
+            old_lz4 = codec == batch.CODEC_LZ4 and not batch.magic  # with a wrong checksum of its own: kafka-python's
+            if not old_lz4 and size >= 0:
+                batch._buffer = memoryview(decompress(codec, memoryview(batch._buffer)[at : at + size], most))
+                batch._decompressed = True
+        for record in batch:
+            if check_crcs and not record.validate_crc():
+                raise UnreadableError("a message with a wrong checksum", DISKS)
+            timestamp = -1 if record.timestamp is None else record.timestamp
+            yield ReadRecord(record.offset, timestamp, record.key, record.value, ())
+    except (AssertionError, IndexError, ValueError, struct.error) as error:
+        raise UnreadableError(f"a malformed message in format {batch.magic} ({error!r})") from error
 
 
 # -- compiled ---------------------------------------------------------------------------------------------------------
@@ -326,13 +385,8 @@ class CompiledReader(Reader):
 
     parser: Any = None  # set by ``choose_reader``
 
-    def _read(self, batch: Any) -> Iterator[Any]:
-        data = batch._buffer
-        if batch.compression_type:  # kafka-python's codecs, so that the same packages are needed as without us
-            header = data[:HEADER_SIZE]
-            header[CODEC_AT] &= ~CODEC_BITS
-            batch._maybe_uncompress()
-            data = header + batch._buffer
+    def _read(self, batch: Any, data: Any) -> Iterator[Any]:
+        self._otherwise = partial(_records_of, batch, data)
         return itertools.chain(self.parser(data))  # a chain: islice asks for iter(), which the parser allows once
 
 
