@@ -1,16 +1,17 @@
-"""Members of one group that join, leave, are killed and stopped at random, while a producer writes all the time.
+"""Members of two groups that join, leave, are killed and stopped at random, while a producer writes all the time.
 
-By hand, also longer and against three brokers that are killed as well:
+By hand, longer, and with everything that can happen beside them (disasters.py):
 
-    python tests/chaos/chaos.py --seconds 200 --nodes 3 --seed 7
+    python tests/chaos/chaos.py --seconds 200 --nodes 3 --seed 7 brokers network topics
 
-Members are processes running a real app (member.py); a watcher of its own asks the broker what is committed; judge.py
-says at the end what was lost, repeated or handled by two at once. Everything is left in a folder for the post-mortem.
+Members are processes running a real app (member.py); for each group a watcher asks the broker what is committed; at the
+end judge.py says what was lost, repeated or handled by two at once. Everything is left in a folder for the post-mortem.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -20,23 +21,25 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from confluent_kafka import KafkaError, Message, Producer
-from judge import Fact, Pause, Script, Sent, Verdict, judge
-from support.kafka_server import JavaKafka
-from support.observer import Observer, wait_until
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from disasters import CALM, Brokers, Disaster, TopicLife, Weather
+from judge import Deletion, Fact, Pause, Script, Sent, Verdict, judge
+from network import ProxiedKafka
+from support.observer import Observer, Server, wait_until
+from topics import Topics
 
 HERE = Path(__file__).parent
-PARTITIONS = 6
+PARTITIONS, MOST_PARTITIONS = 6, 12
 MOST_MEMBERS = 4
-BREAK_EVERY_S = 12.0  # how often a broker is killed, when there are several
 SETTLE_S = 90.0
+DISASTERS: dict[str, type[Disaster]] = {"brokers": Brokers, "network": Weather, "topics": TopicLife}
 SESSION_S, CLUSTER_SESSION_S = 4.0, 12.0  # a cluster needs some seconds to replace a killed coordinator
 
 
@@ -101,27 +104,45 @@ class Member:
 class Chaos:
     """One run; ``figures`` counts what was done."""
 
-    def __init__(self, kafka: Observer, folder: Path, seed: int, server: JavaKafka | None = None) -> None:
-        self.kafka, self.folder, self.server = kafka, folder, server
-        self.group = kafka.group()
-        self.topics = [kafka.topic(PARTITIONS), kafka.topic(PARTITIONS)]  # automatic, manual
-        self.late_topic = kafka.name("late-topic")
+    def __init__(
+        self,
+        kafka: Observer,
+        folder: Path,
+        seed: int,
+        server: Server | None = None,
+        disasters: Sequence[str] = (),
+        reset: str = "earliest",
+    ) -> None:
+        self.kafka, self.folder, self.server, self.reset = kafka, folder, server, reset
+        self.group, self.second_group = kafka.group(), kafka.group()
+        self.automatic, self.manual = kafka.name("automatic"), kafka.name("manual")
+        # Made while members wait for them; with "topics" deleted and made anew.
+        self.late = [kafka.name("late-automatic"), kafka.name("late-manual")]
+        self.topics = Topics(kafka)
+        for topic in (self.automatic, self.manual):
+            self.topics.make(topic, PARTITIONS)
         self.figures: Counter[str] = Counter()
-        self.script = Script(CLUSTER_SESSION_S if server and len(server.nodes) > 1 else SESSION_S)
+        self.script = Script(CLUSTER_SESSION_S if len(kafka.bootstrap_servers.split(",")) > 1 else SESSION_S)
         self._dice = random.Random(seed)
+        self._disasters = [DISASTERS[name](self, random.Random(self._dice.random())) for name in disasters]
         self._members: list[Member] = []
         self._leaving: list[Member] = []
         self._all: list[Member] = []
-        self._broken: threading.Thread | None = None
 
     @property
-    def places(self) -> list[tuple[str, int]]:
-        return [(topic, partition) for topic in self.topics for partition in range(PARTITIONS)]
+    def readers(self) -> dict[str, list[str]]:
+        """Which topics each group reads."""
+        return {self.group: [self.automatic, self.manual, *self.late], self.second_group: [self.manual]}
 
     def run(self, seconds: float) -> Verdict:
         try:
             with self._watching():
-                with self._producing():
+                self._join()
+                if self.reset == "latest":  # what was there before the groups is not theirs
+                    wait_until(self._all_started, 60, "every partition has a commit")
+                with self._producing(), ExitStack() as raging:
+                    for disaster in self._disasters:
+                        raging.enter_context(disaster.raging())
                     self._rage(time.time() + seconds)
                 self._heal()
                 self._settle()
@@ -132,27 +153,34 @@ class Chaos:
                     member.kill()
         return self._judged()
 
+    def _all_started(self) -> bool:
+        places = [(group, *place) for group in self.readers for place in self.places(group)]
+        return all(self.kafka.committed(*place) is not None for place in places)
+
+    def places(self, group: str) -> list[tuple[str, int]]:
+        """What there is now of what it reads."""
+        return [place for place in self.topics.places if place[0] in self.readers[group]]
+
     # -- the chaos
 
     def _rage(self, end: float) -> None:
         self._join()
-        self._join()
-        next_act, next_break = time.time() + 2, time.time() + BREAK_EVERY_S
-        late = time.time() + (end - time.time()) / 3
+        next_act = time.time() + 2
+        late = time.time() + (end - time.time()) / 4
         while (now := time.time()) < end:
             for member in self._members:
                 if member.paused_at is not None and now >= member.resume_at:
                     member.resume()
             self._reap()
-            if now >= late and self.late_topic not in self.topics and not self._is_broken():
-                self.topics.append(self.kafka.topic(PARTITIONS, name=self.late_topic))
-                self._say("one more topic")
+            if now >= late and self.reset == "earliest":
+                late = float("inf")
+                with CALM:
+                    for topic in self.late:
+                        self.topics.make(topic, PARTITIONS)
+                self.say("two more topics")
             if now >= next_act:
                 self._act()
                 next_act = now + self._dice.uniform(0.7, 3.5)
-            if self.server and len(self.server.nodes) > 1 and now >= next_break:
-                self._break_a_broker()
-                next_break = now + BREAK_EVERY_S
             time.sleep(0.05)
 
     def _act(self) -> None:
@@ -160,7 +188,7 @@ class Chaos:
         awake = [member for member in self._members if member.paused_at is None and member.at_work()]
         acts = {"join": 4.0 * (len(self._members) < MOST_MEMBERS)}
         if len(awake) > 1:
-            acts.update(leave=2.5, kill=1.2, stop=0.8)
+            acts.update(leave=2.0, kill=2.0, stop=0.8)
         (act,) = self._dice.choices(list(acts), list(acts.values())) if sum(acts.values()) else [None]
         victim = self._dice.choice(awake) if awake else None
         if act == "join":
@@ -178,12 +206,18 @@ class Chaos:
         elif act == "stop":  # mostly past its session, now and then within
             victim.pause(self._dice.choice([1.5, session_s + 0.3, session_s + 1, session_s + 3]))
         self.figures[f"{act}s"] += 1
-        self._say(f"{act} {victim.name if victim and act != 'join' else self._all[-1].name}")
+        self.say(f"{act} {victim.name if victim and act != 'join' else self._all[-1].name}")
 
     def _join(self) -> None:
-        arguments = [self.group, str(self.folder), *self.topics[:2], self.late_topic]
-        environment = {"BROKERS": self.kafka.bootstrap_servers, "SESSION_MS": f"{self.script.session_s * 1000:.0f}"}
-        member = Member(f"m{len(self._all) + 1}", arguments, environment, self.folder)
+        environment = {
+            "BROKERS": getattr(self.server, "proxied_servers", self.kafka.bootstrap_servers),
+            "SESSION_MS": f"{self.script.session_s * 1000:.0f}",
+            "RESET": self.reset,
+            "GROUPS": f"{self.group},{self.second_group}",
+            "AUTOMATIC": f"{self.automatic},{self.late[0]}",
+            "MANUAL": f"{self.manual},{self.late[1]}",
+        }
+        member = Member(f"m{len(self._all) + 1}", [str(self.folder)], environment, self.folder)
         self._all.append(member)
         self._members.append(member)
 
@@ -194,45 +228,74 @@ class Chaos:
                 self._leaving.remove(member)
                 if code:
                     self.figures[f"leaves with exit code {code}"] += 1
-                    self._say(f"{member.name} left with exit code {code}")
+                    if code == 2 and self.script.breakages:
+                        self.script.forced[member.name] = time.time()
+                    else:
+                        self.figures["members that left with a mistake"] += 1
+                    self.say(f"{member.name} left with exit code {code}")
         for member in [*self._members]:
             if member.ended() is not None:
                 self._members.remove(member)
                 self.figures["members that ended by themselves"] += 1
-                self._say(f"{member.name} ended by itself with {member.ended()}")
+                self.say(f"{member.name} ended by itself with {member.ended()}")
 
-    def _break_a_broker(self) -> None:
-        if self._is_broken():
-            return
-        assert self.server
-        node = self._dice.choice(list(self.server.nodes))
-        down_s = self._dice.uniform(1, 7)
-        self.script.broker_kills.append(time.time())
-        self.figures["broker kills"] += 1
-        self._say(f"broker {node} is killed for {down_s:.1f} s")
-        self.server.kill(node)
-        self._broken = threading.Thread(target=self._bring_back, args=(node, time.time() + down_s))
-        self._broken.start()
+    # -- what disasters do
 
-    def _is_broken(self) -> bool:
-        return self._broken is not None and self._broken.is_alive()
+    @contextmanager
+    def broken(self, kind: str, count: int, told: str) -> Iterator[None]:
+        """Brokers or the network, until the end of the block."""
+        began = time.time()
+        self.figures[kind] += count
+        self.say(told)
+        yield
+        self.script.breakages.append(Pause(began, time.time()))
+        self.say(f"whole again: {told}")
 
-    def _bring_back(self, node: int, when: float) -> None:
-        time.sleep(max(0.0, when - time.time()))
-        assert self.server
-        self.server.restart(node)
-        self._say(f"broker {node} is back")
+    def grow(self) -> None:
+        topic = self.automatic
+        partitions = min(MOST_PARTITIONS, self.topics.partitions[topic] + self._dice.choice([1, 2]))
+        if partitions > self.topics.partitions[topic]:
+            self.topics.grow(topic, partitions)
+            self.figures["topic growths"] += 1
+            self.say(f"{topic} has {partitions} partitions")
+
+    def truncate(self) -> None:
+        """Half or all of what waits in one topic is deleted, as by a retention that is too short."""
+        topic = self._dice.choice(list(self.topics.partitions))
+        for partition in range(self.topics.partitions[topic]):
+            end = self.kafka.end_offset(topic, partition)
+            begin = min(self.kafka.committed(group, topic, partition) or 0 for group in self._readers_of(topic))
+            before = self._dice.choice([(begin + end) // 2, end])
+            # Noted before: what was handed over at that moment is processed all the same.
+            self.script.deleted[self.topics.life(topic), partition].append(Deletion(time.time(), before))
+            self.kafka.truncate(topic, partition, before)
+        self.figures["topic truncations"] += 1
+        self.say(f"{topic} is truncated")
+
+    def _readers_of(self, topic: str) -> list[str]:
+        return [group for group, topics in self.readers.items() if topic in topics]
+
+    def make_anew(self, after_s: float, over: threading.Event) -> None:
+        there = [topic for topic in self.late if topic in self.topics.partitions]
+        if there:
+            topic = self._dice.choice(there)
+            life = self.topics.life(topic)
+            self.say(f"{life} is deleted, for {after_s} s")
+            self.script.ended[life] = time.time()
+            self.topics.delete(topic)
+            over.wait(after_s)
+            self.topics.make(topic, self._dice.choice([PARTITIONS - 3, PARTITIONS, PARTITIONS + 1]))
+            self.figures["topic deletions"] += 1
+            self.say(f"{self.topics.life(topic)} is there")
 
     # -- the end of it
 
     def _heal(self) -> None:
-        if self._broken:
-            self._broken.join()
         for member in self._members:
             member.resume()
         self.script.pauses = {member.name: member.pauses for member in self._all}
-        self.script.ends = {place: self.kafka.end_offset(*place) for place in self.places}
-        self._say(f"healed; {sum(self.script.ends.values())} messages")
+        self._ends = {place: self.kafka.end_offset(*place) for place in self.topics.places}
+        self.say(f"healed; {sum(self._ends.values())} messages")
 
     def _settle(self) -> None:
         """Nobody joins or leaves any more, so nothing but the members themselves can bring a dead partition back."""
@@ -240,18 +303,23 @@ class Chaos:
 
         def all_committed() -> bool:
             self._reap()
-            ends = self.script.ends.items()
-            return all(self.kafka.committed(self.group, *place) == end for place, end in ends if end)
+            return all(
+                self.kafka.committed(group, *place) == self._ends[place]
+                for group in self.readers
+                for place in self.places(group)
+                if self._ends[place]
+            )
 
         def all_there() -> bool:
             self._reap()
-            return len(self.kafka.members(self.group)) == len(self._members)
+            return all(len(self.kafka.members(group)) == len(self._members) for group in self.readers)
 
         with suppress(AssertionError):
             wait_until(all_committed, SETTLE_S, "everything is committed")
             wait_until(all_there, 2 * self.script.session_s, "every member is in the group")
-        self.figures["members that are not in the group"] += len(self._members) - len(self.kafka.members(self.group))
-        self._say(f"settled in {time.time() - began:.1f} s with {len(self._members)} members")
+        missing = sum(len(self._members) - len(self.kafka.members(group)) for group in self.readers)
+        self.figures["members that are not in the group"] += missing
+        self.say(f"settled in {time.time() - began:.1f} s with {len(self._members)} members")
 
     def _end(self) -> None:
         for member in self._members:
@@ -266,14 +334,22 @@ class Chaos:
         with suppress(AssertionError):
             wait_until(all_left, 60, "all have left")
         self.figures["members that did not end"] += len(self._leaving)
-        self.script.committed = {place: self.kafka.committed(self.group, *place) for place in self.places}
 
     def _judged(self) -> Verdict:
-        facts = {member.name: _read(self.folder / f"{member.name}.jsonl") for member in self._all}
-        verdict = judge(facts, _read(self.folder / "committed.jsonl"), self.script)
+        verdict = Verdict()
+        facts = {
+            member.name: self.topics.of_members(_read(self.folder / f"{member.name}.jsonl")) for member in self._all
+        }
+        for group in self.readers:
+            life = {place: (self.topics.life(place[0]), place[1]) for place in self.places(group)}
+            self.script.ends = {life[place]: self._ends[place] for place in life}
+            self.script.committed = {life[place]: self.kafka.committed(group, *place) for place in life}
+            told = {name: [fact for fact in some if fact["group"] == group] for name, some in facts.items()}
+            watched = self.topics.of_watcher(_read(self.folder / f"committed-{group}.jsonl"))
+            verdict.add(judge(told, watched, self.script))
         verdict.figures.update(+self.figures)
         verdict.figures["members"] = len(self._all)
-        for kind in ("ended by themselves", "are not in the group", "did not end"):
+        for kind in ("ended by themselves", "are not in the group", "did not end", "left with a mistake"):
             kind = f"members that {kind}"
             if self.figures[kind]:
                 verdict.crimes[kind].append(str(self.figures[kind]))
@@ -293,53 +369,66 @@ class Chaos:
             producer.join()
 
     def _produce(self, stop: threading.Event, dice: random.Random) -> None:
-        producer = Producer(
-            {
-                "bootstrap.servers": self.kafka.bootstrap_servers,
-                "acks": "all",
-                "linger.ms": 5,
-                "log_level": 0,
-                "max.in.flight.requests.per.connection": 1,
-            }
-        )
+        settings = {
+            "bootstrap.servers": self.kafka.bootstrap_servers,
+            "acks": "all",
+            "linger.ms": 5,
+            "log_level": 0,
+            "topic.metadata.refresh.interval.ms": 1000,
+            "max.in.flight.requests.per.connection": 1,
+        }
+        # One for each life of a topic: librdkafka was seen to send nothing any more to one that was made anew.
+        producers: dict[str, Producer] = defaultdict(lambda: Producer(settings))
 
         def acknowledged(error: KafkaError | None, message: Message, number: int) -> None:
             if error:
                 self.figures["messages not produced"] += 1
             else:
-                place = (message.topic(), message.partition())
+                place = (self.topics.life_of(number), message.partition())
                 self.script.produced[place][message.offset()] = Sent(number, time.time())
+            self.topics.answered(message.topic())
 
         number = 0
         while not stop.wait(0.01):
             for _ in range(dice.choice([0, 2, 6, 16])):
                 number += 1
-                topic, partition = dice.choice(self.places)
-                producer.produce(
-                    topic,
-                    str(number).encode(),
-                    partition=partition,
-                    on_delivery=lambda error, message, number=number: acknowledged(error, message, number),
-                )
-            producer.poll(0)
-        if producer.flush(60):
-            self.figures["messages not produced"] += 1
+                topic, partition = self.topics.choose(number, dice)
+                done = functools.partial(acknowledged, number=number)
+                try:
+                    producers[self.topics.life_of(number)].produce(
+                        topic, str(number), partition=partition, on_delivery=done
+                    )
+                except KafkaException:  # it has not heard of a partition that was added
+                    self.topics.answered(topic)
+            for producer in producers.values():
+                producer.poll(0)
+        self.figures["messages not produced"] += sum(producer.flush(60) for producer in producers.values())
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
         environment = {**os.environ, "BROKERS": self.kafka.bootstrap_servers}
-        topics = json.dumps(dict.fromkeys([*self.topics, self.late_topic], PARTITIONS))
-        command = [sys.executable, str(HERE / "watcher.py"), self.group, str(self.folder), topics]
         with (self.folder / "watcher.log").open("wb") as log:
-            watcher = subprocess.Popen(command, env=environment, stderr=log)
+            watchers = []
+            for group, topics in self.readers.items():
+                arguments = [
+                    group,
+                    str(self.folder / f"committed-{group}.jsonl"),
+                    json.dumps(dict.fromkeys(topics, MOST_PARTITIONS)),
+                ]
+                watchers.append(
+                    subprocess.Popen(
+                        [sys.executable, str(HERE / "watcher.py"), *arguments], env=environment, stderr=log
+                    )
+                )
             try:
                 yield
-                assert watcher.poll() is None, (self.folder / "watcher.log").read_text()
+                assert not any(watcher.poll() for watcher in watchers), (self.folder / "watcher.log").read_text()
             finally:
-                watcher.kill()
-                watcher.wait()
+                for watcher in watchers:
+                    watcher.kill()
+                    watcher.wait()
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         with (self.folder / "driver.log").open("a") as log:
             log.write(f"{time.time():.3f} {text}\n")
 
@@ -361,14 +450,17 @@ def report(verdict: Verdict, seed: int) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--nodes", type=int, default=1, help="brokers; of several, one is killed now and then")
+    parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--reset", choices=["earliest", "latest"], default="earliest", help="latest: no late topics")
+    parser.add_argument("disasters", metavar="DISASTER", nargs="*", help=f"of {', '.join(DISASTERS)}; default: none")
     options = parser.parse_args()
     seed = random.randrange(10**6) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{seed}-"))
     print(f"seed {seed}, facts in {folder}", flush=True)
-    with JavaKafka(nodes=options.nodes) as server:
-        verdict = Chaos(Observer(server.bootstrap_servers), folder, seed, server).run(options.seconds)
+    with ProxiedKafka(options.nodes) as server:
+        kafka = Observer(server.bootstrap_servers)
+        verdict = Chaos(kafka, folder, seed, server, options.disasters, options.reset).run(options.seconds)
     print(report(verdict, seed))
     return 1 if verdict.crimes else 0
 

@@ -16,10 +16,11 @@ Place = tuple[str, int]
 Fact = Mapping[str, Any]
 
 GRACE_S = 1.0  # after SIGCONT: until a member that was evicted meanwhile can know it
+RECOVERY_S = 3.0  # after a breakage: until a request is answered again
 
 
 class Pause(NamedTuple):
-    """A member was stopped with SIGSTOP."""
+    """A member was stopped with SIGSTOP, or a broker or the network did not work."""
 
     began: float
     ended: float
@@ -39,6 +40,13 @@ class Sent(NamedTuple):
     at: float
 
 
+class Deletion(NamedTuple):
+    """Everything before an offset is gone, as after its retention."""
+
+    at: float
+    before: int
+
+
 @dataclass
 class Script:
     """What the driver did, and what the broker says at the end."""
@@ -46,7 +54,10 @@ class Script:
     session_s: float
     kills: dict[str, float] = field(default_factory=dict)  # member -> when
     pauses: dict[str, list[Pause]] = field(default_factory=dict)
-    broker_kills: list[float] = field(default_factory=list)
+    forced: dict[str, float] = field(default_factory=dict)  # member that ended with 2: no answer in time -> when
+    breakages: list[Pause] = field(default_factory=list)  # of brokers and of the network
+    deleted: dict[Place, list[Deletion]] = field(default_factory=lambda: defaultdict(list))
+    ended: dict[str, float] = field(default_factory=dict)  # topic that was deleted -> when
     produced: dict[Place, dict[int, Sent]] = field(default_factory=lambda: defaultdict(dict))  # by offset
     ends: dict[Place, int] = field(default_factory=dict)
     committed: dict[Place, int | None] = field(default_factory=dict)
@@ -59,6 +70,12 @@ class Verdict:
     figures: Counter[str] = field(default_factory=Counter)
     crimes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     longest_silence_s: float = 0.0  # of a partition that had messages to process
+
+    def add(self, other: Verdict) -> None:
+        self.figures.update(other.figures)
+        for kind, cases in other.crimes.items():
+            self.crimes[kind].extend(cases)
+        self.longest_silence_s = max(self.longest_silence_s, other.longest_silence_s)
 
     def crime(self, kind: str, text: str) -> None:
         self.figures[kind] += 1
@@ -91,7 +108,8 @@ def judge(members: Mapping[str, Sequence[Fact]], watched: Iterable[Fact], script
         runs[run.place].append(run)
     verdict = Verdict()
     excuses = _Excuses(script, _hooks(members))
-    for place, end in sorted(script.ends.items()):
+    for place in sorted({*script.ends, *runs}):
+        end = script.ends.get(place)  # None: with its topic
         _PartitionCase(place, end, runs[place], commits[place], script, excuses, verdict).hear()
     _judge_numbers(members, script, verdict)
     verdict.figures["messages"] = sum(script.ends.values())
@@ -107,18 +125,22 @@ def _runs(member: str, facts: Iterable[Fact]) -> Iterable[Run]:
             current[place] = Run(member, fact["own"], place, fact["at"], fact["first"])
             yield current[place]
         elif fact["kind"] == "done":
+            if place not in current:  # its batch began in another life of the topic: that is for the judge of order
+                current[place] = Run(member, fact["own"], place, fact["at"], fact["offset"])
+                yield current[place]
             current[place].done.append((fact["offset"], fact["at"]))
         elif fact["kind"] == "marked" and (fact["ok"] or not fact["sync"]):
             # A blocking mark that says False is no answer: it was stored, and what it waited for may have happened.
             current[place].marked.append((fact["offset"], fact["ok"], fact["at"]))
 
 
-def _hooks(members: Mapping[str, Sequence[Fact]]) -> dict[tuple[str, int], set[str]]:
-    hooks: dict[tuple[str, int], set[str]] = defaultdict(set)
+def _hooks(members: Mapping[str, Sequence[Fact]]) -> dict[tuple[str, int], dict[str, float]]:
+    """When each hook of an ownership was called."""
+    hooks: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
     for name, facts in members.items():
         for fact in facts:
             if fact["kind"] == "hook":
-                hooks[name, fact["own"]].add(fact["hook"])
+                hooks[name, fact["own"]][fact["hook"]] = fact["at"]
     return hooks
 
 
@@ -127,7 +149,7 @@ class _Excuses:
     """What may excuse a repetition or an overlap."""
 
     script: Script
-    hooks: Mapping[tuple[str, int], set[str]]
+    hooks: Mapping[tuple[str, int], Mapping[str, float]]
 
     def killed(self, run: Run, before: float) -> bool:
         when = self.script.kills.get(run.member)
@@ -144,8 +166,16 @@ class _Excuses:
 
     def lost(self, run: Run) -> bool:
         """Its ownership ended with ``on_revoked`` alone: the membership was lost, not handed over."""
-        hooks = self.hooks.get((run.member, run.own), set())
+        hooks = self.hooks.get((run.member, run.own), {})
         return "on_revoked" in hooks and "before_revoke" not in hooks
+
+    def handed_over_unheard(self, run: Run) -> bool:
+        """Something was broken while it was handed over: its last commit may have had no answer."""
+        hooks = self.hooks.get((run.member, run.own), {})
+        began, ended = hooks.get("before_revoke"), hooks.get("on_revoked")
+        return None not in (began, ended) and any(
+            breakage.began <= ended and began <= breakage.ended + RECOVERY_S for breakage in self.script.breakages
+        )
 
     def repetition(self, earlier: Run, later: Run, at: float) -> str:
         """Why ``later`` may repeat, at ``at``, what ``earlier`` has done; "" when nothing excuses it."""
@@ -153,8 +183,12 @@ class _Excuses:
             return "kill"
         if self.paused(earlier, at) or self.paused(later, at):
             return "stop"
-        if self.script.broker_kills and self.lost(earlier):
-            return "broker kill"
+        if self.script.breakages and (self.lost(earlier) or self.handed_over_unheard(earlier)):
+            return "breakage"
+        if earlier.at <= self.script.forced.get(earlier.member, 0.0) <= later.at:
+            return "forced stop"
+        if at >= self.script.ended.get(earlier.place[0], float("inf")):
+            return "deletion"
         return ""
 
 
@@ -163,7 +197,7 @@ class _PartitionCase:
     """One partition: its runs in the order of time, and what was seen committed."""
 
     place: Place
-    end: int
+    end: int | None
     runs: Sequence[Run]
     commits: Sequence[Commit]
     script: Script
@@ -176,14 +210,20 @@ class _PartitionCase:
         for run in self.runs:
             for offset, at in run.done:
                 self.first_done[offset] = min(at, self.first_done.get(offset, at))
-        self.losses()
+        self.deleted = self.script.deleted.get(self.place, [])
+        if self.end is not None:
+            self.losses(self.end)
         self.order()
         self.repetitions()
         self.overlaps()
         self.early_commits()
         self.silence()
 
-    def losses(self) -> None:
+    def gone_at(self, offset: int) -> float:
+        """When it was deleted."""
+        return min((deletion.at for deletion in self.deleted if offset < deletion.before), default=float("inf"))
+
+    def losses(self, end: int) -> None:
         """Everything was processed, marked (or nobody was left to hear the answer), and is committed."""
         refused: dict[int, Run] = {}
         fine: set[int] = set()
@@ -194,22 +234,27 @@ class _PartitionCase:
                     fine.add(offset)
                 else:
                     refused[offset] = run
-        for offset in range(self.end):
-            if offset not in self.first_done:
+        for offset in range(end):
+            if offset not in self.first_done and self.gone_at(offset) < float("inf"):
+                self.verdict.figures["deleted before they were processed"] += 1
+            elif offset not in self.first_done:
                 self.verdict.crime("lost", f"{self.name}@{offset} was never processed")
             elif offset not in fine:
                 self.verdict.crime("lost", f"{self.name}@{offset}: its only mark was refused, by {refused[offset]}")
         committed = self.script.committed.get(self.place)
-        if self.end and committed != self.end:
-            self.verdict.crime("not committed at the end", f"{self.name}: {committed}, ends at {self.end}")
+        if end and committed != end:
+            self.verdict.crime("not committed at the end", f"{self.name}: {committed}, ends at {end}")
 
     def order(self) -> None:
-        """Within an ownership each offset follows the one before."""
+        """Within an ownership each offset follows the one before, or what was deleted."""
         last: dict[tuple[str, int], int] = {}
         for run in self.runs:
             for offset, _ in run.done:
                 before = last.get((run.member, run.own))
-                if before is not None and offset != before + 1:
+                begins = (
+                    {before + 1, *(deletion.before for deletion in self.deleted)} if before is not None else {offset}
+                )
+                if offset not in begins:
                     self.verdict.crime("order", f"{self.name}: {offset} behind {before} in {run}")
                 last[run.member, run.own] = offset
 
@@ -257,13 +302,16 @@ class _PartitionCase:
 
     def early_commits(self) -> None:
         """What was seen committed had been processed by then, and never went back."""
-        below, latest, highest = 0, 0.0, 0
+        below, latest, highest, before = 0, 0.0, 0, -1
         for at, offset in self.commits:
+            if offset == before:
+                continue
+            before = offset
             if offset < highest:
                 self.verdict.crime("commit went back", f"{self.name}: {highest} to {offset} at {at:.3f}")
             highest = max(highest, offset)
             while below < offset:
-                latest = max(latest, self.first_done.get(below, float("inf")))
+                latest = max(latest, min(self.first_done.get(below, float("inf")), self.gone_at(below)))
                 below += 1
             if latest > at:
                 told = f"{self.name}: {offset} was committed at {at:.3f}, before all below was processed"
@@ -272,7 +320,7 @@ class _PartitionCase:
     def silence(self) -> None:
         free = 0.0
         for offset, sent in sorted(self.script.produced.get(self.place, {}).items()):
-            if offset in self.first_done:
+            if offset in self.first_done and self.end is not None:
                 waited = self.first_done[offset] - max(sent.at, free)
                 self.verdict.longest_silence_s = max(self.verdict.longest_silence_s, waited)
                 free = max(free, self.first_done[offset])

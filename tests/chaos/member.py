@@ -1,8 +1,9 @@
-"""A member of the chaos group: ``python member.py NAME GROUP FOLDER TOPIC TOPIC TOPIC``: automatic, manual, made later.
+"""A member of the chaos groups: ``python member.py NAME FOLDER``.
 
-Brokers and session are in ``BROKERS`` and ``SESSION_MS``. What it does it tells in ``FOLDER/NAME.jsonl``, one
-``os.write`` a fact, so that a SIGKILL takes nothing with it. Its handlers tell it; the framework under test is not
-asked for its opinion:
+Brokers, session, groups and topics are in its environment: ``BROKERS``, ``SESSION_MS``, ``RESET``, ``GROUPS`` (the
+second one reads what is in ``MANUAL``, too), ``AUTOMATIC`` and ``MANUAL`` (how their handlers commit). What it does it
+tells in ``FOLDER/NAME.jsonl``, one ``os.write`` a fact, so that a SIGKILL takes nothing with it. Its handlers tell it;
+the framework under test is not asked for its opinion:
 
     handed     a batch arrived: ownership, topic, partition, first and last offset
     done       a message was processed; told *before* it is marked, so that no commit can come before it
@@ -26,8 +27,9 @@ from typing import Any
 from karafka_lite import App
 
 
-def main(name: str, group: str, folder: str, automatic_topic: str, manual_topic: str, late_topic: str) -> int:
+def main(name: str, folder: str) -> int:
     logging.basicConfig(level=logging.INFO, format="%(created).3f %(levelname)s %(name)s %(threadName)s: %(message)s")
+    group, second_group = os.environ["GROUPS"].split(",")
     facts = os.open(Path(folder, f"{name}.jsonl"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     numbers = itertools.count(1)
     dice = random.Random(name)
@@ -35,7 +37,8 @@ def main(name: str, group: str, folder: str, automatic_topic: str, manual_topic:
     def tell(kind: str, ctx: Any, **more: Any) -> None:
         # The state lives as long as the ownership does: a number in it names the ownership.
         own = ctx.state.setdefault("own", next(numbers))
-        fact = {"kind": kind, "at": time.time(), "own": own, "topic": ctx.topic, "partition": ctx.partition, **more}
+        where = {"group": ctx.group_id, "topic": ctx.topic, "partition": ctx.partition}
+        fact = {"kind": kind, "at": time.time(), "own": own, **where, **more}
         os.write(facts, (json.dumps(fact) + "\n").encode())
 
     app = App(
@@ -47,19 +50,23 @@ def main(name: str, group: str, folder: str, automatic_topic: str, manual_topic:
         session_timeout_ms=int(os.environ["SESSION_MS"]),
         heartbeat_interval_ms=300,
         fetch_max_wait_ms=100,
+        metadata_max_age_ms=3000,  # how soon it sees partitions that were added
+        auto_offset_reset=os.environ["RESET"],
     )
+    automatic_topics, manual_topics = os.environ["AUTOMATIC"].split(","), os.environ["MANUAL"].split(",")
 
-    @app.topic(automatic_topic, late_topic, max_messages=20)
+    @app.topic(*automatic_topics, max_messages=20)
+    @app.topic(manual_topics[0], group_id=second_group, max_messages=50)
     def automatic(batch: Any, ctx: Any) -> None:
-        tell("handed", ctx, first=batch.first_offset, last=batch.last_offset)
+        tell("handed", ctx, first=batch.first_offset, last=batch.last_offset, number=batch.first.payload)
         for message in batch:
             work(dice)
             tell("done", ctx, offset=message.offset, number=message.payload)
         tell("returned", ctx)
 
-    @app.topic(manual_topic, manual_offsets=True, max_messages=10)
+    @app.topic(*manual_topics, manual_offsets=True, max_messages=10)
     def manual(batch: Any, ctx: Any) -> None:
-        tell("handed", ctx, first=batch.first_offset, last=batch.last_offset)
+        tell("handed", ctx, first=batch.first_offset, last=batch.last_offset, number=batch.first.payload)
         polite = dice.random() < 0.3  # leaves the rest of the batch to the next owner
         for message in batch:
             if polite and ctx.stopping:
@@ -68,9 +75,11 @@ def main(name: str, group: str, folder: str, automatic_topic: str, manual_topic:
             tell("done", ctx, offset=message.offset, number=message.payload)
             sync = dice.random() < 0.03
             marked = ctx.mark_as_consumed(message, sync=sync)
-            tell("marked", ctx, offset=message.offset, ok=marked, sync=sync)
+            tell("marked", ctx, offset=message.offset, ok=marked, sync=sync, number=message.payload)
             if not marked:
                 break
+        if dice.random() < 0.003:  # what waits for it may be deleted meanwhile
+            ctx.pause(4000)
         tell("returned", ctx)
 
     for handler in (automatic, manual):

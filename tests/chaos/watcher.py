@@ -1,6 +1,6 @@
-"""The independent eye of the chaos: ``python watcher.py GROUP FOLDER TOPICS`` tells what is committed, again and again.
+"""The independent eye of the chaos: ``python watcher.py GROUP FILE TOPICS`` tells what is committed, again and again.
 
-Each line of ``FOLDER/committed.jsonl`` was true before ``at``, when the answer was there. ``TOPICS`` is JSON: how many
+Each line of ``FILE`` was true before ``at``, when the answer was there. ``TOPICS`` is JSON: how many
 partitions each has. It asks with librdkafka's consumer, in a process of its own: the admin client was seen to crash its
 process while brokers came and went.
 """
@@ -16,11 +16,11 @@ from pathlib import Path
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 
-def main(group: str, folder: str, topics: dict[str, int]) -> None:
+def main(group: str, file: str, topics: dict[str, int]) -> None:
     # Never subscribed, it does not join the group whose name it has.
     eye = Consumer({"bootstrap.servers": os.environ["BROKERS"], "group.id": group, "log_level": 0})
     places = [TopicPartition(topic, partition) for topic, count in topics.items() for partition in range(count)]
-    with Path(folder, "committed.jsonl").open("a", buffering=1) as facts:
+    with Path(file).open("a", buffering=1) as facts:
         while os.getppid() != 1:
             try:
                 answer = eye.committed(places, timeout=5)

@@ -23,7 +23,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, ConsumerGroupDescription, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, ConsumerGroupDescription, NewPartitions, NewTopic, OffsetSpec
 
 T = TypeVar("T")
 Headers = Sequence[tuple[str, bytes]]
@@ -165,6 +165,32 @@ class Observer:
     def forget_clients(self) -> None:
         """Closes the connections; the next question opens new ones."""
         self._clients.clear()
+
+    def coordinator(self, group: str) -> int:
+        """The number of the node that the group is led by."""
+        return int(self._describe(group).coordinator.id)
+
+    def delete_topic(self, topic: str) -> None:
+        try:
+            self._ask(lambda admin: admin.delete_topics([topic])[topic])
+        except KafkaException as failure:  # librdkafka asks again when an answer is late
+            if failure.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
+
+    def grow(self, topic: str, partitions: int) -> None:
+        """So many partitions altogether; returns when the new ones are ready."""
+        try:
+            self._ask(lambda admin: admin.create_partitions([NewPartitions(topic, partitions)])[topic])
+        except KafkaException as failure:
+            if failure.args[0].code() != KafkaError.INVALID_PARTITIONS:  # it has as many: asked again, as above
+                raise
+        for partition in range(partitions):
+            self.end_offset(topic, partition)
+
+    def truncate(self, topic: str, partition: int, before: int) -> None:
+        """Deletes the messages before an offset, as retention does."""
+        place = TopicPartition(topic, partition, before)
+        self._ask(lambda admin: admin.delete_records([place])[place])
 
     def delete_topics(self) -> None:
         """Leaves a cluster that is not ours as it was."""
