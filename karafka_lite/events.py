@@ -14,8 +14,8 @@ from karafka_lite.errors import CRITICAL
 from karafka_lite.messages import TopicPartition
 
 __all__ = ["Assigned", "Call", "CallEnded", "ClientFailed", "ClientLogged", "CommitFailed", "Committed", "Crashed"]
-__all__ += ["DeadLettered", "Event", "Left", "Lost", "PollFailed", "Revoked", "Stopping", "Stuck", "TakesLong"]
-__all__ += ["TopicsCreated", "Uncommitted", "Unreachable", "Unreadable", "Waiting"]
+__all__ += ["DeadLettered", "Event", "Idle", "Left", "Lost", "PollFailed", "Revoked", "Stalled", "Stopping", "Stuck"]
+__all__ += ["TakesLong", "TopicsCreated", "Uncommitted", "Unreachable", "Unreadable", "Waiting"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,23 @@ class Waiting(Event):
     """
 
     topics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stalled(Event):
+    """The member has been waiting for ``seconds``: ``for_`` offsets, for messages of partitions, to join.
+
+    ``cause``: what went wrong last, as far as it is known. After 5 s, and then every 30 s while it lasts.
+    """
+
+    for_: str
+    seconds: float
+    cause: str
+
+
+@dataclass(frozen=True)
+class Idle(Event):
+    """The member has joined and got no partition: the group has more members than its topics have partitions."""
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ class Member:
         self._routes, self.topics = routes, list(routes)
         self._drain_s = config.drain_timeout_ms / 1000
         self._client = shared.make_client(self)
-        self._connected = False
+        self._connected = self.begun = False
         self._subscribed: set[str] = set()
         self._look_for_topics_at = 0.0
         self.positions_wanted = False

@@ -13,7 +13,8 @@ from kafka import TopicPartition as KafkaTP
 from kafka.admin import KafkaAdminClient
 
 from karafka_lite.client.connection import Connection, Emit
-from karafka_lite.errors import ClusterError, ConfigurationError
+from karafka_lite.client.refusals import writes_refused
+from karafka_lite.errors import AccessError, ClusterError, ConfigurationError
 from karafka_lite.messages import TopicPartition
 
 ASK_AGAIN_S = 0.2
@@ -78,27 +79,31 @@ class Admin:
 
         Raises:
             ConfigurationError: some do not exist and cannot be created; it names all of them.
+            AccessError: we may not see or create some; whether they exist, Kafka does not say then.
         """
         missing = sorted(set(topics) - {topic for topic, _ in self.partitions(topics)})
         refused = {topic: reason for topic in missing if (reason := self._create(topic))}
+        denied = [topic for topic, (error, _) in refused.items() if issubclass(error, kafka.errors.AuthorizationError)]
+        if denied:
+            raise AccessError(writes_refused(denied))
         if refused:
-            reasons = ", ".join(f"{topic} ({reason})" for topic, reason in refused.items())
+            reasons = ", ".join(f"{topic} ({error.__name__}: {why})" for topic, (error, why) in refused.items())
             command = " --topic ".join(["kafka-topics.sh --create", *refused])
             raise ConfigurationError(
                 f"topics do not exist and cannot be created: {reasons}; create them with {command}"
             )
         return set(missing)
 
-    def _create(self, topic: str) -> str | None:
+    def _create(self, topic: str) -> tuple[type[Exception], str] | None:
         """Why it cannot be created; None: it exists now."""
 
-        def ask() -> str | None:
+        def ask() -> tuple[type[Exception], str] | None:
             answer = self._admin.create_topics([topic], raise_errors=False)["topics"][0]
             error = kafka.errors.for_code(answer["error_code"])
             if error.retriable:
                 raise error(answer["error_message"])
             exists = error in (kafka.errors.NoError, kafka.errors.TopicAlreadyExistsError)
-            return None if exists else f"{error.__name__}: {answer['error_message']}"
+            return None if exists else (error, answer["error_message"])
 
         return self._ask(f"create topic {topic}", ask)
 
@@ -143,8 +148,9 @@ class Admin:
         while True:
             try:
                 return question()
-            except kafka.errors.KafkaError as error:
-                if not error.retriable or time.monotonic() > deadline:
+            except (kafka.errors.KafkaError, RuntimeError) as error:
+                # kafka-python has a RuntimeError for "no controller now", say.
+                if not getattr(error, "retriable", True) or time.monotonic() > deadline:
                     raise ClusterError(f"could not {what} ({type(error).__name__}: {error})") from error
             time.sleep(ASK_AGAIN_S)
 

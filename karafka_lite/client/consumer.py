@@ -48,10 +48,22 @@ from karafka_lite.client.admin import Admin
 from karafka_lite.client.codecs import MAX_DECOMPRESSED_BYTES
 from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
 from karafka_lite.client.fetching import Fetching
+from karafka_lite.client.leaving import Leaving
 from karafka_lite.client.protocol import Fetched, Rebalance, Start
 from karafka_lite.client.reader import POLL_BYTES, PollIsFullError, choose_reader
+from karafka_lite.client.refusals import explained, refused_topics, topics_refused
+from karafka_lite.client.stalls import Stalls
 from karafka_lite.core.options import SeekTarget, Timestamp
-from karafka_lite.errors import ClientBrokenError, ConfigurationError, KarafkaLiteError, PollError, describe
+from karafka_lite.errors import (
+    AccessError,
+    BrokerUnavailableError,
+    ClientBrokenError,
+    ConfigurationError,
+    FetchError,
+    KarafkaLiteError,
+    PollError,
+    describe,
+)
 from karafka_lite.messages import TopicPartition, where
 
 if TYPE_CHECKING:
@@ -66,6 +78,7 @@ IDLE_POLL_MS = 200
 REQUEST_MS = 5000  # bound of one blocking request; what failed is asked again
 CLOSE_MS = 5000
 NO_GENERATION = -1
+NO_OFFSET = (kafka.errors.NoOffsetForPartitionError, kafka.errors.OffsetOutOfRangeError)
 MAX_OFFSET = (1 << 63) - 1
 MAX_POLL_INTERVAL_MS: int = KafkaConsumer.DEFAULT_CONFIG["max_poll_interval_ms"]
 
@@ -125,6 +138,7 @@ class Client:
         self._session_s = 0.0
         self._sizes: Counter[Any] = Counter()  # of what the current poll has read, in bytes
         self._joined_at = self._alive_until = float("-inf")
+        self._stalls: Any = self._consumer
 
     @property
     def reset(self) -> str:
@@ -137,17 +151,22 @@ class Client:
         """Reach a broker. Blocks for up to ``bootstrap_timeout_ms``.
 
         Raises:
-            BrokerUnavailableError: none answered.
+            BrokerUnavailableError: none answered; or one refuses us, and has not done so before.
+            AccessError: one refuses us, and has never done anything else.
             ConfigurationError: a setting that kafka-python refuses.
         """
         new = partial(KafkaConsumer, group_id=self.group_id)
-        consumer = self._connection.open(new, self.bootstrap_servers, self.settings)
+        try:
+            consumer = self._connection.open(new, self.bootstrap_servers, self.settings)
+        except AccessError as error:
+            raise (BrokerUnavailableError(str(error)) if self._rebalance.begun else error) from error
         consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]
         bounds = {"sizes": self._sizes, "poll_bytes": POLL_BYTES, "most": self._most}
         consumer._fetcher.PartitionRecords = partial(choose_reader(), **bounds)
         self._fetching = Fetching(consumer)
         self._notifier = WakeupNotifier(consumer._net)
         self._session_s = consumer._coordinator.heartbeat.config["session_timeout_ms"] / 1000
+        self._stalls = Stalls(consumer, self.group_id, self._rebalance, self._emit)
         self._consumer, self._coordinator = consumer, consumer._coordinator
 
     @_or_broken
@@ -172,9 +191,14 @@ class Client:
                     with suppress(kafka.errors.UnknownTopicOrPartitionError):  # while the broker creates it
                         asked = self._consumer._cluster.add_topic(topic)
                         self._consumer._net.run(self._consumer._manager.wait_for, asked, REQUEST_MS)
-            return set(topics) - self._topics()
+            missing = set(topics) - self._topics()
+            undecided = bool(missing) and not self._rebalance.begun
+            refused = refused_topics(self._consumer, missing, REQUEST_MS) if undecided else ()
         except kafka.errors.KafkaError as error:
             raise PollError(str(error)) from error
+        if refused:
+            raise AccessError(topics_refused(refused, self.group_id))
+        return missing
 
     def _topics(self) -> set[str]:
         try:
@@ -209,6 +233,7 @@ class Client:
                 starts.update({tuple(tp): Start(offset, reason) for tp, offset in offsets.items()})
         except kafka.errors.KafkaError as error:
             self._debug(f"group {self.group_id}: not all starting offsets are known yet: {error}")
+        self._stalls.unstarted = set(tps) - starts.keys()
         return starts
 
     @_or_broken
@@ -261,7 +286,8 @@ class Client:
         Raises:
             FetchError: what one partition holds next cannot be read.
             ConfigurationError: a partition has no committed offset, or none that still exists, and
-                ``auto_offset_reset="none"`` forbids to choose another one.
+                ``auto_offset_reset="none"`` forbids to choose another one; or the broker refuses a setting for good.
+            AccessError: a right is missing, and the member has never fetched anything.
             PollError: whatever else kafka-python has to say; the next poll may work.
         """
         fetcher = self._consumer._fetcher
@@ -272,19 +298,35 @@ class Client:
             fetcher._next_in_line_exception_metadata = None
         self._sizes.clear()
         joining = self._consumer.group_metadata().state != MemberState.STABLE or self._coordinator.need_rejoin()
+        self._stalls.say(joining)
         try:
             if joining:  # only that: the consumer's poll would go on to fetch from where we do not want to begin
                 self.rejoin()  # a join for a new subscription that outlives its poll is forgotten
                 self._coordinator.poll(timeout_ms=JOINING_POLL_MS)
                 return []
+            self._stalls.look_for_leaders()
             polled = self._fetching.poll(PAUSED_POLL_MS if paused else IDLE_POLL_MS)
         except PollIsFullError:  # all that it has read was before where we want to begin
             return []
-        except (kafka.errors.NoOffsetForPartitionError, kafka.errors.OffsetOutOfRangeError) as error:
-            raise ConfigurationError(self._no_start(str(error))) from error
         except kafka.errors.KafkaError as error:
-            raise PollError(str(error)) from error
+            # Kafka may answer a join, or a question for offsets, with the same code: it means nothing there.
+            if self.reset == "none" and not joining and isinstance(error, NO_OFFSET):
+                raise ConfigurationError(self._no_start(str(error))) from error
+            raise self._refused(error) from error
         return [Fetched(tuple(tp), records, self._end_offset(tp), self._sizes[tp]) for tp, records in polled.items()]
+
+    def _refused(self, error: kafka.errors.KafkaError) -> Exception:
+        """At the start a refusal ends the app. Who has worked before waits; for a topic only its partitions do."""
+        refusal = explained(error, self.group_id, self.settings)
+        if not (isinstance(refusal, AccessError) and self._rebalance.begun):
+            return refusal
+        if isinstance(error, kafka.errors.TopicAuthorizationFailedError):
+            for tp, state in self._consumer._subscription.assignment.copy().items():
+                if tp.topic in error.args[0] and not state.paused:
+                    return FetchError(
+                        str(refusal), tp.topic, tp.partition, state.position.offset if state.position else 0
+                    )
+        return PollError(str(refusal))
 
     @_or_broken
     def positions(self) -> dict[TopicPartition, int]:
@@ -306,6 +348,7 @@ class Client:
                 # LeaveGroup would wait on the broker for the end of our pending JoinGroup, which waits for the batches
                 # of the other members: it takes another connection.
                 coordinator.coordinator_id = int(str(coordinator.coordinator_id).rpartition("-")[2])
+            leaving = Leaving(coordinator, consumer._manager.trouble)
             consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
         except Exception as error:  # noqa: BLE001 - whatever it is, this client is over
             with suppress(Exception):
@@ -314,7 +357,7 @@ class Client:
         finally:
             self._coordinator = _NotConnected()
             self._connection.close()
-        return None
+        return leaving.error
 
     # -- the committer's
 
@@ -407,6 +450,7 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
     async def on_partitions_assigned(self, assigned: set[Any]) -> None:
         try:
             self._client._joined_at = time.monotonic()
+            self._client._stalls.assigned(assigned)
             self._client._rebalance.on_assigned(self._client, sorted(tuple(tp) for tp in assigned))
         except Exception as bug:  # noqa: BLE001 - a listener that raises is called for ever
             self._report(bug)

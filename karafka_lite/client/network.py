@@ -27,6 +27,7 @@ from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 from karafka_lite.client import listeners
 from karafka_lite.client.causes import FILES, Cause, NotReachedError, explain
 from karafka_lite.client.receiving import receive_more
+from karafka_lite.client.trouble import Trouble
 from karafka_lite.errors import AccessError, ConfigurationError
 
 HOST_S = 3.0  # the share of one host in the first round; twice as much in each further one
@@ -37,11 +38,15 @@ Failed = Callable[[str], None]
 
 
 class Network(KafkaConnectionManager):  # type: ignore[misc]
-    """The connections of one client. ``failed`` hears why one could not be made; ``causes`` knows the last by host."""
+    """The connections of one client.
+
+    ``failed`` hears why one could not be made, ``causes`` knows the last by host, ``trouble`` what the answers say.
+    """
 
     def __init__(self, net: Any, failed: Failed, **settings: Any) -> None:
         self._failed = failed
         self.causes: dict[Any, Cause] = {}  # by node
+        self.trouble = Trouble()
         super().__init__(net, **settings)
 
     # -- the start
@@ -137,7 +142,11 @@ class Network(KafkaConnectionManager):  # type: ignore[misc]
         self._net.call_soon(lambda: None if self.connection_delay(node_id) else self.update_backoff(node_id))
         self.causes[node_id] = cause = explain(error, self._name(node), self.config)
         told = "; this address came from the brokers (advertised.listeners)" * isinstance(error, NotReachedError)
+        self.trouble.not_connected(cause.text + told)
         self._failed(cause.text + told)
+
+    def send(self, request: Any, *arguments: Any, **options: Any) -> Any:
+        return self.trouble.watch(request, super().send(request, *arguments, **options))
 
     def _name(self, node: Any) -> str:
         number = str(node.node_id).rpartition("-")[2]

@@ -109,6 +109,7 @@ class Producer:
         self._connection = Connection("the producer", emit)
         self._producer: Any = None
         self._manager: Any = None
+        self._trouble: Any = None
         self._closing = False
         self._failing_since: float | None = None  # when the sender thread began to fail at every turn
         self._broken: Exception | None = None  # what it fails with
@@ -129,6 +130,7 @@ class Producer:
         self._connection.thread = producer._sender
         producer._sender.run_once = self._watched(producer._sender.run_once)
         self._producer, self._manager = producer, producer._transaction_manager
+        self._trouble = producer._sender._client._manager.trouble
 
     @property
     def dead(self) -> bool:
@@ -286,7 +288,14 @@ class Producer:
                 failure.collateral = True
                 sent.future.set_exception(failure)
                 return
-        sent.future.set_exception(ProduceError(_explained(sent.topic, sent.size, error)))
+        sent.future.set_exception(ProduceError(_explained(sent.topic, sent.size, self._right_to_write() or error)))
+
+    def _right_to_write(self) -> Exception | None:
+        """Why we may not write to any topic, which kafka-python puts into a text only; None: that is not it."""
+        if self._producer is None or not self._has_fatal_error():
+            return None
+        why = self._trouble.why_not("InitProducerId")
+        return why if isinstance(why, kafka.errors.AuthorizationError) else None
 
 
 def check_outgoing(message: Outgoing) -> None:

@@ -31,7 +31,12 @@ class Start(NamedTuple):
 
 
 class Rebalance(Protocol):
-    """What a client calls at a rebalance, naming itself. None of these may block or raise."""
+    """What a client calls at a rebalance, naming itself. None of these may block or raise.
+
+    ``begun``: a client of this member has worked. What is refused from then on may be granted again, so it is retried.
+    """
+
+    begun: bool
 
     def on_assigned(self, client: Client, tps: Collection[TopicPartition]) -> None: ...
 

@@ -34,6 +34,7 @@ class Report:
         self._last_errors: dict[tuple[str, TopicPartition], str] = {}  # by group and partition
         self._said: dict[tuple[object, ...], float] = {}  # when a warning was logged last, by kind
         self._commits_fail: set[str] = set()  # groups
+        self._idle_groups: set[str] = set()
 
     def wants(self, event: events.Event) -> bool:
         """Whether there is something to log: not for what goes well many times a second."""
@@ -50,6 +51,7 @@ class Report:
     # -- partitions
 
     def _assigned(self, event: events.Assigned) -> None:
+        self._idle_groups.discard(event.group_id)
         names = [f"{where(*tp, offset)} ({why})" for tp, (offset, why) in sorted(event.starts.items())]
         _list(logging.INFO, "group %(group)s: assigned %(names)s", names, group=event.group_id)
 
@@ -67,6 +69,18 @@ class Report:
         names, command = ", ".join(event.topics), "kafka-topics.sh --create --topic NAME"
         text = "group %s: waiting for missing topics: %s (or no Describe permission). Create them with %s"
         self._warn((event.group_id, "topics", names), text, event.group_id, names, command)
+
+    def _stalled(self, event: events.Stalled) -> None:
+        log.warning(
+            "group %s: has been waiting %s for %.0f s (%s)", event.group_id, event.for_, event.seconds, event.cause
+        )
+
+    def _idle(self, event: events.Idle) -> None:
+        if event.group_id not in self._idle_groups:
+            self._idle_groups.add(event.group_id)
+            log.info(
+                "group %s: no partition for this member, the group has more members than partitions", event.group_id
+            )
 
     def _topicscreated(self, event: events.TopicsCreated) -> None:
         log.info("group %s: created topics for dead letters: %s", event.group_id, ", ".join(event.topics))
@@ -125,7 +139,11 @@ class Report:
             log.warning("%s " + text, what, event.what, event.limit_ms)
 
     def _unreadable(self, event: events.Unreadable) -> None:
-        log.error("%s; next try in %s", event.error, _duration(event.retry_s))
+        text, why, again = "%s; next try in %s", str(event.error), _duration(event.retry_s)
+        if where(event.topic, event.partition) in why:
+            log.error(text, why, again)
+        else:  # a right that is missing: one line for all partitions of the topic
+            self._warn((event.group_id, why), text, why, again, level=logging.ERROR)
 
     # -- commits
 
@@ -148,14 +166,14 @@ class Report:
 
     def _pollfailed(self, event: events.PollFailed) -> None:
         text = "group %s: polling failed, retrying: %s"
-        self._warn((event.group_id, "poll", type(event.error)), text, event.group_id, event.error)
+        self._warn((event.group_id, "poll", str(event.error)), text, event.group_id, event.error)
 
     def _clientfailed(self, event: events.ClientFailed) -> None:
         text = "group %s: the Kafka client has broken down; a new one joins"
         log.error(text, event.group_id, exc_info=_info(event.error))
 
     def _unreachable(self, event: events.Unreachable) -> None:
-        self._warn((event.group_id, "broker"), "cannot reach a broker, retrying: %s", event.reason)
+        self._warn((event.group_id, "broker", event.reason), "cannot reach a broker, retrying: %s", event.reason)
 
     def _clientlogged(self, event: events.ClientLogged) -> None:
         logging.getLogger("karafka_lite.kafka").debug("%s: %s", event.logger, event.message)
@@ -182,13 +200,13 @@ class Report:
             text = "group %s: could not leave the group cleanly (%s); the broker will notice after session_timeout_ms"
             log.warning(text, event.group_id, describe(event.error))
 
-    def _warn(self, kind: tuple[object, ...], text: str, *arguments: object) -> None:
+    def _warn(self, kind: tuple[object, ...], text: str, *arguments: object, level: int = logging.WARNING) -> None:
         """A warning, but not the same one again and again."""
         now = self._now()
         if now - self._said.get(kind, float("-inf")) > SAY_AGAIN_S:
             self._said = {kind: at for kind, at in self._said.items() if now - at <= SAY_AGAIN_S}
             self._said[kind] = now
-            log.warning(text, *arguments)
+            log.log(level, text, *arguments)
 
 
 def _list(level: int, text: str, names: list[str], **values: object) -> None:

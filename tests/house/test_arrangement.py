@@ -34,6 +34,11 @@ ELSEWHERE = {
     # Why a broker refuses a client, a real one says.
     "client/causes.py": "kafka/test_security.py",
     "client/listeners.py": "kafka/test_security.py",
+    "client/refusals.py": "kafka/test_security.py",
+    # What a broker does not answer, or answers with errors for ever, and what is said about it.
+    "client/leaving.py": "kafka/test_silence.py",
+    "client/stalls.py": "kafka/test_silence.py",
+    "client/trouble.py": "kafka/test_silence.py",
     # What it asks of a cluster, a drain to the end of the topics shows.
     "client/admin.py": "kafka/test_drain.py",
     # Values only; the group that gives them is tested.

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from support.secure_kafka import PASSWORD, USER, Certificates, SecureKafka
+from support.harness import QUICK, running
+from support.observer import Observer, wait_until
+from support.secure_kafka import NEVER_EXISTS, PASSWORD, USER, Certificates, SecureKafka
 
 from karafka_lite import App
 from karafka_lite.client.admin import Admin
@@ -152,3 +154,169 @@ def test_what_is_refused_at_the_start_is_one_line_and_exit_1(
 def test_every_kind_of_client_says_it(secure_kafka: SecureKafka, client: Callable[..., Any]) -> None:
     with pytest.raises(AccessError, match="refuses the credentials"):
         client([secure_kafka.address("SASL")], sasl(password=WRONG)).connect()
+
+
+# -- rights ------------------------------------------------------------------------------------------------------------
+
+
+class Plot:
+    """Topics and a group of one test, and an app of USER that consumes them."""
+
+    def __init__(self, secure_kafka: SecureKafka) -> None:
+        self.kafka, self.as_root = secure_kafka, Observer(secure_kafka.bootstrap_servers)
+        self.topic, self.other, self.dead = (self.as_root.topic(partitions=1) for _ in range(3))
+        self.group = self.as_root.group()
+        self.values: list[tuple[str, object]] = []
+
+    def app(self, *topics: str, dead_letter: str | None = None, **settings: Any) -> App:
+        given = {**QUICK, "auto_commit_interval_ms": 200, **sasl(SCRAM), **settings}
+        app = App(self.group, bootstrap_servers=self.kafka.address("SASL"), **given)
+        options: Any = {"dead_letter": dead_letter, "max_retries": 0} if dead_letter else {}
+
+        @app.topic(*topics or (self.topic,), backoff_ms=100, **options)
+        def work(batch: Any, ctx: Any) -> None:
+            if dead_letter:
+                raise ValueError("bad")
+            self.values += [(batch.topic, value) for value in batch.values]
+
+        return app
+
+    def allow(self, kind: str, name: str, *operations: str) -> Callable[[], None]:
+        return self.kafka.allow(kind, name, *operations)
+
+
+@pytest.fixture
+def plot(secure_kafka: SecureKafka) -> Iterator[Plot]:
+    plot = Plot(secure_kafka)
+    yield plot
+    plot.as_root.forget_clients()
+
+
+def wait_for_line(log: pytest.LogCaptureFixture, *words: str) -> str:
+    def line() -> str | None:
+        return next((line for line in told(log) if all(word in line for word in words)), None)
+
+    return str(wait_until(line, 2 * SOON_S, f"a line with {words}"))
+
+
+DENIED: dict[str, tuple[Callable[[Plot], object], tuple[str, ...]]] = {
+    "topic that may not be seen": (
+        lambda plot: plot.allow("GROUP", plot.group, "READ"),
+        ("topic {topic} may not be read", "kafka-acls.sh", "--consumer --group {group} --topic {topic}"),
+    ),
+    "topic that may only be seen": (
+        lambda plot: (plot.allow("GROUP", plot.group, "READ"), plot.allow("TOPIC", plot.topic, "DESCRIBE")),
+        ("topic {topic} may not be read", "kafka-acls.sh"),
+    ),
+    "group": (
+        lambda plot: plot.allow("TOPIC", plot.topic, "READ"),
+        ("group {group} may not be joined", "kafka-acls.sh", "--operation Read --group {group}"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("rights", "says"), DENIED.values(), ids=DENIED)
+def test_a_right_that_is_missing_at_the_start_is_one_line_and_exit_1(
+    plot: Plot, rights: Callable[[Plot], object], says: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    rights(plot)
+    began = time.monotonic()
+    assert plot.app().run() == 1
+    assert time.monotonic() - began < SOON_S
+    (line,) = told(caplog)
+    for words in says:
+        assert words.format(topic=plot.topic, group=plot.group) in line
+
+
+def test_a_dead_letter_topic_that_may_not_be_seen_is_not_said_to_be_missing(
+    plot: Plot, caplog: pytest.LogCaptureFixture
+) -> None:
+    plot.allow("GROUP", plot.group, "READ")
+    plot.allow("TOPIC", plot.topic, "READ")
+    assert plot.app(dead_letter=plot.dead).run() == 1
+    (line,) = told(caplog)
+    assert f"may not be seen or created: {plot.dead}" in line
+    assert f"--producer --topic {plot.dead}" in line
+
+
+def test_a_dead_letter_topic_that_may_not_be_written_to_is_said_and_waited_for(
+    plot: Plot, caplog: pytest.LogCaptureFixture
+) -> None:
+    plot.allow("GROUP", plot.group, "READ")
+    plot.allow("TOPIC", plot.topic, "READ")
+    plot.allow("TOPIC", plot.dead, "DESCRIBE")
+    plot.as_root.produce(plot.topic, [1])
+    with running(plot.app(dead_letter=plot.dead)):
+        wait_for_line(caplog, plot.dead, "may not be written to", "kafka-acls.sh", "--producer")
+        plot.allow("TOPIC", plot.dead, "WRITE")
+        wait_until(lambda: plot.as_root.end_offset(plot.dead) == 1, 3 * SOON_S, "the dead letter")
+
+
+def test_a_topic_that_is_denied_while_running_is_said_and_only_it_waits(
+    plot: Plot, caplog: pytest.LogCaptureFixture
+) -> None:
+    plot.allow("GROUP", plot.group, "READ")
+    plot.allow("TOPIC", plot.other, "READ")
+    take_back = plot.allow("TOPIC", plot.topic, "READ")
+    with running(plot.app(plot.topic, plot.other)):
+        for topic in (plot.topic, plot.other):
+            plot.as_root.produce(topic, [1])
+        wait_until(lambda: len(plot.values) == 2, message="both topics")
+        take_back()
+        wait_for_line(caplog, f"topic {plot.topic} may not be read", "kafka-acls.sh")
+        plot.as_root.produce(plot.other, [2])
+        wait_until(lambda: (plot.other, b"2") in plot.values, SOON_S, "the other topic goes on")
+        plot.allow("TOPIC", plot.topic, "READ")
+        plot.as_root.produce(plot.topic, [2])
+        wait_until(lambda: (plot.topic, b"2") in plot.values, 2 * SOON_S, "it goes on when it is allowed")
+    assert len([line for line in told(caplog) if f"{plot.topic} may not be read" in line]) == 1
+
+
+def test_a_group_that_is_denied_while_running_is_said_and_retried(plot: Plot, caplog: pytest.LogCaptureFixture) -> None:
+    plot.allow("TOPIC", plot.topic, "READ")
+    take_back = plot.allow("GROUP", plot.group, "READ")
+    with running(plot.app()):
+        plot.as_root.produce(plot.topic, [1])
+        wait_until(lambda: plot.values, message="the first message")
+        take_back()
+        plot.as_root.produce(plot.topic, [2])
+        wait_for_line(caplog, f"group {plot.group}", "GroupAuthorizationFailed")
+        plot.allow("GROUP", plot.group, "READ")
+        plot.as_root.produce(plot.topic, [3])
+        wait_until(lambda: (plot.topic, b"3") in plot.values, 2 * SOON_S, "it goes on when it is allowed")
+        wait_until(lambda: plot.as_root.committed(plot.group, plot.topic) == 3, 2 * SOON_S, "the commit")
+
+
+# -- later -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_password_that_is_changed_while_running_is_said_and_retried(
+    plot: Plot, caplog: pytest.LogCaptureFixture
+) -> None:
+    plot.allow("TOPIC", plot.topic, "READ")
+    plot.allow("GROUP", plot.group, "READ")
+    with running(plot.app()):
+        plot.as_root.produce(plot.topic, [1])
+        wait_until(lambda: plot.values, message="the first message")
+        plot.kafka.set_password("another")
+        try:
+            line = wait_for_line(caplog, "refuses the credentials")
+            assert plot.kafka.address("SASL") in line
+            assert "sasl_plain_password" in line
+        finally:
+            plot.kafka.set_password(PASSWORD)
+        plot.as_root.produce(plot.topic, [2])
+        wait_until(lambda: len(plot.values) >= 2, 2 * SOON_S, "it goes on when the password is good again")
+    assert len(told(caplog)) <= 3
+
+
+def test_an_address_that_the_brokers_tell_and_nobody_can_reach_is_named(
+    plot: Plot, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App("group", bootstrap_servers=plot.kafka.address("LOST"))
+    app.topic(plot.topic)(lambda batch, ctx: None)
+    with running(app):
+        line = wait_for_line(caplog, f"{NEVER_EXISTS}:9092")
+    assert "broker 1 at" in line
+    assert "its name cannot be resolved" in line
+    assert "came from the brokers (advertised.listeners)" in line

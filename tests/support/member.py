@@ -26,6 +26,7 @@ class Member:
     def __init__(self, kafka: Observer, *topics: str, group: str = "", **settings: Any) -> None:
         self.group = group or kafka.group()
         self.assigned: list[list[tuple[str, int]]] = []
+        self.begun = False
         self.asked = 0  # how often its partitions were wanted back
         self.losses = 0
         self.events: list[Event] = []

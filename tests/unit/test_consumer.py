@@ -28,6 +28,7 @@ class Notebook:
         self.calls: list[tuple[str, Client, list[tuple[str, int]]]] = []
         self.events: list[Event] = []
         self.bugs: list[Exception] = []
+        self.begun = False
 
     def on_crash(self, bug: Exception) -> None:
         self.bugs.append(bug)
@@ -226,9 +227,8 @@ def test_a_seek_past_all_offsets_that_can_be_sent_goes_to_the_last_of_them(clien
 def test_a_listener_names_the_client_that_it_belongs_to(client: Client, notebook: Notebook) -> None:
     """The runner may have another client by then, which this word is not about."""
     listener = _Listener(client)
-    client._consumer = SimpleNamespace(
-        _subscription=SimpleNamespace(assign_from_subscribed=lambda tps: None),
-    )
+    client._consumer = SimpleNamespace(_subscription=SimpleNamespace(assign_from_subscribed=lambda tps: None))
+    client._stalls = SimpleNamespace(assigned=lambda tps: None)
     tps = {KafkaTP("b", 1), KafkaTP("a", 0)}
     asyncio.run(listener.on_partitions_assigned(tps))
     asyncio.run(listener.on_partitions_revoked(tps))
@@ -246,6 +246,7 @@ def test_a_bug_in_a_listener_is_reported_to_the_runner(
     for name in ("on_assigned", "on_revoke", "on_lost"):
         monkeypatch.setattr(notebook, name, broken)
     client._consumer = SimpleNamespace(_subscription=SimpleNamespace(assign_from_subscribed=lambda tps: None))
+    client._stalls = SimpleNamespace(assigned=lambda tps: None)
     listener = _Listener(client)
     asyncio.run(listener.on_partitions_assigned(set()))
     asyncio.run(listener.on_partitions_revoked(set()))

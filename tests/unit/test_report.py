@@ -99,6 +99,10 @@ LINES = [
      "WARNING", "t-0@120..124: store has been running for 31 s and holds up a stop, which goes on without it after "
      "drain_timeout_ms=60000. Return when ctx.stopping is True, make batches smaller (max_messages), or raise "
      "drain_timeout_ms"),
+    (events.Stalled("group", "to join the group", 5.2, "JoinGroup has no answer yet"),
+     "WARNING", "group group: has been waiting to join the group for 5 s (JoinGroup has no answer yet)"),
+    (events.Idle("group"),
+     "INFO", "group group: no partition for this member, the group has more members than partitions"),
     (events.Unreadable("group", "t", 0, FetchError("t-0@7 is corrupt", "t", 0, 7), 2.0),
      "ERROR", "t-0@7 is corrupt; next try in 2.0 s"),
     (events.CommitFailed("group", {("t", 0): 7}, TimeoutError("late")),
@@ -217,6 +221,7 @@ def test_many_partitions_are_one_short_line_and_a_list_at_debug(
         events.Waiting("group", ("a",)),
         events.PollFailed("group", PollError("no leader")),
         events.Unreachable("", "no answer"),
+        events.Unreadable("group", "t", 0, FetchError("topic t may not be read", "t", 0, 7), 2.0),
     ],
     ids=lambda event: type(event).__name__,
 )
@@ -226,6 +231,21 @@ def test_a_warning_comes_again_after_30_seconds_only(log: Log, event: events.Eve
         said += [log.clock] * len(log.say(event))
         log.clock += 0.1
     assert said == pytest.approx([100.0, 130.1, 160.2], abs=0.11)
+
+
+def test_another_reason_is_said_at_once(log: Log) -> None:
+    for kind in (
+        lambda why: events.Unreachable("", why),
+        lambda why: events.PollFailed("group", PollError(why)),
+        lambda why: events.Unreadable("group", "t", 0, FetchError(why, "t", 0, 7), 2.0),
+    ):
+        assert len(log.say(kind("one"), kind("one"), kind("another"))) == 2
+
+
+def test_a_member_without_a_partition_says_so_once_until_it_has_one(log: Log) -> None:
+    idle, assigned = events.Idle("group"), events.Assigned("group", {("t", 0): (0, "earliest")})
+    assert len(log.say(idle, idle, events.Idle("other"))) == 2
+    assert [level for level, _ in log.say(assigned, idle, idle)] == ["INFO", "INFO"]
 
 
 def test_what_was_said_is_not_remembered_for_ever(log: Log) -> None:

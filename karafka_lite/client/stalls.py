@@ -1,0 +1,69 @@
+"""What a member waits for when it does not work, as events: to join, to learn where to begin, to fetch.
+
+Private touch points in kafka-python 3.0 (pinned below 3.1), with tests in tests/kafka/test_silence.py:
+
+    consumer._subscription.assignment, consumer._cluster.leader_for_partition, unauthorized_topics
+                                  a partition without a leader is not fetched, and no answer says so
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+import kafka.errors
+
+from karafka_lite.client.connection import Emit
+from karafka_lite.client.protocol import Rebalance
+from karafka_lite.core.watch import Health, Watch
+from karafka_lite.events import Idle, Stalled
+from karafka_lite.messages import TopicPartition
+
+LEADERS_S = 1.0  # between two looks for partitions that have no leader
+NO_LEADER = (None, -1)
+
+
+class Stalls:
+    """Of one KafkaConsumer. ``assigned`` runs on kafka-python's thread, the rest belongs to the poller."""
+
+    def __init__(self, consumer: Any, group_id: str, rebalance: Rebalance, emit: Emit) -> None:
+        self.unstarted: set[TopicPartition] = set()  # whose start was not found since the last poll
+        self._consumer, self._cluster, self._trouble = consumer, consumer._cluster, consumer._manager.trouble
+        self._group_id, self._rebalance, self._emit = group_id, rebalance, emit
+        self._watch = Watch()
+        self._leaderless: dict[TopicPartition, tuple[float, str]] = {}  # since when, and what to say
+        self._look_at = 0.0
+        self._idle = False  # the last join has given us nothing, which is to be said
+
+    def assigned(self, tps: Collection[Any]) -> None:
+        """A join has ended."""
+        self._idle = not tps
+        self._trouble.forget()
+
+    def say(self, joining: bool) -> None:
+        """Emit what the member waits for, where it is time to."""
+        unfetched = {**self._leaderless, **self._trouble.unfetched()}
+        health = Health(not joining, unfetched, self._trouble.cause())
+        if wait := self._watch.look(health, self.unstarted, time.monotonic()):
+            self._emit(Stalled(self._group_id, *wait))
+        self.unstarted = set()
+        self._rebalance.begun |= self._trouble.fetched or self._idle
+        if self._idle:
+            self._idle = False
+            self._emit(Idle(self._group_id))
+
+    def look_for_leaders(self) -> None:
+        """Find partitions that have no leader. Raises TopicAuthorizationFailedError where a right is missing."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at, known = now + LEADERS_S, self._leaderless
+        without = [
+            tp
+            for tp in self._consumer._subscription.assignment.copy()
+            if self._cluster.leader_for_partition(tp) in NO_LEADER
+        ]
+        self._leaderless = {tuple(tp): known.get(tuple(tp), (now, "it has no leader")) for tp in without}
+        if denied := {tp.topic for tp in without} & set(self._cluster.unauthorized_topics):
+            raise kafka.errors.TopicAuthorizationFailedError(denied)

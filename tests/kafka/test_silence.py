@@ -1,0 +1,148 @@
+"""A member that does not work says what it waits for, and one that has left knows it: whatever the brokers answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from support.harness import make_app, running
+from support.observer import Observer, wait_until
+
+from karafka_lite import App
+from karafka_lite.broker import EmbeddedBroker
+from karafka_lite.core import watch
+from karafka_lite.errors import PollError
+from karafka_lite.events import Assigned, ClientFailed, Event, Idle, Left, PollFailed, Stalled, Stopping
+
+# What kafka-python asks for again and again without a word: kind of request, and the errors.
+SILENT = {
+    "FindCoordinator": [14, 15],
+    "JoinGroup": [14, 15, 16, 25],
+    "SyncGroup": [15, 16, 22, 25, 27],
+    "OffsetFetch": [14, 15, 88],
+    "ListOffsets": [3, 6, 13, 74, 75],
+    "Fetch": [3, 6, 56, 74, 75, 100, 103],
+}
+WAITS_FOR = {"OffsetFetch": "the starting offsets of t-0", "ListOffsets": "the starting offsets of t-0"}
+WAITS_FOR |= {"Fetch": "messages of t-0"}
+ENOUGH_S = 20.0
+
+
+@contextmanager
+def on(broker: EmbeddedBroker, **settings: Any) -> Iterator[tuple[App, list[Event]]]:
+    app, events = App("group", bootstrap_servers=broker.bootstrap_servers, **settings), list[Event]()
+    app.observe(lambda event: events.append(event))
+    app.topic("t")(lambda batch, ctx: None)
+    app.start()
+    try:
+        yield app, events
+    finally:
+        app.stop()
+
+
+def first(events: list[Event], kind: type[Event]) -> Any:
+    wait_until(lambda: any(isinstance(event, kind) for event in events), ENOUGH_S, kind.__name__)
+    return next(event for event in events if isinstance(event, kind))
+
+
+def test_each_error_that_lasts_is_said_with_what_the_member_waits_for(
+    monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    monkeypatch.setattr(watch, "AFTER_S", 0.5)
+    monkeypatch.setattr("karafka_lite.client.trouble.RECENT_S", 60.0)
+
+    def said(api: str, code: int) -> Stalled:
+        with EmbeddedBroker(topics=["t"]) as broker:
+            broker.fail(api, code, times=1_000_000)
+            with on(broker) as (_, events):
+                stalled: Stalled = first(events, Stalled)
+                return stalled
+
+    cells = [(api, code) for api, codes in SILENT.items() for code in codes]
+    with ThreadPoolExecutor(len(cells)) as pool:
+        found = list(pool.map(said, *zip(*cells, strict=True)))
+    for (api, code), stalled in zip(cells, found, strict=True):
+        assert stalled.for_ in (f"for {WAITS_FOR.get(api)}", "to join the group"), (api, code)
+        assert f"({code})" in stalled.cause, (api, code, stalled)
+
+
+def test_a_broker_that_does_not_answer_is_a_cause_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "AFTER_S", 0.5)
+    monkeypatch.setattr("karafka_lite.client.trouble.PENDING_S", 0.2)
+    with EmbeddedBroker(topics=["t"]) as broker:
+        broker.fail("JoinGroup", 1.2)
+        with on(broker) as (_, events):
+            assert first(events, Stalled).cause == "JoinGroup has no answer yet"
+            first(events, Assigned)
+
+
+@pytest.mark.parametrize("api", ["FindCoordinator", "JoinGroup", "SyncGroup", "OffsetFetch"])
+def test_error_1_outside_of_a_fetch_is_not_about_auto_offset_reset(api: str) -> None:
+    with EmbeddedBroker(topics=["t"]) as broker:
+        broker.fail(api, 1, times=2)
+        with on(broker) as (_, events):
+            first(events, Assigned)
+    assert not [event for event in events if isinstance(event, Stopping) and event.error is not None]
+    assert not [event for event in events if isinstance(event, ClientFailed)]
+
+
+@pytest.mark.parametrize(
+    ("code", "says"), [(23, "use another group_id"), (24, "refuses the group_id 'group'"), (26, "session_timeout_ms=")]
+)
+def test_what_cannot_heal_ends_the_app_with_the_setting(code: int, says: str) -> None:
+    with EmbeddedBroker(topics=["t"]) as broker:
+        broker.fail("JoinGroup", code)
+        with on(broker) as (_, events):
+            error = first(events, Stopping).error
+    assert says in str(error)
+    assert not [event for event in events if isinstance(event, PollFailed)]
+
+
+def test_a_session_timeout_out_of_the_brokers_range_ends_the_app_with_exit_1(kafka: Observer) -> None:
+    app = make_app(kafka, session_timeout_ms=300, heartbeat_interval_ms=100)
+    app.topic(kafka.topic())(lambda batch, ctx: None)
+    began = time.monotonic()
+    assert app.run() == 1
+    assert time.monotonic() - began < 5
+
+
+def test_a_member_without_a_partition_says_so_once(kafka: Observer, caplog: pytest.LogCaptureFixture) -> None:
+    topic, group = kafka.topic(partitions=1), kafka.group()
+    caplog.set_level("INFO", "karafka_lite")
+    events: list[Event] = []
+    first_app, second_app = make_app(kafka, group), make_app(kafka, group)
+    for app in (first_app, second_app):
+        app.observe(lambda event: events.append(event))
+        app.topic(topic)(lambda batch, ctx: None)
+    with running(first_app), running(second_app):
+        first(events, Idle)
+        wait_until(lambda: "no partition for this member" in caplog.text, message="the line")
+
+
+LEAVES: dict[str, Callable[[EmbeddedBroker], None]] = {
+    "refused once": lambda broker: broker.fail("LeaveGroup", 16),
+    "not answered once": lambda broker: broker.fail("LeaveGroup", "drop"),
+}
+
+
+@pytest.mark.parametrize("fault", LEAVES.values(), ids=LEAVES)
+def test_leaving_is_tried_once_more(fault: Callable[[EmbeddedBroker], None]) -> None:
+    with EmbeddedBroker(topics=["t"]) as broker:
+        with on(broker) as (_, events):
+            first(events, Assigned)
+            fault(broker)
+        assert first(events, Left).error is None
+        assert Observer(broker.bootstrap_servers).members("group") == []
+
+
+def test_a_leaving_that_is_refused_is_said() -> None:
+    with EmbeddedBroker(topics=["t"]) as broker, on(broker) as (app, events):
+        first(events, Assigned)
+        broker.fail("LeaveGroup", 16, times=2)
+        app.stop()
+        assert "NotCoordinatorError" in repr(first(events, Left).error)
+    assert not isinstance(first(events, Left).error, PollError)
