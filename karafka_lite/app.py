@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import TypeVar
 
 from typing_extensions import Unpack
 
+from karafka_lite import forks
 from karafka_lite.client.reader import choose_reader
 from karafka_lite.errors import ConfigurationError, Exit
 from karafka_lite.observers.delivery import Observer
 from karafka_lite.observers.progress import Progress, Snapshot
 from karafka_lite.routing import Router, check_function
-from karafka_lite.runner import Member, Runner
+from karafka_lite.runner import Member, Runner, System
 from karafka_lite.settings import Config, Settings, resolve_bootstrap_servers
+from karafka_lite.signals import Signals
 
 ObserverT = TypeVar("ObserverT", bound=Observer)
 
 log = logging.getLogger("karafka_lite")
-
-SHOW_CURSOR = b"\x1b[?25h"  # a progress bar may have hidden it
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class App(Router):
@@ -78,6 +74,8 @@ class App(Router):
         )
         self._broker_option: str | None = None
         self._runner: Runner | None = None
+        self._foreign = False  # this process is a fork of the one in which it runs
+        self._claiming = System.lock()
         self._observers: list[Observer] = []
 
     def observe(self, function: ObserverT) -> ObserverT:
@@ -103,22 +101,23 @@ class App(Router):
     # -- running
 
     def run(self) -> int:
-        """Run until SIGINT, SIGTERM or ``stop``; what ``karafka-lite run module:app`` does. For the main thread.
+        """Run until SIGINT, SIGTERM, SIGHUP or ``stop``, as ``karafka-lite run module:app``. For the main thread.
 
         Returns:
             0 clean; 1 a critical exception in a handler, or a setting that the client refused; 2 a handler did not
             return, or an offset could not be committed, within ``drain_timeout_ms``; 3 no broker could be reached
-            within ``bootstrap_timeout_ms``. A second signal ends the process at once with 2.
+            within ``bootstrap_timeout_ms``. A further SIGINT or SIGTERM ends the process at once with 2, but within a
+            second it is the same one: wrappers and terminals send two.
 
         Raises:
             ConfigurationError: no topic is registered, it runs already, ``KARAFKA_LITE_DECODER`` asks for what cannot
                 be had, or this is not the main thread.
         """
-        if not logging.getLogger().handlers:
+        if not log.hasHandlers():
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        runner = self._new_runner()
-        with _signals(runner):
-            self._runner = runner
+        with Signals() as signals:
+            runner = self._claim()
+            signals.ask_to_stop(runner)
             runner.start()
             return runner.serve().value
 
@@ -127,11 +126,10 @@ class App(Router):
 
         Raises:
             BrokerUnavailableError: none could be reached within ``bootstrap_timeout_ms``.
-            ConfigurationError: no topic is registered, it runs already, ``KARAFKA_LITE_DECODER`` asks for what cannot
-                be had, or the client refused a setting.
+            ConfigurationError: no topic is registered, it runs already (perhaps in the process that this one is a fork
+                of), ``KARAFKA_LITE_DECODER`` asks for what cannot be had, or the client refused a setting.
         """
-        self._runner = self._new_runner()
-        self._runner.start_in_background()
+        self._claim().start_in_background()
 
     def stop(self) -> bool:
         """Stop as SIGTERM does, and wait for it: handlers end, ``on_shutdown`` hooks run, offsets are committed.
@@ -139,7 +137,11 @@ class App(Router):
         Returns:
             True: everything ended inside ``drain_timeout_ms``, or nothing ran. False: stuck handlers were left running
             (named in the log). Called from a handler or a hook it only asks for the stop and returns True at once.
+
+        Raises:
+            ConfigurationError: it runs in the process that this one is a fork of.
         """
+        self._check_process()
         return self._runner is None or self._runner.stop() is not Exit.FORCED
 
     # -- what the command line asks
@@ -171,38 +173,27 @@ class App(Router):
                 snapshots.append(progress.snapshot(member.group, member.group_id, member.topics))
         return snapshots
 
-    def _new_runner(self) -> Runner:
-        if not self.groups:
-            raise ConfigurationError('no topic is registered: decorate a function with @app.topic("name")')
-        if self._runner is not None and not self._runner.ended.is_set():
-            raise ConfigurationError("this app runs already; stop() it first")
-        choose_reader()  # raises here, before anything is started
-        leftovers = {member.group_id: list(member.group.leftovers.values()) for member in self.members}
-        return Runner(self.config, self.brokers(), self.groups, self._observers, leftovers)
+    def _claim(self) -> Runner:
+        """A new runner, which is this app's from now on: of two threads that start it at once one is refused."""
+        self._check_process()
+        if not self._claiming.acquire(blocking=False):
+            raise ConfigurationError("another thread is starting this app; start it once")
+        try:
+            if not self.groups:
+                raise ConfigurationError('no topic is registered: decorate a function with @app.topic("name")')
+            if self._runner is not None and not self._runner.ended.is_set():
+                raise ConfigurationError("this app runs already; stop() it first")
+            choose_reader()  # raises here, before anything is started
+            leftovers = {member.group_id: list(member.group.leftovers.values()) for member in self.members}
+            self._runner = Runner(self.config, self.brokers(), self.groups, self._observers, leftovers)
+            forks.in_child(self, App._was_forked)
+            return self._runner
+        finally:
+            self._claiming.release()
 
+    def _was_forked(self) -> None:
+        self._foreign = self._runner is not None and not self._runner.ended.is_set()
 
-@contextmanager
-def _signals(runner: Runner) -> Iterator[None]:
-    """The first signal asks for the stop, a second one ends the process. The previous handlers are restored on exit."""
-    seen = 0
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == 1:
-            runner.ask_to_stop()
-            return
-        if os.isatty(2):
-            os.write(2, SHOW_CURSOR)
-        os.write(2, b"karafka-lite: stopped by a second signal; what was not committed will come again\n")
-        os._exit(Exit.FORCED.value)
-
-    try:
-        before = {number: signal.signal(number, on_signal) for number in SIGNALS}
-    except ValueError:
-        raise ConfigurationError("app.run() is for the main thread; in another one use app.start()") from None
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one that C code installed
+    def _check_process(self) -> None:
+        if self._foreign:
+            raise ConfigurationError(forks.FOREIGN)

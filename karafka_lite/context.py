@@ -5,19 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run, State
-from karafka_lite.errors import ConfigurationError
+from karafka_lite.errors import ConfigurationError, cut
 from karafka_lite.messages import Batch, Message, Outgoing, next_offset_after, where
 
 log = logging.getLogger("karafka_lite")
-
-REASON_CHARACTERS = 2000  # a text that quotes its payload must not make a message too large
 
 
 class Shell(Protocol):
@@ -270,16 +268,14 @@ class Context:
             for message in batch:
                 ctx.produce("orders.priced", price(message.payload), key=message.key)
         """
-        if isinstance(key, str):
-            key = key.encode()
-        pairs = None if headers is None else list(headers)
-        return self._shell.send(self._run, Outgoing(topic, encoded(value), key, pairs, partition, timestamp_ms))
+        return self._shell.send(self._run, outgoing(topic, value, key, headers, partition, timestamp_ms))
 
     def dead_letter(self, message: Message, reason: str = "") -> Future[tuple[int, int]]:
         """Send ``message`` to the route's dead-letter topic, by hand; it is not marked.
 
         It keeps key, value and headers, and gets the headers ``source-topic``, ``source-partition``, ``source-offset``,
-        ``source-group``, ``attempts`` (this try included) and ``error`` (``reason``, up to 2,000 characters).
+        ``source-timestamp`` (milliseconds), ``source-group``, ``attempts`` (this try included) and ``error``
+        (``reason``, up to 2,000 characters).
 
         Returns, and fails the run, as ``produce`` does.
 
@@ -292,11 +288,13 @@ class Context:
             if "id" not in message.payload:
                 ctx.dead_letter(message, "no id")
         """
-        attempts = self._ownership.retries.tries_of(getattr(message, "offset", -1)).all + 1
-        return self._shell.send(self._run, self.as_dead_letter(message, reason, attempts))
+        return self._shell.send(self._run, self.as_dead_letters(message, reason, uncounted=1)[0])
 
-    def as_dead_letter(self, message: Message, reason: str, attempts: int) -> Outgoing:
-        """What is sent for ``message`` to the route's dead-letter topic."""
+    def as_dead_letters(self, message: Message, reason: str, *, uncounted: int = 0) -> list[Outgoing]:
+        """What is sent for ``message`` to the route's dead-letter topic; each is for where the one before is too large.
+
+        The second is without ``reason``, the last without any header of ours. ``uncounted``: tries that go on.
+        """
         if not self._dead_letter:
             raise ConfigurationError(
                 f"topic {self.topic} has no topic for dead letters: add dead_letter= as in @app.topic({self.topic!r}, "
@@ -309,13 +307,15 @@ class Context:
             "source-topic": message.topic,
             "source-partition": str(message.partition),
             "source-offset": str(message.offset),
+            "source-timestamp": str(message.timestamp_ms),
             "source-group": self.group_id,
-            "attempts": str(attempts),
-            "error": reason[:REASON_CHARACTERS],
+            "attempts": str(self._ownership.retries.tries_of(message.offset).all + uncounted),
+            "error": cut(reason),
         }
         own = [(name, value or b"") for name, value in message.headers]  # kafka-python sends no header of null
         headers = [*own, *((name, text.encode(errors="replace")) for name, text in source.items())]
-        return Outgoing(self._dead_letter, message.value, message.key, headers)
+        letter = Outgoing(self._dead_letter, message.value, message.key, headers)
+        return [letter, letter._replace(headers=headers[:-1]), letter._replace(headers=own)]
 
     # -- ownership
 
@@ -377,6 +377,23 @@ def _seek_target(what: str, to: object) -> SeekTarget:
     if isinstance(to, str) or to < 0:
         raise ValueError(f"{what} takes an offset from 0, 'earliest', 'latest' or a datetime, not {to!r}")
     return to
+
+
+def outgoing(topic: Any, value: Any, key: Any, headers: Any, partition: Any, timestamp_ms: Any) -> Outgoing:
+    """The message that these arguments of a send make. What cannot be sent stays as it is: ``check_outgoing`` names it.
+
+    Raises TypeError, ValueError: the value is no JSON, or the key no text.
+    """
+    if isinstance(key, str):
+        try:
+            key = key.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"key cannot be encoded as UTF-8, it has surrogates: {cut(ascii(key))}") from None
+    elif isinstance(key, bytearray | memoryview):
+        key = bytes(key)
+    is_list = isinstance(headers, Iterable) and not isinstance(headers, Mapping | str | bytes)
+    pairs: Any = list(headers) if is_list else headers
+    return Outgoing(topic, encoded(value), key, pairs, partition, timestamp_ms)
 
 
 def encoded(value: Any) -> bytes | None:

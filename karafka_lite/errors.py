@@ -17,6 +17,7 @@ that this ownership has never received, a ``ValueError``. Both are mistakes in t
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 
 __all__ = [
@@ -42,16 +43,45 @@ class Exit(Enum):
 
 
 CRITICAL = (SystemExit, KeyboardInterrupt, MemoryError)  # raised by a handler, they stop the app
+MOST_CHARACTERS = 2000  # of a text that we did not write: it may quote a payload of 50 MB
+CHAIN = 20  # how many causes of an error are looked at
+
+# Control characters, the ends of lines that splitlines() does not know, what turns the direction of writing, and what
+# no encoding can write.
+_NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def describe(error: BaseException) -> str:
-    """Type and text of an error in one line; only the type if its ``__str__`` raises."""
+    """Type and text of an error in one line of at most 2,000 characters; only the type if its ``__str__`` raises.
+
+    It calls code of the user, which may take long: not for use under a lock, and once for each error.
+    """
     name = type(error).__name__
     try:
-        text = " ".join(line.strip() for line in str(error).splitlines())
+        text = one_line(str(error))
     except BaseException:  # noqa: BLE001 - a user's __str__ may raise anything
-        return name
-    return f"{name}: {text}" if text else name
+        text = ""
+    return cut(f"{one_line(name)}: {text}" if text else one_line(name))
+
+
+def one_line(text: str) -> str:
+    """``text`` without anything that could begin a line of its own, or tell a terminal what to do; cut."""
+    text = " ".join(filter(None, map(str.strip, text[: MOST_CHARACTERS + 1].splitlines())))
+    return _NOT_SHOWN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def cut(text: str) -> str:
+    """``text`` up to 2,000 characters."""
+    return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
+
+
+def is_collateral(error: BaseException | None) -> bool:
+    """Whether ``error`` is, or was raised because of, the failure of a message that could not help it."""
+    for _ in range(CHAIN):
+        if error is None or isinstance(error, ProduceError):
+            break
+        error = error.__cause__ or error.__context__
+    return isinstance(error, ProduceError) and error.collateral
 
 
 class KarafkaLiteError(Exception):
@@ -89,10 +119,12 @@ class CommitError(KarafkaLiteError):
 class ProduceError(KarafkaLiteError):
     """A sent message was refused, or not acknowledged in time; in the second case it may have arrived.
 
-    ``collateral``: another message was refused, and the producer that had both on their way had to be replaced.
+    ``collateral``: another message was refused, and the producer that had both on their way had to be replaced. A run
+    that fails of it is not counted as a try, and repeated at once.
     """
 
     collateral = False
+    too_large = False  # for its topic
 
     @classmethod
     def from_failure(cls, failure: BaseException) -> ProduceError:
@@ -100,6 +132,14 @@ class ProduceError(KarafkaLiteError):
         error = cls(str(failure) if isinstance(failure, ProduceError) else describe(failure))
         error.collateral = getattr(failure, "collateral", False)
         error.__cause__ = failure
+        return error
+
+    @classmethod
+    def of_dead_letter(cls, refused: BaseException, reason: str) -> ProduceError:
+        """The dead-letter topic did not take a message, at which the handler had failed for ``reason``."""
+        error = cls(f"could not send to the dead-letter topic ({describe(refused)}); handler error was {reason}")
+        error.__cause__ = refused
+        error.collateral = is_collateral(refused)
         return error
 
 

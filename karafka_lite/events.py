@@ -117,6 +117,7 @@ class CallEnded(Call):
         error: what it raised, or why a message that it sent was refused; None where it succeeded.
         retry_offset: where the next try begins; None where there is none (success, a hook, a partition that ends).
         retry_s: seconds until then.
+        reason: type and text of ``error`` in one line of at most 2,000 characters; "" without one.
     """
 
     seconds: float
@@ -124,6 +125,7 @@ class CallEnded(Call):
     error: BaseException | None = None
     retry_offset: int | None = None
     retry_s: float = 0.0
+    reason: str = ""
 
     @property
     def critical(self) -> bool:
@@ -138,10 +140,12 @@ class DeadLettered(CallEnded):
     Attributes:
         attempts: how often it was tried.
         dead_letter: where it is now, as (topic, partition, offset of the dead letter); None with ``dead_letter=False``.
+        left_out: headers that the dead letter lacks, because with them it would be too large for its topic.
     """
 
     attempts: int = 0
     dead_letter: tuple[str, int, int] | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, cast, overload
 
-from karafka_lite.errors import DeserializationError
+from karafka_lite.errors import DeserializationError, describe
 
 Headers = list[tuple[str, bytes]]
 TopicPartition = tuple[str, int]
+TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")  # a topic's name, but for "." and ".."
 
 
 class Loads(Protocol):
@@ -49,6 +51,10 @@ class Outgoing(NamedTuple):
     headers: Headers | None = None
     partition: int | None = None
     timestamp_ms: int | None = None
+
+    def left_out(self, complete: Outgoing) -> tuple[str, ...]:
+        """The names of the last headers of ``complete`` that this one lacks."""
+        return tuple(name for name, _ in (complete.headers or [])[len(self.headers or ()) :])
 
 
 def next_offset_after(offset: int) -> int:
@@ -164,7 +170,7 @@ class Message:
             return self._deserialize(self.value)
         except Exception as cause:
             raise DeserializationError(
-                f"{self}: payload not decoded by {_name(self._deserialize)} ({type(cause).__name__}: {cause}); read "
+                f"{self}: payload not decoded by {_name(self._deserialize)} ({describe(cause)}); read "
                 f"message.value, or give the topic another deserializer="
             ) from cause
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -19,7 +18,7 @@ from karafka_lite.core.backoff import Backoff
 from karafka_lite.core.options import Hook, Options, RegisteredHook
 from karafka_lite.core.ownership import Run
 from karafka_lite.errors import ConfigurationError
-from karafka_lite.messages import Batch, Deserializer, Loads, as_deserializer
+from karafka_lite.messages import TOPIC, Batch, Deserializer, Loads, as_deserializer
 from karafka_lite.settings import group_id_mistakes, int_mistakes, refuse, safe_repr
 
 Handler = Callable[[Batch, Context], object]
@@ -71,7 +70,7 @@ class Router:
             group_id: consumer group of these topics; None: the app's own.
             max_messages: maximum number of messages in a batch.
             batch_timeout_ms: how long to wait for ``max_messages``; 0 passes on what has arrived.
-            deserializer: ``bytes -> payload``, or a module with ``loads``; None leaves the payload as bytes.
+            deserializer: a function ``bytes -> payload``, or a module with ``loads``; None leaves the payload as bytes.
             backoff_ms: wait between the first failure and the retry; doubled after each further failure.
             backoff_max_ms: the longest such wait.
             dead_letter: where to send a message that keeps failing: a topic (headers say where it came from and why);
@@ -80,7 +79,8 @@ class Router:
 
         Raises:
             ConfigurationError: a topic name or an option is invalid, the group already has one of the topics, or the
-                handler does not accept ``(batch, ctx)`` or is not a plain function (``async def``, generator).
+                handler does not accept ``(batch, ctx)``, the deserializer does not accept one argument, or one of them
+                is not a plain function (``async def``, generator).
         """
         group = self._group_id if group_id is None else group_id
         decode = as_deserializer(deserializer)
@@ -92,11 +92,8 @@ class Router:
             *int_mistakes("backoff_ms", backoff_ms),
         )
         refuse(*int_mistakes("backoff_max_ms", backoff_max_ms, least=backoff_ms, why=" (backoff_ms)"))
-        if decode is not None and not callable(decode):
-            refuse(
-                f"deserializer must be a function of bytes, a module with loads (such as json) or None, "
-                f"got {safe_repr(deserializer)}"
-            )
+        if decode is not None:
+            refuse(*_deserializer_mistakes(deserializer, decode))
         refuse(*_dead_letter_mistakes(dead_letter, max_retries, topics))
         backoff = Backoff(backoff_ms, backoff_max_ms)
         budget = None if dead_letter is None else 1 + (DEFAULT_MAX_RETRIES if max_retries is None else max_retries)
@@ -240,7 +237,7 @@ def _topic_mistakes(topics: tuple[object, ...]) -> Iterator[str]:
             yield f'@app.topic needs parentheses and a topic: use @app.topic("name") above {name_of(topic)}'
         elif not isinstance(topic, str):
             yield f'a topic must be a string, got {safe_repr(topic)}; use @app.topic("first", "second")'
-        elif not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", topic) or topic in (".", ".."):
+        elif not TOPIC.fullmatch(topic) or topic in (".", ".."):
             yield f"{topic!r} is not a valid topic name: use 1 to 249 of a-z A-Z 0-9 . _ - (but not . or .. alone)"
         elif topic in topics[:i]:
             yield f"topic {topic!r} is given twice in one @app.topic"
@@ -277,17 +274,38 @@ def _function_mistakes(decorator: str, function: object, parameters: tuple[str, 
     elif _is_lazy(function):
         kind = {"batch": "handlers", "ctx": "hooks", "event": "observers"}[parameters[0]]
         yield f"{decorator}: {name} is an async or generator function; {kind} must be plain functions of {arguments}"
-    else:
-        try:
-            # The wrapper is called, so its own signature counts and not the one that functools.wraps has copied.
-            signature = inspect.signature(function, follow_wrapped=False)
-        except (TypeError, ValueError):
-            return  # a builtin without a signature
-        try:
-            signature.bind(*(None for _ in parameters))
-        except TypeError:
-            count = "two positional arguments" if len(parameters) == 2 else "one positional argument"
-            yield f"{decorator}: {name}{signature} must accept {count} {arguments}"
+    elif (signature := _signature_without(function, len(parameters))) is not None:
+        count = "two positional arguments" if len(parameters) == 2 else "one positional argument"
+        yield f"{decorator}: {name}{signature} must accept {count} {arguments}"
+
+
+def _deserializer_mistakes(given: object, decode: object) -> Iterator[str]:
+    must = "deserializer must be a function of bytes, a module with loads (such as json) or None"
+    name = name_of(decode)
+    if not callable(decode):
+        yield f"{must}, got {safe_repr(given)}"
+    elif decode is str:
+        yield f"{must}; str makes the text \"b'7'\" of the bytes b'7': for text use deserializer=bytes.decode"
+    elif _is_lazy(decode):
+        yield f"{must}; {name} is an async or generator function: a payload would be what it returns before it runs"
+    elif (signature := _signature_without(decode, 1)) is not None:
+        model = hasattr(decode, "model_validate_json")
+        hint = f": use {name}.model_validate_json" if model else ", the bytes of a value"
+        yield f"{must}; {name}{signature} must accept one positional argument{hint}"
+
+
+def _signature_without(function: Callable[..., object], count: int) -> inspect.Signature | None:
+    """The signature of a function that does not take ``count`` positional arguments; None: it takes them."""
+    try:
+        # The wrapper is called, so its own signature counts and not the one that functools.wraps has copied.
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return None  # a builtin without a signature
+    try:
+        signature.bind(*(None for _ in range(count)))
+    except TypeError:
+        return signature
+    return None
 
 
 def _is_lazy(function: Callable[..., object]) -> bool:

@@ -137,7 +137,7 @@ class Member:
         self._routes, self.topics = routes, list(routes)
         self._drain_s = config.drain_timeout_ms / 1000
         self._client = shared.make_client(self)
-        self._connected = self.begun = False
+        self._connected = self._closed = self.begun = False
         self._subscribed: set[str] = set()
         self._look_for_topics_at = 0.0
         self.positions_wanted = False
@@ -149,7 +149,6 @@ class Member:
         self._news = News(group_id, lambda run: routes[run.ownership.tp[0]].name_of_call(run), shared.emit)
         self._handing_over = False  # a rebalance waits for us
         self._commit_error: Exception | None = None  # of the last commit
-        self._closed = False
         self._at_stop: list[Ownership] = []  # what was ours when the stop began
         self._wind_down_until = 0.0
         self.poller = system.thread(f"karafka-poller-{group_id}", self._live)
@@ -361,12 +360,15 @@ class Member:
             error = unsent
             if run.hooks:
                 self._news.hook_ended(run, None, self._now() - run.began, unsent)
-        if error is None or isinstance(error, errors.CRITICAL) or not self._gives_up(run):
-            self._end(run, error)
-        elif route.dead_letter:
-            self._send_dead_letter(run, route, context, error)
+        run.failed_with(error)
+        gives_up = False
+        if error is not None:
+            with self.lock:
+                gives_up = run.ownership.gives_up(run)
+        if gives_up and route.dead_letter:
+            self._send_dead_letter(run, route, context)
         else:
-            self._end(run, error, given_up=True)
+            self._end(run, gives_up)
         if isinstance(error, errors.CRITICAL) and not run.hooks:
             self._shared.requests.put(ExitRequest(Exit.ERROR))
 
@@ -378,7 +380,7 @@ class Member:
         for function in functions:
             began, error = self._now(), None
             try:
-                function(*arguments)
+                forks.call(function, *arguments)
             except BaseException as raised:  # noqa: BLE001 - user code may raise anything
                 failed = error = raised
             if run.hooks:
@@ -401,31 +403,29 @@ class Member:
                 self._changed.wait(LOOK_AGAIN_S)
             outbox.check()
 
-    def _gives_up(self, run: Run) -> bool:
-        with self.lock:
-            return run.ownership.gives_up(run)
-
-    def _send_dead_letter(self, run: Run, route: Route, context: Context, error: BaseException) -> None:
+    def _send_dead_letter(self, run: Run, route: Route, context: Context) -> None:
         """Give the only message of ``run`` up once its dead letter is acknowledged; else the run has failed."""
-        attempts = run.ownership.retries.tries_of(run.records[0].offset).all
+        at: DeadLetter = None
         try:
-            dead_letter = context.as_dead_letter(route.batch_of(run).first, describe(error), attempts)
-            sent = self.send(run, dead_letter, after_failure=True)
-            self._await_answers(run)
-            partition, offset = sent.result(0)
+            letters = context.as_dead_letters(route.batch_of(run).first, run.reason)
+            letter, sent = letters[0], Future[tuple[int, int]]()
+            for letter in letters:  # each smaller than the one before
+                sent = self.send(run, letter, after_failure=True)
+                self._await_answers(run)
+                if not getattr(sent.exception(0), "too_large", False):
+                    break
+            at = (letter.topic, *sent.result(0)), letter.left_out(letters[0])
         except Exception as refused:  # noqa: BLE001 - whatever it is, the run has to end
-            reason = f"could not send to the dead-letter topic ({describe(refused)})"
-            self._end(run, ProduceError(f"{reason}; handler error was {describe(error)}"))
-        else:
-            self._end(run, error, given_up=True, at=(dead_letter.topic, partition, offset))
+            run.failed_with(ProduceError.of_dead_letter(refused, run.reason))
+        self._end(run, at is not None, at)
 
-    def _end(self, run: Run, error: BaseException | None, given_up: bool = False, at: DeadLetter = None) -> None:
-        """End the run; ``at``: where the dead letter of the message is that is given up."""
+    def _end(self, run: Run, given_up: bool = False, letter: DeadLetter = None) -> None:
+        """End the run; ``letter``: the dead letter of the message that is given up."""
         with self.locked() as now:
-            end = self.group.give_up if given_up else partial(self.group.end, failed=error is not None)
+            end = self.group.give_up if given_up else partial(self.group.end, failed=run.error is not None)
             outcome = end(run, now=now)
             if not run.hooks:  # they have been reported one by one
-                self._news.batch_ended(run, outcome, error, at)
+                self._news.batch_ended(run, outcome, letter)
 
     # -- what a context asks (``context.Shell``), on the thread of user code
 

@@ -7,17 +7,11 @@ import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from karafka_lite.cli import console
-from karafka_lite.cli.options import (
-    Commands,
-    add_command,
-    add_image,
-    add_log_level,
-    port,
-    topic_with_partitions,
-)
+from karafka_lite.cli.options import Commands, add_command, add_image, add_log_level, port, topic_with_partitions
+from karafka_lite.forks import HANG_UP, SIGNALS
 
 if TYPE_CHECKING:
     from karafka_lite.broker.docker import DockerBroker
@@ -106,15 +100,18 @@ def development_broker(
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt, so that it, too, leaves a ``with`` block in order.
+    """Turn SIGTERM and SIGHUP into KeyboardInterrupt, so that they, too, leave a ``with`` block in order.
 
-    A handler that was not installed from Python (None) stays: it could not be restored afterwards.
+    A handler that was not installed from Python (None) stays: it could not be restored afterwards. So does the SIGHUP
+    that ``nohup`` has turned off.
     """
-    if signal.getsignal(signal.SIGTERM) is None:
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before: dict[int, Any] = {}
+    for number in SIGNALS:
+        now = signal.getsignal(number)
+        if number != signal.SIGINT and now is not None and (number != HANG_UP or now is not signal.SIG_IGN):
+            before[number] = signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

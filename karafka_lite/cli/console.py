@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
     from karafka_lite.app import App
 
+DEFAULT_LEVEL = "info"
 _HANDLER = "karafka-lite"
 _FOR_DEVELOPMENT = "for development and tests; its data is discarded on exit"
 
 
-def configure_logging(level: str) -> None:
-    """Send the root logger's records from ``level`` (a name, in any case) up to standard error.
+def configure_logging(level: str | None) -> None:
+    """Send the root logger's records from ``level`` (a name, in any case; None: info) up to standard error.
 
     A second call replaces the handler of the first one. Other handlers stay: an agent such as
     ``opentelemetry-instrument`` adds one before our code runs, and must keep getting its records.
@@ -37,10 +38,52 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if handler.name == _HANDLER]:
         root.removeHandler(handler)
-    handler = _rich_handler() if on_terminal() else _plain_handler()
-    handler.name = _HANDLER
-    root.addHandler(handler)
-    root.setLevel(level.upper())
+    root.addHandler(_handler())
+    root.setLevel(_level(level))
+
+
+@contextmanager
+def logging_of_the_users_module(level: str | None) -> Iterator[None]:
+    """``configure_logging``, unless what is imported inside the block configures logging itself: then that counts.
+
+    What is logged inside is shown, too. An agent's handler that was there before is no configuration of the user's.
+    A ``level`` that was given is in both cases that of our own lines.
+    """
+    root, last_resort = logging.getLogger(), logging.lastResort
+    before, level_before, ours = root.handlers[:], root.level, _Level(_level(level))
+    if before:  # logging.basicConfig() would do nothing anyway
+        configure_logging(level)
+        before = root.handlers[:]
+    else:  # so that logging.basicConfig() does something
+        logging.lastResort = _handler()
+    root.setLevel(ours)
+    try:
+        yield
+    except BaseException:
+        root.setLevel(level_before)
+        raise
+    finally:
+        logging.lastResort = last_resort
+    if all(handler in before for handler in root.handlers):
+        chosen = root.level
+        configure_logging(level)
+        if level is None and chosen is not ours:
+            root.setLevel(chosen)
+        return
+    for handler in [handler for handler in root.handlers if handler.name == _HANDLER]:
+        root.removeHandler(handler)
+    if root.level is ours:
+        root.setLevel(level_before)
+    if level is not None:
+        logging.getLogger("karafka_lite").setLevel(ours)
+
+
+class _Level(int):
+    """A level that is known again: the user's module may set the same one."""
+
+
+def _level(name: str | None) -> int:
+    return int(getattr(logging, (name or DEFAULT_LEVEL).upper()))
 
 
 def banner(app: App, broker: str = "") -> None:
@@ -140,6 +183,24 @@ def _rows(app: App) -> Iterator[_Row]:
     for group, topics in app.groups.items():
         for topic, route in topics.items():
             yield _Row(group, topic, "manual" if route.options.manual_offsets else "automatic", route.name)
+
+
+def _handler() -> logging.Handler:
+    handler = _rich_handler() if on_terminal() else _plain_handler()
+    handler.name = _HANDLER
+    handler.addFilter(_is_not_shown_yet)
+    return handler
+
+
+def _is_not_shown_yet(record: logging.LogRecord) -> bool:
+    """False where the user's module has given one of the record's loggers a handler for the same terminal."""
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger is not None and logger.parent is not None:
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stderr, sys.stdout):
+                return False
+        logger = logger.parent
+    return True
 
 
 def _plain_handler() -> logging.Handler:

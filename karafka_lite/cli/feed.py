@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from karafka_lite.client.producer import Producer
 from karafka_lite.errors import KarafkaLiteError
+from karafka_lite.forks import SIGNALS
 from karafka_lite.messages import Outgoing
 from karafka_lite.routing import check_topic
 
@@ -259,7 +260,7 @@ class _Tally:
 
 
 class _Interrupt:
-    """Raises KeyboardInterrupt at SIGINT and SIGTERM; between ``hold`` and ``release`` it waits for the release.
+    """Raises KeyboardInterrupt at a signal to stop; between ``hold`` and ``release`` it waits for the release.
 
     A second signal does not wait.
     """
@@ -282,7 +283,7 @@ class _Interrupt:
             raise KeyboardInterrupt
 
     def __enter__(self) -> _Interrupt:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             # Ignored signals (nohup) stay ignored. None: not installed from Python, so it could not be restored.
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._before[number] = signal.signal(number, self._on_signal)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import NoReturn, TypeAlias
 
+from karafka_lite.cli.console import DEFAULT_LEVEL
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.routing import check_topic
 
@@ -46,8 +47,8 @@ def add_command(commands: Commands, name: str, command: Command, *, help: str, d
 
 def add_log_level(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("logging")
-    levels = f"{', '.join(_LEVELS)} (default: %(default)s)"
-    group.add_argument("--log-level", metavar="LEVEL", type=str.lower, choices=_LEVELS, default="info", help=levels)
+    levels = f"{', '.join(_LEVELS)} (default: {DEFAULT_LEVEL})"
+    group.add_argument("--log-level", metavar="LEVEL", type=str.lower, choices=_LEVELS, help=levels)
 
 
 def add_image(group: argparse._ArgumentGroup, option: str) -> None:

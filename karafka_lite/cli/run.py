@@ -86,10 +86,10 @@ def add_to(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    console.configure_logging(arguments.log_level)  # before the import: the user's module may log
     if not arguments.no_gc_tuning:
-        _tune_gc()  # also before the import, so that the user's module has the last word
-    app = importer.load_app(arguments.app)
+        _tune_gc()  # before the import, so that the user's module has the last word
+    with console.logging_of_the_users_module(arguments.log_level):
+        app = importer.load_app(arguments.app)
     app.override(concurrency=arguments.concurrency)
     if arguments.drain_timeout and not arguments.drain:
         arguments.parser.error("--drain-timeout requires --drain")

@@ -28,10 +28,10 @@ import kafka.errors
 from kafka import KafkaProducer
 from kafka.partitioner.default import murmur2
 from kafka.serializer import Serializer
-from kafka.util import ensure_valid_topic_name
 
 from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
-from karafka_lite.errors import KarafkaLiteError, ProduceError
+from karafka_lite.errors import KarafkaLiteError, ProduceError, cut
+from karafka_lite.messages import TOPIC
 
 if TYPE_CHECKING:
     from karafka_lite.messages import Headers, Outgoing
@@ -55,6 +55,7 @@ DEFAULTS: dict[str, Any] = {
 FORCED: dict[str, Any] = {"acks": "all", "allow_auto_create_topics": True, "metrics_enabled": False}
 IN_FLIGHT = {True: 5, False: 1}  # requests at once that keep the order
 
+TOO_LARGE = kafka.errors.MessageSizeTooLargeError, kafka.errors.RecordListTooLargeError
 DEAD = "the producer is closed, or has died of an earlier message, or nothing was answered for too long"
 
 NULL: Any = object()
@@ -146,6 +147,10 @@ class Producer:
             TypeError, ValueError: as ``check_outgoing``; the topic has no such partition.
         """
         check_outgoing(message)
+        return self.send_checked(message)
+
+    def send_checked(self, message: Outgoing) -> Future[Receipt]:
+        """``send`` for what ``check_outgoing`` has seen."""
         topic, value, key, headers, partition, timestamp_ms = message
         sent = _Sent(topic, len(value or b"") + len(key or b""), time.monotonic() + self.answer_timeout_s)
         number = next(self._numbers)
@@ -161,6 +166,9 @@ class Producer:
             self._fail(number, error)
         except BaseException:
             self._take(number)
+            # kafka-python has waited for the topic's metadata by now, and does not say how many partitions there are.
+            count = len(producer._metadata.partitions_for_topic(topic) or ())
+            check_outgoing(message, count or None)
             raise
         else:
             sent.batch = receipt._produce_future
@@ -288,7 +296,9 @@ class Producer:
                 failure.collateral = True
                 sent.future.set_exception(failure)
                 return
-        sent.future.set_exception(ProduceError(_explained(sent.topic, sent.size, self._right_to_write() or error)))
+        failure = ProduceError(_explained(sent.topic, sent.size, self._right_to_write() or error))
+        failure.too_large = isinstance(error, TOO_LARGE)
+        sent.future.set_exception(failure)
 
     def _right_to_write(self) -> Exception | None:
         """Why we may not write to any topic, which kafka-python puts into a text only; None: that is not it."""
@@ -298,8 +308,10 @@ class Producer:
         return why if isinstance(why, kafka.errors.AuthorizationError) else None
 
 
-def check_outgoing(message: Outgoing) -> None:
+def check_outgoing(message: Outgoing, partitions: int | None = None) -> None:
     """Whether this can be a message. kafka-python takes some things that break its sender thread or are sent wrong.
+
+    ``partitions``: how many the topic has; None: that is not known.
 
     Raises:
         TypeError, ValueError: it cannot; the text names the argument.
@@ -307,18 +319,14 @@ def check_outgoing(message: Outgoing) -> None:
     topic, value, key, headers, partition, timestamp_ms = message
     if not isinstance(topic, str):
         raise TypeError(f"topic must be a string, got {type(topic).__name__}")
-    ensure_valid_topic_name(topic)
+    if not TOPIC.fullmatch(topic) or topic in (".", ".."):
+        raise ValueError(f"topic must be 1 to 249 of a-z A-Z 0-9 . _ - (but not . or .. alone), got {cut(repr(topic))}")
     for name, data in (("value", value), ("key", key)):
         if data is not None and not isinstance(data, bytes):
-            raise TypeError(f"{name} must be bytes or None, got {type(data).__name__}")
-    if headers is not None and not isinstance(headers, list):
-        raise TypeError(f"headers must be a list of (str, bytes) pairs, got {type(headers).__name__}")
-    for header in headers or ():
-        if not (isinstance(header, tuple) and len(header) == 2):
-            raise TypeError(f"headers must be a list of (str, bytes) pairs, got {header!r} in it")
-        if not (isinstance(header[0], str) and isinstance(header[1], bytes)):
-            raise TypeError(f"headers must be a list of (str, bytes) pairs, got {header!r} in it")
-        header[0].encode(errors="surrogateescape")
+            also = "bytes, a string" if name == "key" else "bytes"
+            raise TypeError(f"{name} must be {also} or None, got {type(data).__name__}")
+    if headers is not None:
+        _check_headers(headers)
     for name, number, most in (
         ("partition", partition, MAX_PARTITION),
         ("timestamp_ms", timestamp_ms, MAX_TIMESTAMP_MS),
@@ -326,9 +334,29 @@ def check_outgoing(message: Outgoing) -> None:
         if number is None:
             continue
         if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name} must be an integer, got {number!r}")
+            hint = "; for the time now: int(time.time() * 1000)" if name == "timestamp_ms" else ""
+            raise TypeError(f"{name} must be an integer, got {cut(repr(number))}{hint}")
         if not 0 <= number <= most:
-            raise ValueError(f"{name} must be between 0 and {most}, got {number!r}")
+            raise ValueError(f"{name} must be between 0 and {most}, got {cut(repr(number))}")
+    if partitions is not None and partition is not None and partition >= partitions:
+        raise ValueError(f"partition must be between 0 and {partitions - 1} in topic {topic}, got {partition}")
+
+
+def _check_headers(headers: object) -> None:
+    pairs = "headers must be a list of (str, bytes) pairs"
+    if not isinstance(headers, list):
+        hint = "; for a dict: list(headers.items())" if isinstance(headers, Mapping) else ""
+        raise TypeError(f"{pairs}, got {type(headers).__name__}{hint}")
+    for header in headers:
+        if not (isinstance(header, tuple) and len(header) == 2):
+            raise TypeError(f"{pairs}, got {cut(repr(header))} in it")
+        name, value = header
+        if not (isinstance(name, str) and isinstance(value, bytes)):
+            raise TypeError(f"{pairs}, got {cut(repr(header))} in it")
+        try:
+            name.encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            raise ValueError(f"{pairs}; the name {cut(ascii(name))} cannot be encoded: it has surrogates") from None
 
 
 class _RawName(str):
@@ -367,13 +395,14 @@ class Outbox:
 
     def send(self, message: Outgoing) -> Future[Receipt]:
         """As ``Producer.send``. No broker within ``bootstrap_timeout_ms`` is a ProduceError in the future, too."""
+        check_outgoing(message)  # at the call, also while no broker can be reached
         try:
             producer = self._living()
         except KarafkaLiteError as error:
             future: Future[Receipt] = Future()
             future.set_exception(ProduceError(f"topic {message.topic} did not take a message ({error})"))
             return future
-        return producer.send(message)
+        return producer.send_checked(message)
 
     def check(self) -> None:
         """As ``Producer.check``; to be called every 100 ms by a thread that waits for answers."""
@@ -416,7 +445,7 @@ class Outbox:
 
 def _explained(topic: str, size: int, error: Exception) -> str:
     reason = f"{type(error).__name__}: {error}"
-    if isinstance(error, kafka.errors.MessageSizeTooLargeError | kafka.errors.RecordListTooLargeError):
+    if isinstance(error, TOO_LARGE):
         return f"a message of {size} bytes is too large for topic {topic}; raise its max.message.bytes, or send less"
     if isinstance(error, kafka.errors.AuthorizationError):
         return f"topic {topic} may not be written to ({reason}); use kafka-acls.sh --add --producer --topic {topic}"

@@ -25,6 +25,7 @@ from karafka_lite.core.intake import Chunk, Intake
 from karafka_lite.core.marks import Marks
 from karafka_lite.core.options import Hook, Options, RegisteredHook, SeekTarget
 from karafka_lite.core.retries import Retries
+from karafka_lite.errors import CRITICAL, describe, is_collateral
 from karafka_lite.messages import Record, TopicPartition, next_offset_after, where
 
 
@@ -52,6 +53,9 @@ class Run:
     in_hand: int | None = None  # offset of the message that ``each`` has handed out and not marked
     redirect: SeekTarget | None = None  # where the user wants the next batch to start
     reported: bool = False  # as one that takes long
+    error: BaseException | None = None  # what it has failed with
+    reason: str = ""  # the same, described
+    excused: bool = False  # that was the fault of another run: no try is counted, and there is no back-off
 
     @property
     def hook(self) -> Hook | None:
@@ -62,6 +66,12 @@ class Run:
     def records(self) -> Sequence[Record]:
         """The batch; empty for hooks."""
         return self.chunk.records
+
+    def failed_with(self, error: BaseException | None) -> None:
+        """Keep what it has failed with. This calls user code, which may take long: not to be called under the lock."""
+        self.error = error
+        self.reason = "" if error is None else describe(error)
+        self.excused = is_collateral(error)
 
     def as_call(self, group_id: str, function: str) -> tuple[str, str, int, str, str | None, int, int, int]:
         """The fields of ``events.Call``."""
@@ -242,7 +252,7 @@ class Ownership:
 
     def gives_up(self, run: Run) -> bool:
         """The handler has failed: count the try. True: the only message of ``run`` has no tries left."""
-        if run.hook or self.options.budget is None:
+        if run.hook or run.excused or isinstance(run.error, CRITICAL) or self.options.budget is None:
             return False
         self.retries.count(run.records, run.in_hand, self.marks.retry_position)
         return run.redirect is None and not self.over and self.retries.is_exhausted(run.records[0].offset)
@@ -273,7 +283,8 @@ class Ownership:
         if run.hook:
             self._end_hooks(run, unsent, now)
         elif failed:
-            self.retries.failed(now)
+            if not run.excused:
+                self.retries.failed(now)
             self._repeat(run)
         elif run.redirect is not None:
             self.retries.attempt = 1
@@ -289,7 +300,8 @@ class Ownership:
             if hook in self.every_at:  # from its end on, so that one that takes long leaves room for batches
                 self.every_at[hook] = now + hook.every_ms / 1000
         if unsent and self.state is State.ASSIGNED:  # user code may have forgotten what it could not send
-            self.retries.back_off(now)
+            if not run.excused:
+                self.retries.back_off(now)
             self.user_state.clear()
             if self.intake.target is None:
                 self.intake.go_to(self.marks.retry_position)

@@ -7,7 +7,9 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 
+from karafka_lite import forks
 from karafka_lite.events import Event
+from karafka_lite.observers.failures import log_failure
 
 log = logging.getLogger("karafka_lite")
 
@@ -57,11 +59,12 @@ def deliver(event: Event, observers: Sequence[Observer]) -> None:
     """Call each observer. One that raises is logged, and never matters."""
     for observer in observers:
         try:
-            observer(event)
-        except KeyboardInterrupt:  # of a test's user, who ends it
-            raise
-        except BaseException:  # also SystemExit, which would end the thread
-            log.exception("observer %r raised; everything else goes on", observer)
+            forks.call(observer, event)
+        except BaseException as error:  # also SystemExit, which would end the thread
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise  # of a test's user, who ends it
+            name = getattr(observer, "__qualname__", type(observer).__name__)
+            log_failure(logging.ERROR, f"observer {name} raised; everything else goes on", error)
 
 
 class Deliveries:

@@ -11,8 +11,9 @@ from karafka_lite import events
 from karafka_lite.client.protocol import Start
 from karafka_lite.core.answers import Outcome, Slow
 from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.errors import describe
 
-DeadLetter = tuple[str, int, int] | None  # its topic, partition and offset
+DeadLetter = tuple[tuple[str, int, int], tuple[str, ...]] | None  # where it is, and the headers that it lacks
 
 
 class News:
@@ -81,15 +82,17 @@ class News:
             self.waiting.append(events.Stuck(*self._call(run), stack, limit_ms))
 
     def hook_ended(self, run: Run, function: str | None, seconds: float, error: BaseException | None) -> None:
-        """One function of the hooks of ``run`` (None: all of them) has ended."""
+        """One function of the hooks of ``run`` (None: all of them) has ended. Not to be called under the lock."""
         call = run.as_call(self._group_id, function or self._name(run))
-        self.waiting.append(events.CallEnded(*call, seconds, error=error))
+        self.waiting.append(events.CallEnded(*call, seconds, error=error, reason=describe(error) if error else ""))
 
-    def batch_ended(self, run: Run, outcome: Outcome, error: BaseException | None, at: DeadLetter = None) -> None:
-        """The call of a handler has ended. Where its message was given up, ``at`` is where its dead letter is."""
-        call = *self._call(run), outcome.seconds, outcome.messages, error, outcome.retry_offset, outcome.retry_s
+    def batch_ended(self, run: Run, outcome: Outcome, letter: DeadLetter = None) -> None:
+        """The call of a handler has ended. Where its message was given up, ``letter`` is its dead letter."""
+        retry = outcome.retry_offset, outcome.retry_s
+        call = *self._call(run), outcome.seconds, outcome.messages, run.error, *retry, run.reason
         if outcome.attempts:
-            self.waiting.append(events.DeadLettered(*call, outcome.attempts, at))
+            at, left_out = letter or (None, ())
+            self.waiting.append(events.DeadLettered(*call, outcome.attempts, at, left_out))
         else:
             self.waiting.append(events.CallEnded(*call))
 

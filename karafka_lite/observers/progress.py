@@ -49,9 +49,8 @@ class Progress:
     def observe(self, event: Event) -> None:
         """Count ``event``."""
         if isinstance(event, CallEnded):
-            text = describe(event.error) if event.error else ""  # not under the lock: a user's __str__ may take long
             with self._lock:
-                self._count(event, text)
+                self._count(event)
         elif isinstance(event, Unreadable):
             with self._lock:
                 self._errors[event.group_id][event.topic, event.partition] = describe(event.error)
@@ -60,7 +59,7 @@ class Progress:
                 for (topic, _), unmarked in event.unmarked.items():
                     self._totals[event.group_id][topic].unmarked += unmarked
 
-    def _count(self, call: CallEnded, error: str) -> None:
+    def _count(self, call: CallEnded) -> None:
         totals, errors = self._totals[call.group_id][call.topic], self._errors[call.group_id]
         if call.hook:
             totals.hook_failures += call.error is not None
@@ -71,7 +70,7 @@ class Progress:
         totals.failures += call.error is not None
         totals.given_up += isinstance(call, DeadLettered)
         if call.error is not None and not isinstance(call, DeadLettered):  # which ends the trouble with it
-            errors[call.tp] = error
+            errors[call.tp] = call.reason
         elif errors:
             errors.pop(call.tp, None)
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 from karafka_lite import events
 from karafka_lite.errors import ProduceError, describe
-from karafka_lite.messages import TopicPartition, where
+from karafka_lite.messages import where
 from karafka_lite.observers.delivery import Delivery
-from karafka_lite.observers.frames import line_that_called_us, users_traceback
+from karafka_lite.observers.failures import log_failure, raised_at
+from karafka_lite.observers.frames import line_that_called_us
 from karafka_lite.version import please_report
 
 log = logging.getLogger("karafka_lite")
 
 SAY_AGAIN_S = 30.0  # the same warning, while its reason lasts
+TRACEBACK_AGAIN_S = 600.0  # of the same type of error in the same line: 20,000 bad messages are 20,000 lines
 NAMED = 10  # partitions that a line names; of more it says how many, and names all at debug
 
 
@@ -31,8 +32,7 @@ class Report:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._last_errors: dict[tuple[str, TopicPartition], str] = {}  # by group and partition
-        self._said: dict[tuple[object, ...], float] = {}  # when a warning was logged last, by kind
+        self._silent_until: dict[tuple[object, ...], float] = {}  # by kind of what was said
         self._commits_fail: set[str] = set()  # groups
         self._idle_groups: set[str] = set()
 
@@ -44,6 +44,7 @@ class Report:
 
     def observe(self, event: events.Event) -> None:
         """Log ``event``."""
+        log.disabled = False  # dictConfig has turned it off unless it was told not to: a failure must not be silent
         log_it = getattr(self, f"_{type(event).__name__.lower()}", None)
         if log_it is not None:
             log_it(event)
@@ -88,45 +89,40 @@ class Report:
     # -- calls of user code
 
     def _callended(self, event: events.CallEnded) -> None:
-        error = event.error
-        if error is None:
+        if event.error is None:
             log.debug("%s: %s took %.3f s (attempt %d)", event, event.function, event.seconds, event.attempt)
         elif event.hook:
-            unsent = isinstance(error, ProduceError)
-            text = "marks made after that send were discarded" if unsent else "everything else goes on"
-            trace = None if unsent else _info(error)
-            log.error("%s: %s failed, %s; %s", event, event.function, describe(error), text, exc_info=trace)
+            unsent = isinstance(event.error, ProduceError)
+            then = "marks made after that send were discarded" if unsent else "everything else goes on"
+            self._failed(event, "failed", then)
         elif event.critical:
-            log.critical(
-                "%s: %s raised %s; nothing more is marked, the app stops", event, event.function, describe(error)
-            )
+            text = "%s: %s raised %s; nothing more is marked, the app stops"
+            log.critical(text, event, event.function, event.reason)
         else:
-            again = "the partition is being revoked; the next owner will retry"
+            then = "the partition is being revoked; the next owner will retry"
             if event.retry_offset is not None:
-                again = f"retrying from {where(*event.tp, event.retry_offset)} in {_duration(event.retry_s)}"
-            self._failed(event, error, f"failed at attempt {event.attempt}", again)
+                then = f"retrying from {where(*event.tp, event.retry_offset)} in {_duration(event.retry_s)}"
+            self._failed(event, f"failed at attempt {event.attempt}", then)
 
     def _deadlettered(self, event: events.DeadLettered) -> None:
         then = f"skipped after {event.attempts} failed attempts (dead_letter=False)"
         if event.dead_letter is not None:
             then = f"sent to {where(*event.dead_letter)} after {event.attempts} failed attempts"
-        assert event.error is not None
-        self._failed(event, event.error, "failed", then)
+        if event.left_out:
+            then += f", without the headers {', '.join(event.left_out)}: with them it is too large for that topic"
+        self._failed(event, "failed", then)
 
-    def _failed(self, event: events.CallEnded, error: BaseException, how: str, then: str) -> None:
-        """A traceback is logged for an error of the user's own, and once while it repeats."""
-        key, text = (event.group_id, event.tp), describe(error)
-        repeats = event.attempt > 1 and self._last_errors.get(key) == text
-        self._last_errors[key] = text
-        what = f"{event}: {event.function} {how}"
-        if (line := line_that_called_us(error)) is not None:
-            log.error("%s, %s (%s); %s", what, text, line, then)
-        elif isinstance(error, ProduceError):
-            log.error("%s, %s; %s", what, text, then)
-        elif repeats:
-            log.error("%s as before, %s; %s", what, text, then)
+    def _failed(self, event: events.CallEnded, how: str, then: str) -> None:
+        """One line; below the first one of its kind the traceback, if the error is the user's own."""
+        error = event.error
+        assert error is not None
+        line = line_that_called_us(error)
+        text = f"{event}: {event.function} {how}, {event.reason}{f' ({line})' if line else ''}; {then}"
+        ours = line is not None or isinstance(error, ProduceError)
+        if ours or self._is_said((event.function, type(error), raised_at(error)), TRACEBACK_AGAIN_S):
+            log.error("%s", text)
         else:
-            log.error("%s; %s", what, then, exc_info=_users(error))
+            log_failure(logging.ERROR, text, error, event.reason)
 
     def _takeslong(self, event: events.TakesLong) -> None:
         what = f"{event}: {event.function} has been running for {event.seconds:.0f} s"
@@ -169,8 +165,8 @@ class Report:
         self._warn((event.group_id, "poll", str(event.error)), text, event.group_id, event.error)
 
     def _clientfailed(self, event: events.ClientFailed) -> None:
-        text = "group %s: the Kafka client has broken down; a new one joins"
-        log.error(text, event.group_id, exc_info=_info(event.error))
+        text = f"group {event.group_id}: the Kafka client has broken down; a new one joins"
+        log_failure(logging.ERROR, text, event.error)
 
     def _unreachable(self, event: events.Unreachable) -> None:
         self._warn((event.group_id, "broker", event.reason), "cannot reach a broker, retrying: %s", event.reason)
@@ -180,7 +176,7 @@ class Report:
 
     def _crashed(self, event: events.Crashed) -> None:
         of = f"group {event.group_id}: " if event.group_id else ""
-        log.critical("%sthe %s has crashed; %s", of, event.thread, please_report(), exc_info=_info(event.error))
+        log_failure(logging.CRITICAL, f"{of}the {event.thread} has crashed; {please_report()}", event.error)
 
     # -- the end
 
@@ -202,11 +198,17 @@ class Report:
 
     def _warn(self, kind: tuple[object, ...], text: str, *arguments: object, level: int = logging.WARNING) -> None:
         """A warning, but not the same one again and again."""
-        now = self._now()
-        if now - self._said.get(kind, float("-inf")) > SAY_AGAIN_S:
-            self._said = {kind: at for kind, at in self._said.items() if now - at <= SAY_AGAIN_S}
-            self._said[kind] = now
+        if not self._is_said(kind, SAY_AGAIN_S):
             log.log(level, text, *arguments)
+
+    def _is_said(self, kind: tuple[object, ...], again_s: float) -> bool:
+        """Whether something of this kind was said in the last ``again_s`` seconds; else it is said now."""
+        now = self._now()
+        if self._silent_until.get(kind, float("-inf")) >= now:
+            return True
+        self._silent_until = {kind: until for kind, until in self._silent_until.items() if until >= now}
+        self._silent_until[kind] = now + again_s
+        return False
 
 
 def _list(level: int, text: str, names: list[str], **values: object) -> None:
@@ -223,11 +225,3 @@ def _offsets(event: events.CommitFailed | events.Uncommitted) -> list[str]:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
-
-
-def _users(error: BaseException) -> Any:
-    return type(error), error, users_traceback(error)
-
-
-def _info(error: BaseException) -> Any:
-    return type(error), error, error.__traceback__

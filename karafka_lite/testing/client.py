@@ -8,11 +8,12 @@ from typing import Any, Literal, NamedTuple
 from typing_extensions import Self
 
 from karafka_lite.app import App
-from karafka_lite.context import encoded
+from karafka_lite.client.producer import check_outgoing
+from karafka_lite.context import outgoing
 from karafka_lite.core import ownership
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.events import CallEnded
-from karafka_lite.messages import Message, Outgoing, where
+from karafka_lite.messages import Message, where
 from karafka_lite.runner import System
 from karafka_lite.testing.cluster import Cluster
 from karafka_lite.testing.member import TestMember
@@ -111,10 +112,13 @@ class TestClient:
             (partition, offset).
 
         Raises:
-            ValueError: the app does not read the topic, or it has no such partition. TypeError: the value is no JSON.
+            TypeError, ValueError: the app does not read the topic, it has no such partition, the value is no JSON, or
+                Kafka would not take it: as for ``ctx.produce``.
         """
-        data = value.encode() if isinstance(value, str) else encoded(value)
-        raw = key.encode() if isinstance(key, str) else key
+        message = outgoing(topic, value, key, headers, partition, timestamp_ms)
+        if isinstance(value, str):
+            message = message._replace(value=value.encode())
+        check_outgoing(message)
         if (topic, 0) not in self._cluster.logs:
             topics = ", ".join(sorted({name for name, _ in self._cluster.logs}))
             raise ValueError(f"the app reads no topic {topic!r}; it reads {topics}")
@@ -122,7 +126,7 @@ class TestClient:
             raise ValueError(
                 f"{where(topic, partition)} does not exist; pass partitions={{{topic!r}: {partition + 1}}}"
             )
-        return self._cluster.append(Outgoing(topic, data, raw, list(headers), partition, timestamp_ms))
+        return self._cluster.append(message)
 
     def send_many(self, topic: str, values: Iterable[Any], **same: Any) -> list[tuple[int, int]]:
         """``send`` for each of ``values``; ``same``: ``key``, ``partition``, ``headers``, ``timestamp_ms`` of all."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future
 
-from karafka_lite.client.producer import partition_of
+from karafka_lite.client.producer import check_outgoing, partition_of
 from karafka_lite.messages import Message, Outgoing, TopicPartition
 from karafka_lite.testing.record import Record
 
@@ -44,7 +44,11 @@ class Cluster:
         return count
 
     def append(self, message: Outgoing) -> tuple[int, int]:
-        """Write ``message``; returns its partition and offset. Without a key and a partition it goes to 0."""
+        """Write ``message``; returns its partition and offset. Without a key and a partition it goes to 0.
+
+        Raises TypeError, ValueError: Kafka would not take it.
+        """
+        check_outgoing(message, self.count(message.topic) if isinstance(message.topic, str) else None)
         topic, value, key, headers, partition, timestamp_ms = message
         if partition is None:
             partition = partition_of(key, self.count(topic)) if key is not None else 0
@@ -56,6 +60,7 @@ class Cluster:
 
     def accept(self, message: Outgoing) -> Future[tuple[int, int]]:
         """The app sends ``message``; the answer is there at once."""
+        check_outgoing(message)
         future: Future[tuple[int, int]] = Future()
         if refusing := self.refusing.get(message.topic):
             future.set_exception(refusing.pop(0))

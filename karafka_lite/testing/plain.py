@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
+from karafka_lite.client.producer import check_outgoing
 from karafka_lite.context import Context
 from karafka_lite.core.options import Options, SeekTarget
 from karafka_lite.core.ownership import Ownership, Run, State
@@ -93,6 +94,7 @@ class _Recorder:
         return not ownership.over
 
     def send(self, run: Run, message: Outgoing) -> Future[tuple[int, int]]:
+        check_outgoing(message)
         sent = self.context.produced
         partition, offset = message.partition or 0, sum(one.topic == message.topic for one in sent)
         record = Record(offset, message.timestamp_ms or -1, message.key, message.value, list(message.headers or ()))

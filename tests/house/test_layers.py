@@ -23,6 +23,7 @@ LAYERS = {
     "errors.py": 0,
     "version.py": 0,
     "forks.py": 0,
+    "signals.py": 0,
     "messages.py": 0,
     "events.py": 0,
     "core/": 1,

@@ -32,7 +32,7 @@ class Poison(Exception):
 
 def headers_of(found: Found) -> dict[str, str]:
     """Those that a dead letter gets, behind its own."""
-    return {name: value.decode() for name, value in found.headers()[-6:]}
+    return {name: value.decode() for name, value in found.headers()[-7:]}
 
 
 def sources(kafka: Observer, topic: str) -> list[int]:
@@ -123,12 +123,14 @@ def test_a_dead_letter_has_everything_that_is_needed_to_replay_it(kafka: Observe
     before = time.time() * 1000
     given.run()
     (found,) = kafka.records(given.dead)
+    source = kafka.records(given.topic)[0]
     assert (found.key(), found.value()) == (b"k0", b'{"n": 0}')
     assert found.headers()[:2] == [("trace", b"\xff\x00"), ("source-topic", b"where it was before")], "its own stay"
     assert headers_of(found) == {
         "source-topic": given.topic,
         "source-partition": "0",
         "source-offset": "0",
+        "source-timestamp": str(source.timestamp()[1]),
         "source-group": given.group,
         "attempts": "6",
         "error": "Poison: no good: 0",
@@ -242,9 +244,9 @@ def test_what_is_told_names_the_message_the_handler_the_tries_and_where_the_dead
     given.produce()
     given.run()
     first, last = describe(caplog)
-    assert "failed at attempt 1; retrying from" in first
+    assert "failed at attempt 1, Poison: no good: 0; retrying from" in first
     assert last.startswith(f"{given.topic}-0@0..0: ")
-    assert "store failed as before, Poison: no good: 0; sent to " in last
+    assert "store failed, Poison: no good: 0; sent to " in last
     assert last.endswith(f"sent to {given.dead}-0@0 after 2 failed attempts")
 
 
@@ -382,6 +384,32 @@ def test_a_message_too_large_for_the_dead_letter_topic_holds_up_its_own_partitio
     assert [headers_of(found)["source-partition"] for found in kafka.records(dead)].count("0") == 0
 
 
+def test_of_a_dead_letter_that_is_too_large_the_added_headers_are_left_out_and_never_the_message(
+    kafka: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, dead, group = kafka.topic(), kafka.topic(max_message_bytes=2000), kafka.group()
+    kafka.produce(topic, [b"s", b"m" * 1500, b"l" * 1850], headers=[("own", b"1")])
+    app = make_app(kafka, group, auto_commit_interval_ms=50)
+
+    @app.topic(topic, dead_letter=dead, max_retries=0, max_messages=1, **QUICKLY)
+    def store(batch: Batch, ctx: Context) -> None:
+        raise Poison("x" * 1000)
+
+    with running(app):
+        wait_until(lambda: kafka.committed(group, topic) == 3, message="all three are given up", timeout=30)
+    found = kafka.records(dead)
+    assert [one.value()[:1] for one in found] == [b"s", b"m", b"l"]
+    added = ["source-topic", "source-partition", "source-offset", "source-timestamp", "source-group", "attempts"]
+    names = [[name for name, _ in one.headers()] for one in found]
+    assert names == [["own", *added, "error"], ["own", *added], ["own"]]
+    lines = [line for line in describe(caplog) if "sent to" in line]
+    assert "without" not in lines[0]
+    assert f"sent to {dead}-0@1 after" in lines[1]
+    assert lines[1].endswith(", without the headers error: with them it is too large for that topic")
+    assert lines[2].startswith(f"{topic}-0@2..2: "), "it says where it was, and where it is"
+    assert f"sent to {dead}-0@2 after" in lines[2]
+
+
 # -- killed at each step ----------------------------------------------------------------------------------------------
 
 STEPS = ["failed", "given up", "sent", "acknowledged", "set aside", "committed"]
@@ -489,7 +517,7 @@ def test_by_hand_it_sends_the_message_and_does_not_mark_it(kafka: Observer) -> N
     assert (found.key(), found.value()) == (b"b", b"{}")
     assert headers_of(found) == {
         "source-topic": topic, "source-partition": "0", "source-offset": "1", "source-group": group,
-        "attempts": "1", "error": "no id",
+        "source-timestamp": str(kafka.records(topic)[1].timestamp()[1]), "attempts": "1", "error": "no id",
     }  # fmt: skip
     assert kafka.committed(group, topic) is None
 

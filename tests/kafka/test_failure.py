@@ -51,18 +51,18 @@ def test_an_exception_is_logged_once_with_where_it_was_which_attempt_and_the_nex
         wait_until(lambda: len(handed) == 4, message="two failures, then a success")
     first, second = failures(caplog)
     assert f"{topic}-1@2" in first.getMessage()
-    assert "attempt 1; " in first.getMessage()
+    assert "attempt 1, Flaky: broken; " in first.getMessage()
     assert f"retrying from {topic}-1@2 in 200 ms" in first.getMessage()
     assert f"retrying from {topic}-1@2 in 400 ms" in second.getMessage()
     assert all("store" in record.getMessage() for record in (first, second)), "the handler is named"
     assert first.exc_info
     assert isinstance(first.exc_info[1], Flaky)
     assert second.exc_info is None, "its traceback has been seen"
-    assert "failed at attempt 2 as before, Flaky: broken; retrying" in second.getMessage()
+    assert "failed at attempt 2, Flaky: broken; retrying" in second.getMessage()
 
 
 @pytest.mark.test_client
-def test_an_exception_that_is_another_one_than_before_is_shown_with_its_traceback(
+def test_an_exception_of_another_type_or_line_than_before_is_shown_with_its_traceback(
     kafka: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
     topic, handed = kafka.topic(), []
@@ -73,11 +73,13 @@ def test_an_exception_that_is_another_one_than_before_is_shown_with_its_tracebac
     def store(batch: Batch, ctx: Context) -> None:
         handed.append(ctx.attempt)
         if ctx.attempt <= 4:
-            raise Flaky(["first", "first", "second", "first"][ctx.attempt - 1])
+            raise [Flaky, Flaky, LookupError, Flaky][ctx.attempt - 1](f"text {ctx.attempt}")
 
     with running(app):
         wait_until(lambda: len(handed) == 5, message="a success at the fifth try")
-    assert [bool(record.exc_info) for record in failures(caplog)] == [True, False, True, True]
+    told = failures(caplog)
+    assert [bool(record.exc_info) for record in told] == [True, False, True, False]
+    assert [record.getMessage().split(": ")[2][:6] for record in told] == ["text 1", "text 2", "text 3", "text 4"]
 
 
 @pytest.mark.test_client

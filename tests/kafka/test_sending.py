@@ -110,41 +110,60 @@ def test_a_key_chooses_the_partition_as_kafka_does(kafka: Observer) -> None:
     ]
 
 
-def test_what_cannot_be_a_message_is_a_mistake_at_the_call_and_nothing_has_left(
-    kafka: Observer, caplog: pytest.LogCaptureFixture
+def _recursive() -> list[Any]:
+    found: list[Any] = []
+    found.append(found)
+    return found
+
+
+MISTAKES: list[tuple[str, dict[str, Any], type[Exception]]] = [
+    ("value must be bytes, None or JSON-serializable, not object", {"value": object()}, TypeError),
+    ("value must be bytes, None or JSON-serializable, not float", {"value": float("nan")}, TypeError),
+    ("value must be", {"value": _recursive()}, TypeError),
+    ("value must be", {"value": "\udc80"}, TypeError),
+    ("key must be bytes, a string or None, got int", {"key": 7}, TypeError),
+    ("key cannot be encoded as UTF-8", {"key": "\udc80"}, ValueError),
+    ("headers must be a list of (str, bytes) pairs, got ('h', 'text') in it", {"headers": [("h", "text")]}, TypeError),
+    ("headers must be a list of (str, bytes) pairs, got ('h', None) in it", {"headers": [("h", None)]}, TypeError),
+    ("headers must be a list of (str, bytes) pairs, got dict", {"headers": {"h": b"1"}}, TypeError),
+    ("headers must be a list of (str, bytes) pairs, got str", {"headers": "ab"}, TypeError),
+    ("headers must be a list of (str, bytes) pairs, got int", {"headers": 7}, TypeError),
+    ("headers must be a list of (str, bytes) pairs; the name", {"headers": [("\ud800", b"")]}, ValueError),
+    ("topic must be a string, got int", {"topic": 7}, TypeError),
+    ("topic must be 1 to 249 of", {"topic": "no topic"}, ValueError),
+    ("topic must be 1 to 249 of", {"topic": ".."}, ValueError),
+    ("partition must be between 0 and 1 in topic", {"partition": 2}, ValueError),
+    ("partition must be between 0 and", {"partition": -1}, ValueError),
+    ("partition must be an integer, got 0.0", {"partition": 0.0}, TypeError),
+    ("partition must be an integer, got '0'", {"partition": "0"}, TypeError),
+    ("timestamp_ms must be an integer, got 1795690067599.5", {"timestamp_ms": 1795690067599.5}, TypeError),
+    ("timestamp_ms must be between 0 and", {"timestamp_ms": -1}, ValueError),
+    ("timestamp_ms must be between 0 and", {"timestamp_ms": 10**25}, ValueError),
+]
+
+
+@pytest.mark.test_client
+def test_what_cannot_be_a_message_is_a_mistake_at_the_call_that_names_the_argument_and_nothing_has_left(
+    kafka: Observer,
 ) -> None:
-    topic, out, group = kafka.topic(), kafka.topic(), kafka.group()
+    topic, out, group = kafka.topic(), kafka.topic(2), kafka.group()
     kafka.produce(topic, ["x"])
-    mistakes: list[Exception] = []
+    told: list[tuple[str, type[Exception]]] = []
     app = make_app(kafka, group, **AT_ONCE)
-    recursive: list[Any] = []
-    recursive.append(recursive)
-    wrong: list[Callable[[Context], object]] = [
-        lambda ctx: ctx.produce(out, object()),
-        lambda ctx: ctx.produce(out, float("nan")),
-        lambda ctx: ctx.produce(out, recursive),
-        lambda ctx: ctx.produce(out, "\udc80"),
-        lambda ctx: ctx.produce(out, b"", key=7),  # type: ignore[arg-type]
-        lambda ctx: ctx.produce(out, b"", headers=[("h", "text")]),  # type: ignore[list-item]
-        lambda ctx: ctx.produce(7, b""),  # type: ignore[arg-type]
-        lambda ctx: ctx.produce("no topic", b""),
-        lambda ctx: ctx.produce(out, b"", partition=5),
-        lambda ctx: ctx.produce(out, b"", partition=-1),
-    ]
 
     @app.topic(topic)
     def forward(batch: Batch, ctx: Context) -> None:
-        for call in wrong:
+        for _, wrong, _ in MISTAKES:
             try:
-                call(ctx)
+                ctx.produce(**{"topic": out, "value": b"", **wrong})
+                told.append((f"accepted: {wrong}", Exception))
             except (TypeError, ValueError) as error:
-                mistakes.append(error)
+                told.append((str(error), type(error)))
 
     with running(app):
         wait_until(lambda: kafka.committed(group, topic) == 1, message="a mistake that was caught fails nothing")
-    assert len(mistakes) == len(wrong), mistakes
-    assert [type(error) for error in mistakes[:7]] == [TypeError] * 7
-    assert "value must be bytes, None or JSON-serializable, not object" in str(mistakes[0])
+    for (text, kind), (words, wrong, expected) in zip(told, MISTAKES, strict=True):
+        assert (text[: len(words)], kind) == (words, expected), wrong
     assert kafka.records(out) == []
 
 
@@ -279,6 +298,42 @@ def test_a_failed_send_fails_the_run_and_the_batch_comes_again_from_the_last_mar
     assert f"forward failed at attempt 1, ProduceError: a message of 5000 bytes is too large for topic {out}" in line
     assert "retrying from" in line
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["the run fails", "the handler raises because of it"])
+def test_who_fails_by_the_fault_of_another_is_tried_again_at_once_and_that_is_no_try(
+    kafka: Observer, raises: bool
+) -> None:
+    topic, out, dead, group = kafka.topic(), kafka.topic(), kafka.topic(), kafka.group()
+    attempts: list[int] = []
+    app, ready = make_app(kafka, group, **AT_ONCE), Gate()
+
+    @app.topic(topic, dead_letter=dead, max_retries=0, max_messages=1, backoff_ms=600_000, backoff_max_ms=600_000)
+    def forward(batch: Batch, ctx: Context) -> None:
+        ready.wait()
+        attempts.append(ctx.attempt)
+        sent = ctx.produce(out, batch.values[0])
+        if raises:
+            try:
+                sent.result(20)
+            except ProduceError as error:
+                raise LookupError("not sent") from error
+
+    kafka.produce(topic, [b"1"])
+    with running(app), opened(ready):
+        outputs = Outputs(app)
+        ready.open()
+        for tries in (1, 2, 3):
+            wait_until(lambda tries=tries: len(attempts) == tries and outputs.held, message="it is tried at once")
+            refused = ProduceError("another message was refused")
+            refused.collateral = True
+            outputs.release(b"1", refused)
+        wait_until(lambda: outputs.held, message="a fourth time")
+        outputs.release_all()
+        wait_until(lambda: kafka.committed(group, topic) == 1)
+    assert attempts == [1, 1, 1, 1]
+    assert kafka.records(dead) == []
+    assert [one.value() for one in kafka.records(out)] == [b"1"]
 
 
 def test_marks_behind_a_failed_send_are_void_and_the_stored_offset_goes_back(kafka: Observer) -> None:

@@ -22,6 +22,7 @@ from karafka_lite.core.group import FINAL_COMMIT_S, Group
 from karafka_lite.core.marks import Send
 from karafka_lite.core.options import Hook, RegisteredHook
 from karafka_lite.core.ownership import Ownership, Run, State
+from karafka_lite.errors import CRITICAL, ProduceError
 from karafka_lite.messages import TopicPartition
 
 if TYPE_CHECKING:
@@ -32,6 +33,14 @@ EPSILON = 1e-6
 NUMBERS = itertools.count(1)
 COMMIT_RETRY_S = 0.1, 1.0  # the shortest and the longest wait between two tries of a commit
 SLACK_S = 5.0  # how late threads may be scheduled, all together, when something has a bound
+
+
+def blameless(run: Run) -> bool:
+    """Whether a run has failed because another message was refused; what user code raises of it says so as well."""
+    error = run.error
+    while error is not None and not isinstance(error, ProduceError):
+        error = error.__cause__ or error.__context__
+    return error is not None and error.collateral
 
 
 class Violation(AssertionError):
@@ -634,8 +643,8 @@ class Ledger:
     def gives_up(self, run: Run, result: bool) -> None:
         """The handler has failed; ``result``: the group says that its message is to be given up."""
         o = self.books[run.ownership]
-        if run.hook or o.options.budget is None:
-            require(not result, "only what has a budget is given up", o)
+        if run.hook or o.options.budget is None or blameless(run) or isinstance(run.error, CRITICAL):
+            require(not result, "only what has a budget, and has failed by its own fault, is given up", o)
             return
         first = run.records[0].offset
         o.tries = {offset: tries for offset, tries in o.tries.items() if offset >= o.retry_position}  # else marked
@@ -708,7 +717,8 @@ class Ledger:
         if unsent and o.seen is State.ASSIGNED and not o.lost:
             self.reached["what a hook could not send came again"] += 1
             o.token = None
-            o.not_before = max(o.not_before, now + o.options.backoff.delay_ms(1) / 1000)
+            if not blameless(run):
+                o.not_before = max(o.not_before, now + o.options.backoff.delay_ms(1) / 1000)
             if o.sought is None:
                 self._fetch_again_from(o, o.retry_position)
         if run.hook is Hook.EVERY:
@@ -719,8 +729,11 @@ class Ledger:
             o.final_hook_done = True
 
     def _batch_failed(self, o: Book, run: Run, now: float) -> None:
-        o.not_before = max(o.not_before, now + o.options.backoff.delay_ms(o.attempt) / 1000)
-        o.attempt += 1
+        if blameless(run):
+            self.reached["a run failed by the fault of another"] += 1
+        else:
+            o.not_before = max(o.not_before, now + o.options.backoff.delay_ms(o.attempt) / 1000)
+            o.attempt += 1
         if o.redirect is None:
             self._go_on_at(o, run, o.retry_position)
         else:

@@ -217,6 +217,8 @@ class SimulatedOutbox:
             delay = ANSWER_TIMEOUT_S + rng.choice([0.0, 5.1, 6.0, 9.0])  # if nobody asks, it comes late
         refused = fate == "refused" or (fate == "silent" and rng.random() < 0.5)
         failure = ProduceError("refused") if refused else None
+        if failure is not None and rng.random() < 0.3:
+            failure.collateral = True  # it was another message that was refused
         world.spawn(self._life.process, f"{self._life} answer", lambda: self._answer(future, delay, failure))
         world.point()
         return future

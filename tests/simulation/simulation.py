@@ -85,6 +85,7 @@ SITUATIONS = (
     "a queue was full of bytes",
     "a queue was full of messages",
     "a replaced client reported",
+    "a run failed by the fault of another",
     "a run waited for answers that did not come",
     "a send failed",
     "a send failed, and the marks after it were void",

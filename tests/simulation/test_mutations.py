@@ -345,6 +345,11 @@ def _(patch: Patch) -> None:
     keeping(patch, Retries, "failed", "attempt")
 
 
+@wrong("a failure by the fault of another run is counted as a try", sending=0.5)
+def _(patch: Patch) -> None:
+    after(patch, Run, "failed_with", lambda run, _: setattr(run, "excused", False))
+
+
 @wrong("there is no back-off")
 def _(patch: Patch) -> None:
     keeping(patch, Retries, "back_off", "not_before")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +76,7 @@ def brokers(monkeypatch: pytest.MonkeyPatch) -> Brokers:
     monkeypatch.setattr(broker_command, "development_broker", brokers.new)
     monkeypatch.setattr(importer, "load_app", lambda target: app)
     monkeypatch.setattr(console, "configure_logging", lambda level: None)
+    monkeypatch.setattr(console, "logging_of_the_users_module", lambda level: nullcontext())
     monkeypatch.setattr(App, "run", lambda app: brokers.run(app))
     return brokers
 

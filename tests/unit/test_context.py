@@ -531,11 +531,27 @@ def test_a_dead_letter_keeps_the_message_and_says_where_it_was(shell: Shell, own
             ("source-topic", b"topic"),
             ("source-partition", b"1"),
             ("source-offset", b"12"),
+            ("source-timestamp", b"5"),
             ("source-group", b"group"),
             ("attempts", b"1"),
             ("error", b"no ? id"),
         ],
     )  # fmt: skip
+
+
+def test_a_dead_letter_that_is_too_large_is_tried_without_the_reason_and_then_without_any_header_of_ours(
+    shell: Shell, ownership: Ownership
+) -> None:
+    ctx = Context(shell, run_of(ownership), "group", "dead")
+    given = Message("topic", 1, 12, key=b"k", value=b"v", headers=[("own", b"1")])
+    complete, shorter, bare = ctx.as_dead_letters(given, "x" * 5000)
+    assert len((complete.headers or [])[-1][1]) <= 2000 + len("…".encode())
+    assert shorter == complete._replace(headers=(complete.headers or [])[:-1])
+    assert bare == Outgoing("dead", b"v", b"k", [("own", b"1")])
+    assert complete.left_out(complete) == ()
+    assert shorter.left_out(complete) == ("error",)
+    assert bare.left_out(complete)[0] == "source-topic"
+    assert len(bare.left_out(complete)) == 7
 
 
 @pytest.mark.parametrize("dead_letter", [None, False])

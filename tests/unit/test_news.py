@@ -140,15 +140,18 @@ def test_a_batch_has_ended() -> None:
     scene, news, error = Partitions(), Told(), ValueError("bad")
     scene.fetch(0, 3, 4)
     run = scene.begin()
-    news.batch_ended(run, Outcome(0.5, 2), None)
-    news.batch_ended(run, Outcome(0.5, 1, 0, 4, 2.0), error)
-    news.batch_ended(run, Outcome(0.5, attempts=4), error, ("dead", 0, 9))
+    news.batch_ended(run, Outcome(0.5, 2))
+    run.failed_with(error)
+    news.batch_ended(run, Outcome(0.5, 1, 0, 4, 2.0))
+    news.batch_ended(run, Outcome(0.5, attempts=4), (("dead", 0, 9), ("error",)))
+    news.batch_ended(run, Outcome(0.5, attempts=4))
     news.emit()
     call = ("group", "topic", 0, "store", None, 3, 4, 1)
     assert news.events == [
         events.CallEnded(*call, 0.5, 2),
-        events.CallEnded(*call, 0.5, 1, error, 4, 2.0),
-        events.DeadLettered(*call, 0.5, 0, error, attempts=4, dead_letter=("dead", 0, 9)),
+        events.CallEnded(*call, 0.5, 1, error, 4, 2.0, "ValueError: bad"),
+        events.DeadLettered(*call, 0.5, 0, error, None, 0.0, "ValueError: bad", 4, ("dead", 0, 9), ("error",)),
+        events.DeadLettered(*call, 0.5, 0, error, None, 0.0, "ValueError: bad", 4),
     ]
 
 
@@ -162,10 +165,12 @@ def test_each_function_of_hooks_has_ended() -> None:
     news.hook_ended(run, None, 0.5, error)
     news.emit()
     assert [
-        (event.function, event.hook, event.error) for event in news.events if isinstance(event, events.CallEnded)
+        (event.function, event.hook, event.error, event.reason)
+        for event in news.events
+        if isinstance(event, events.CallEnded)
     ] == [
-        ("flush", "every", error),
-        ("store", "every", error),
+        ("flush", "every", error, "ValueError: bad"),
+        ("store", "every", error, "ValueError: bad"),
     ]
 
 

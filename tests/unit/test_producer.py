@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kafka.errors import MessageSizeTooLargeError
 
-from karafka_lite.client.producer import Outbox, Producer, _Sent, check_outgoing
+from karafka_lite.client.producer import Outbox, Producer, _sendable, _Sent, check_outgoing
 from karafka_lite.errors import ProduceError
 from karafka_lite.messages import Outgoing
 
@@ -31,6 +31,7 @@ class Number(IntEnum):
         {"headers": None},
         {"headers": []},
         {"headers": [("", b""), ("h\u00e9", b"\x00")]},
+        {"headers": [("h\udce9", b"not UTF-8")]},
         {"partition": None},
         {"partition": Number.ONE},
         {"partition": (1 << 31) - 1},
@@ -52,15 +53,20 @@ def test_what_can_be_a_message(change: dict[str, Any]) -> None:
         ({"topic": None}, TypeError, "topic must be a string, got NoneType"),
         ({"topic": b"orders"}, TypeError, "topic must be a string, got bytes"),
         ({"topic": ""}, ValueError, "topic"),
-        ({"topic": "."}, ValueError, "Topic"),
-        ({"topic": "a b"}, ValueError, "Topic"),
-        ({"topic": "x" * 250}, ValueError, "Topic"),
+        ({"topic": "."}, ValueError, "topic must be 1 to 249 of a-z A-Z 0-9 . _ - .*, got '.'"),
+        ({"topic": "a b"}, ValueError, "topic must be 1 to 249 of .*, got 'a b'"),
+        ({"topic": "x" * 250}, ValueError, "topic must be 1 to 249"),
+        ({"topic": "orders\n"}, ValueError, "topic must be 1 to 249"),
         ({"value": "text"}, TypeError, "value must be bytes or None, got str"),
         ({"value": bytearray(b"1")}, TypeError, "value must be bytes or None, got bytearray"),
         ({"value": 1}, TypeError, "value must be bytes or None, got int"),
-        ({"key": "text"}, TypeError, "key must be bytes or None, got str"),
-        ({"key": 7}, TypeError, "key must be bytes or None, got int"),
-        ({"headers": {"h": b"1"}}, TypeError, r"headers must be a list of \(str, bytes\) pairs, got dict"),
+        ({"key": "text"}, TypeError, "key must be bytes, a string or None, got str"),
+        ({"key": 7}, TypeError, "key must be bytes, a string or None, got int"),
+        (
+            {"headers": {"h": b"1"}},
+            TypeError,
+            r"headers must be a list of \(str, bytes\) pairs, got dict; for a dict: ",
+        ),
         ({"headers": (("h", b"1"),)}, TypeError, "headers must be a list .* got tuple"),
         ({"headers": [("h", b"1"), ("h", "1")]}, TypeError, r"headers must be a list .* got \('h', '1'\) in it"),
         ({"headers": [("h", None)]}, TypeError, "headers must be a list"),
@@ -68,13 +74,19 @@ def test_what_can_be_a_message(change: dict[str, Any]) -> None:
         ({"headers": [("h", b"1", b"2")]}, TypeError, "headers must be a list"),
         ({"headers": [["h", b"1"]]}, TypeError, "headers must be a list"),
         ({"headers": ["hi"]}, TypeError, "headers must be a list"),
-        ({"headers": [("\ud800", b"1")]}, ValueError, "surrogates"),
+        ({"headers": [("\ud800", b"1")]}, ValueError, r"headers .* the name '\\ud800' cannot be encoded"),
+        ({"headers": [("x" * 9999, 1)]}, TypeError, "headers must be a list .{,2100}$"),
+        ({"headers": 5}, TypeError, "headers must be a list .* got int"),
         ({"partition": 0.0}, TypeError, "partition must be an integer, got 0.0"),
         ({"partition": True}, TypeError, "partition must be an integer, got True"),
         ({"partition": "0"}, TypeError, "partition must be an integer, got '0'"),
         ({"partition": -1}, ValueError, "partition must be between 0 and 2147483647, got -1"),
         ({"partition": 1 << 31}, ValueError, "partition must be between 0 and 2147483647"),
-        ({"timestamp_ms": 1.5}, TypeError, "timestamp_ms must be an integer, got 1.5"),
+        (
+            {"timestamp_ms": 1.5},
+            TypeError,
+            r"timestamp_ms must be an integer, got 1.5; for the time now: int\(time.time\(\) \* 1000\)",
+        ),
         ({"timestamp_ms": False}, TypeError, "timestamp_ms must be an integer, got False"),
         ({"timestamp_ms": -1}, ValueError, "timestamp_ms must be between 0 and 9223372036854775807, got -1"),
         ({"timestamp_ms": 1 << 63}, ValueError, "timestamp_ms must be between 0 and 9223372036854775807"),
@@ -84,6 +96,26 @@ def test_what_can_be_a_message(change: dict[str, Any]) -> None:
 def test_what_cannot_be_a_message_is_named(change: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         check_outgoing(GOOD._replace(**change))
+
+
+def test_a_partition_that_the_topic_does_not_have_is_named() -> None:
+    check_outgoing(GOOD._replace(partition=2), 3)
+    with pytest.raises(ValueError, match="partition must be between 0 and 2 in topic orders, got 3"):
+        check_outgoing(GOOD._replace(partition=3), 3)
+
+
+def test_a_header_name_that_is_not_utf_8_leaves_as_the_bytes_that_it_was() -> None:
+    name = b"h\xe9\xff".decode(errors="surrogateescape")
+    (sent, _), (plain, _) = _sendable([(name, b"1"), ("h\u00e9", b"2")]) or []
+    assert (sent.encode("utf-8"), plain.encode("utf-8")) == (b"h\xe9\xff", "h\u00e9".encode())
+    assert sent == name
+    assert _sendable(None) is None
+
+
+def test_while_no_broker_can_be_reached_a_mistake_is_still_a_mistake_at_the_call() -> None:
+    outbox = Outbox(["127.0.0.1:9"], {"bootstrap_timeout_ms": 1})
+    with pytest.raises(TypeError, match=r"partition must be an integer, got 0\.0"):
+        outbox.send(GOOD._replace(partition=0.0))  # type: ignore[arg-type]
 
 
 def test_a_producer_without_a_connection_sends_nothing() -> None:
@@ -129,6 +161,7 @@ def test_of_a_producer_that_has_died_only_the_batch_that_was_refused_fails_by_it
         *(True, False, False, True, True)
     ]
     assert "a message of 10 bytes is too large for topic orders" in str(first)
+    assert (first.too_large, same_topic.too_large) == (True, False)
     assert "topic invoices did not take a message, because a message for topic orders was refused" in str(other_topic)
     assert "because another message was refused" in str(never_sent)
 

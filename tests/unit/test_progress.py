@@ -42,8 +42,9 @@ class Scene(Partitions):
         return self.begin()
 
     def ended(self, run: Run, error: BaseException | None = None, outcome: Outcome | None = None) -> None:
+        run.failed_with(error)  # as the runner does, and not under the lock
         outcome = outcome or self.group.end(run, failed=error is not None, now=self.now)
-        self.news.batch_ended(run, outcome, error)
+        self.news.batch_ended(run, outcome)
         self.news.emit()
 
     def run(self, error: BaseException | None = None, *, mark: int | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from karafka_lite import events
-from karafka_lite.errors import DeserializationError, FetchError, PollError, ProduceError
+from karafka_lite.errors import DeserializationError, FetchError, PollError, ProduceError, describe
 from karafka_lite.messages import Message
 from karafka_lite.observers import report
 from karafka_lite.observers.report import Report
@@ -46,11 +46,20 @@ def log(caplog: pytest.LogCaptureFixture) -> Log:
 
 
 def ended(error: BaseException | None, attempt: int = 1, **more: Any) -> events.CallEnded:
-    return events.CallEnded(*CALL, attempt, 0.5, error=error, **more)
+    return events.CallEnded(*CALL, attempt, 0.5, error=error, reason=reason_of(error), **more)
 
 
-def given_up(error: BaseException, dead_letter: tuple[str, int, int] | None) -> events.DeadLettered:
-    return events.DeadLettered(*CALL, 4, 0.5, error=error, attempts=4, dead_letter=dead_letter)
+def given_up(error: BaseException, dead_letter: tuple[str, int, int] | None, *left_out: str) -> events.DeadLettered:
+    reason = reason_of(error)
+    return events.DeadLettered(*CALL, 4, 0.5, 0, error, None, 0.0, reason, 4, dead_letter, left_out)
+
+
+def of_hook(error: BaseException) -> events.CallEnded:
+    return events.CallEnded(*HOOK, 0.5, error=error, reason=reason_of(error))
+
+
+def reason_of(error: BaseException | None) -> str:
+    return "" if error is None else describe(error)
 
 
 def raised(error: BaseException) -> BaseException:
@@ -75,22 +84,26 @@ LINES = [
      "kafka-topics.sh --create --topic NAME"),
     (events.TopicsCreated("group", ("t.dead",)), "INFO", "group group: created topics for dead letters: t.dead"),
     (ended(ValueError("bad"), retry_offset=122, retry_s=0.01),
-     "ERROR", "t-0@120..124: store failed at attempt 1; retrying from t-0@122 in 10 ms"),
+     "ERROR", "t-0@120..124: store failed at attempt 1, ValueError: bad; retrying from t-0@122 in 10 ms"),
     (ended(ValueError("bad"), 3, retry_offset=120, retry_s=4.0),
-     "ERROR", "t-0@120..124: store failed at attempt 3; retrying from t-0@120 in 4.0 s"),
+     "ERROR", "t-0@120..124: store failed at attempt 3, ValueError: bad; retrying from t-0@120 in 4.0 s"),
     (ended(ValueError("bad")),
-     "ERROR", "t-0@120..124: store failed at attempt 1; the partition is being revoked; the next owner will retry"),
+     "ERROR", "t-0@120..124: store failed at attempt 1, ValueError: bad; the partition is being revoked; the next "
+     "owner will retry"),
     (ended(ProduceError("out: too large"), retry_offset=120, retry_s=1.0),
      "ERROR", "t-0@120..124: store failed at attempt 1, ProduceError: out: too large; retrying from t-0@120 in 1.0 s"),
     (ended(SystemExit(3)),
      "CRITICAL", "t-0@120..124: store raised SystemExit: 3; nothing more is marked, the app stops"),
     (given_up(ValueError("bad"), None),
-     "ERROR", "t-0@120..124: store failed; skipped after 4 failed attempts (dead_letter=False)"),
+     "ERROR", "t-0@120..124: store failed, ValueError: bad; skipped after 4 failed attempts (dead_letter=False)"),
     (given_up(ValueError("bad"), ("t.dead", 2, 9)),
-     "ERROR", "t-0@120..124: store failed; sent to t.dead-2@9 after 4 failed attempts"),
-    (events.CallEnded(*HOOK, 0.5, error=ValueError("bad")),
+     "ERROR", "t-0@120..124: store failed, ValueError: bad; sent to t.dead-2@9 after 4 failed attempts"),
+    (given_up(ValueError("bad"), ("t.dead", 2, 9), "attempts", "error"),
+     "ERROR", "t-0@120..124: store failed, ValueError: bad; sent to t.dead-2@9 after 4 failed attempts, without the "
+     "headers attempts, error: with them it is too large for that topic"),
+    (of_hook(ValueError("bad")),
      "ERROR", "t-0 every: flush failed, ValueError: bad; everything else goes on"),
-    (events.CallEnded(*HOOK, 0.5, error=ProduceError("out: too large")),
+    (of_hook(ProduceError("out: too large")),
      "ERROR", "t-0 every: flush failed, ProduceError: out: too large; marks made after that send were discarded"),
     (events.TakesLong(*CALL, 1, 240.4, "poll", 300_000),
      "WARNING", "t-0@120..124: store has been running for 240 s; no rebalance waits longer than "
@@ -258,22 +271,35 @@ def test_what_was_said_is_not_remembered_for_ever(log: Log) -> None:
             ended(ValueError(f"text {number}"), retry_offset=120, retry_s=1.0),
         )
         log.clock += 1.0
-    assert len(log._said) < 100
-    assert len(log._last_errors) == 1
+    assert len(log._silent_until) < 100
 
 
-def test_an_error_that_repeats_has_one_traceback(log: Log) -> None:
-    tracebacks = []
-    for attempt in (1, 2, 3):
-        log.say(ended(raised(ValueError("bad")), attempt, retry_offset=120, retry_s=1.0))
-        tracebacks.append("Traceback" in log.text)
-        assert "ValueError: bad" in log.text
-    assert tracebacks == [True, False, False]
-    assert "failed at attempt 3 as before, ValueError: bad; retrying" in log.text
-    log.say(ended(raised(ValueError("worse")), 4, retry_offset=120, retry_s=1.0))
-    assert "Traceback" in log.text
-    log.say(ended(raised(ValueError("worse")), 1, retry_offset=125, retry_s=1.0))
-    assert "Traceback" in log.text, "another batch"
+def test_errors_of_one_type_in_one_line_have_one_traceback_however_many_messages_fail(log: Log) -> None:
+    def fails(error: Exception, attempt: int = 1) -> bool:
+        log.say(ended(raised(error), attempt, retry_offset=120, retry_s=1.0))
+        assert f"failed at attempt {attempt}, {describe(error)}; retrying" in log.text
+        return "Traceback" in log.text
+
+    assert [fails(ValueError("bad"), attempt) for attempt in (1, 2, 3)] == [True, False, False]
+    assert not fails(ValueError("another text")), "it is in the line"
+    assert fails(KeyError("another type"))
+    log.say(given_up(raised(ValueError("bad")), ("t.dead", 0, 0)))
+    assert "Traceback" not in log.text, "a dead letter is one line"
+    log.say(of_hook(raised(ValueError("bad"))))
+    assert "Traceback" in log.text, "another function"
+    log.say(of_hook(raised(ValueError("bad"))))
+    assert "Traceback" not in log.text
+    log.clock += report.TRACEBACK_AGAIN_S + 1
+    assert fails(ValueError("bad")), "the log may have been rotated"
+
+
+def test_a_logger_that_dictconfig_has_turned_off_says_what_fails_all_the_same(log: Log) -> None:
+    logger = logging.getLogger("karafka_lite")
+    logger.disabled = True  # as logging.config.dictConfig does with loggers that exist and that it does not name
+    try:
+        assert len(log.say(ended(ValueError("bad"), retry_offset=120, retry_s=1.0))) == 1
+    finally:
+        logger.disabled = False
 
 
 # -- whose lines are shown
@@ -318,7 +344,7 @@ class Unsayable(Exception):
 @pytest.mark.parametrize("error", [ValueError("first\n  second\r\nthird"), Unsayable()], ids=["lines", "no text"])
 @pytest.mark.parametrize("hook", [False, True])
 def test_whatever_its_text_an_error_is_one_line(log: Log, error: Exception, hook: bool) -> None:
-    event = events.CallEnded(*HOOK, 0.5, error=error) if hook else ended(error, 2, retry_offset=120, retry_s=1.0)
+    event = of_hook(error) if hook else ended(error, 2, retry_offset=120, retry_s=1.0)
     log.say(event)
     ((level, line),) = log.say(event)
     assert level == "ERROR"
@@ -327,7 +353,7 @@ def test_whatever_its_text_an_error_is_one_line(log: Log, error: Exception, hook
 
 
 def test_an_error_without_a_text_is_its_type(log: Log) -> None:
-    event = events.CallEnded(*HOOK, 0.5, error=TimeoutError())
+    event = of_hook(TimeoutError())
     assert log.say(event)[0][1] == "t-0 every: flush failed, TimeoutError; everything else goes on"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
@@ -246,6 +247,50 @@ def test_a_longest_wait_below_the_first_one_is_refused(router: Router) -> None:
 def test_a_deserializer_that_cannot_be_called_is_refused(router: Router, deserializer: Any) -> None:
     text = refusal(lambda: router.topic("orders", deserializer=deserializer))
     assert text.startswith("deserializer must be a function of bytes, a module with loads (such as json) or None, got ")
+
+
+async def later(value: bytes) -> bytes:
+    return value
+
+
+def one_by_one(value: bytes) -> Iterator[int]:
+    yield from value
+
+
+class Model:
+    """As pydantic's are."""
+
+    def __init__(self, *, identity: int) -> None: ...
+
+    model_validate_json = len
+
+
+@pytest.mark.parametrize(
+    ("deserializer", "why"),
+    [
+        (str, "str makes the text \"b'7'\" of the bytes b'7': for text use deserializer=bytes.decode"),
+        (later, "later is an async or generator function"),
+        (one_by_one, "one_by_one is an async or generator function"),
+        (SimpleNamespace(loads=later), "later is an async or generator function"),
+        (functools.partial(later), "later is an async or generator function"),
+        (lambda: 1, "() must accept one positional argument, the bytes of a value"),
+        (lambda value, ctx: 1, "(value, ctx) must accept one positional argument"),
+        (lambda *, value: 1, "(*, value) must accept one positional argument"),
+        (
+            Model,
+            "Model(*, identity: 'int') -> 'None' must accept one positional argument: use Model.model_validate_json",
+        ),
+    ],
+)
+def test_a_deserializer_that_would_fail_at_each_message_is_refused(router: Router, deserializer: Any, why: str) -> None:
+    text = refusal(lambda: router.topic("orders", deserializer=deserializer))
+    assert text.startswith("deserializer must be a function of bytes, a module with loads (such as json) or None; ")
+    assert why in text
+
+
+@pytest.mark.parametrize("deserializer", [int, bytes.decode, pickle, lambda value, ctx=None: 1, lambda *values: 1])
+def test_a_deserializer_of_one_argument_is_taken(router: Router, deserializer: Any) -> None:
+    router.topic("orders", deserializer=deserializer)(store)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,67 @@ def test_the_log_level_counts_from_the_import_on(run: Run, write: Write, options
     write("orders.py", log + ORDERS)
     err = run("orders", *options).err
     assert {level for level in ("debug", "info", "error") if f"shop: {level}\n" in err} == seen
+
+
+LOGGING = {
+    "nothing": ("", "INFO shop: hello"),
+    "basicConfig": ("logging.basicConfig(level='INFO', format='mine: %(message)s')", "mine: hello"),
+    "basicConfig of warnings": ("logging.basicConfig(format='mine: %(message)s')", None),
+    "a handler of the root": (
+        "logging.getLogger().addHandler(logging.StreamHandler())\nlogging.getLogger().setLevel('DEBUG')", "hello"
+    ),
+    "a handler of a logger": ("log.addHandler(logging.StreamHandler())", "hello"),
+    "a file for a logger": ("log.addHandler(logging.FileHandler('shop.log'))", "INFO shop: hello"),
+    "dictConfig": (
+        "import logging.config\nlogging.config.dictConfig({'version': 1, 'root': {'level': 'INFO', 'handlers': ['h']},"
+        " 'formatters': {'f': {'format': 'mine: %(message)s'}},"
+        " 'handlers': {'h': {'class': 'logging.StreamHandler', 'formatter': 'f'}}})\nlog.disabled = False",
+        "mine: hello",
+    ),
+    "a level": ("logging.getLogger().setLevel('WARNING')", None),
+}  # fmt: skip
+
+
+@pytest.fixture
+def _loggers_as_they_were() -> Iterator[None]:
+    manager = logging.getLogger().manager
+    before = {name: one.disabled for name, one in manager.loggerDict.items() if isinstance(one, logging.Logger)}
+    yield
+    for name, disabled in before.items():
+        logging.getLogger(name).disabled = disabled
+    shop = logging.getLogger("shop")
+    for handler in shop.handlers[:]:
+        handler.close()
+        shop.removeHandler(handler)
+    logging.getLogger("karafka_lite").setLevel(logging.NOTSET)
+
+
+def as_python_begins() -> None:
+    root = logging.getLogger()  # the fixture ``run`` puts back pytest's handlers
+    root.handlers.clear()
+    root.setLevel(logging.WARNING)
+
+
+@pytest.mark.usefixtures("run", "_loggers_as_they_were")
+@pytest.mark.parametrize(("module", "shown"), LOGGING.values(), ids=LOGGING)
+def test_logging_that_the_users_module_configures_counts_and_no_line_comes_twice(
+    run: Run, write: Write, capsys: pytest.CaptureFixture[str], module: str, shown: str | None
+) -> None:
+    as_python_begins()
+    write("orders.py", f"import logging\nlog = logging.getLogger('shop')\n{module}\n{ORDERS}")
+    assert run("orders").code == 0
+    logging.getLogger("shop").info("hello")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "hello" in line]
+    assert [line[-len(shown or "") :] for line in lines] == ([] if shown is None else [shown])
+
+
+@pytest.mark.usefixtures("run", "_loggers_as_they_were")
+def test_a_log_level_that_was_given_is_that_of_our_lines_whatever_the_module_configures(run: Run, write: Write) -> None:
+    as_python_begins()
+    write("orders.py", f"import logging\nlogging.basicConfig(format='mine: %(message)s')\n{ORDERS}")
+    run("orders", "--log-level", "debug")
+    assert logging.getLogger("karafka_lite").isEnabledFor(logging.DEBUG)
+    assert not logging.getLogger("shop").isEnabledFor(logging.INFO), "the module's own"
 
 
 @pytest.fixture

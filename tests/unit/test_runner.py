@@ -201,6 +201,33 @@ def test_a_message_whose_error_has_no_text_is_given_up_like_any(monkeypatch: pyt
     assert stage.cluster.committed == {TP: 1}
 
 
+def test_a_text_that_takes_long_is_made_once_and_holds_nobody_up() -> None:
+    inside, release, asked = threading.Event(), threading.Event(), []
+
+    class Slow(Exception):
+        def __str__(self) -> str:
+            asked.append(threading.current_thread().name)
+            inside.set()
+            assert release.wait(20)
+            return "slow"
+
+    def store(batch: Batch, ctx: Context) -> None:
+        if not asked:
+            raise Slow
+
+    with running(app_of(store)) as stage:
+        stage.cluster.send("t")
+        try:
+            assert inside.wait(20)
+            assert stage.lock.acquire(timeout=5), "not under the lock"
+            stage.lock.release()
+        finally:
+            release.set()
+        failed = stage.wait_for(events.CallEnded, 1)[0]
+        assert failed.reason == "Slow: slow"
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), MemoryError()], ids=repr)
 def test_a_critical_error_asks_for_a_stop_with_1(error: BaseException) -> None:
     def store(batch: Batch, ctx: Context) -> None:
