@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from typing_extensions import Unpack
 
@@ -150,13 +150,24 @@ class App(Router):
         """The bootstrap servers that count now; raises ConfigurationError where they are not ``host[:port]``."""
         return resolve_bootstrap_servers(self._broker_option, os.environ, self.config.bootstrap_servers)
 
-    def override(self, *, bootstrap_servers: str | None = None, concurrency: int | None = None) -> None:
-        """What the command line says wins; None leaves it. Raises ConfigurationError."""
+    def override(
+        self,
+        *,
+        bootstrap_servers: str | None = None,
+        concurrency: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """What the command line says wins; None leaves it. ``settings``: those of a file. Raises ConfigurationError."""
         if bootstrap_servers is not None:
             self._broker_option = bootstrap_servers
             self.brokers()
         if concurrency is not None:
             self.config = Config.validated(**{**vars(self.config), "concurrency": concurrency})
+        if settings:
+            given = dict(settings)
+            servers = given.pop("bootstrap_servers", self.config.bootstrap_servers)
+            merged = {**self.config.settings, **given}
+            self.config = Config.validated(**{**vars(self.config), "bootstrap_servers": servers, "settings": merged})
 
     @property
     def members(self) -> Sequence[Member]:

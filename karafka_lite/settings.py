@@ -169,6 +169,23 @@ def resolve_bootstrap_servers(option: str | None, environ: Mapping[str, str], ar
     return _servers(value)
 
 
+def setting_of(name: str, text: str) -> Any:
+    """A setting given as text, as in a file: a number, true or false where it has to be one.
+
+    Raises:
+        ConfigurationError: there is none of that name, or its value is no text and no number.
+    """
+    kind = _TYPES.get(name)
+    if kind is None:
+        refuse(*_setting_mistakes(name, text))
+    kinds = {kind, *get_args(kind)} - {type(None)}
+    if not _choices(kind) and not kinds & {int, bool, str}:
+        refuse(f"{name} cannot be given as text; give it in code")
+    if int in kinds and re.fullmatch("[0-9]{1,18}", text):
+        return int(text)
+    return {"true": True, "false": False}.get(text.lower(), text) if bool in kinds else text
+
+
 # Each check below yields its mistakes as text, so that one exception can report all of them.
 
 _INT32_MAX = 2**31 - 1  # most numbers are sent as 32 bits; a bigger one would fail much later, on the IO thread

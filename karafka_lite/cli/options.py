@@ -51,6 +51,11 @@ def add_log_level(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--log-level", metavar="LEVEL", type=str.lower, choices=_LEVELS, help=levels)
 
 
+def add_config(group: argparse._ArgumentGroup) -> None:
+    text = "file with settings by kafka-python's names, a 'name = value' in each line; overrides the App's"
+    group.add_argument("--config", metavar="FILE", help=text)
+
+
 def add_image(group: argparse._ArgumentGroup, option: str) -> None:
     group.add_argument("--image", metavar="IMAGE", help=f"Kafka image for {option} (default: apache/kafka:4.3.1)")
 

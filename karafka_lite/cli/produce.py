@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 
-from karafka_lite.cli import console
+from karafka_lite.cli import config, console, importer
 from karafka_lite.cli.feed import Feed, feed
-from karafka_lite.cli.options import Commands, add_command, add_log_level
+from karafka_lite.cli.options import Commands, add_command, add_config, add_log_level
 from karafka_lite.settings import resolve_bootstrap_servers
 
 _EPILOG = """\
@@ -18,6 +18,11 @@ examples:
                                                   keyed by the field "customer"
   tail -f access.log | karafka-lite produce log --text
                                                   each line as it is
+  karafka-lite produce orders orders.jsonl --app orders:app
+                                                  to the App's brokers, with its
+                                                  settings for security
+  karafka-lite produce orders orders.jsonl --config client.properties
+                                                  with the settings in a file
 
 A line ends with \\n or \\r\\n. Blank lines are skipped; with --text an empty line
 is an empty message. The command stops at the first line that cannot be sent
@@ -26,7 +31,7 @@ the broker allows it.
 
 exit codes:
   0  every message was sent and acknowledged
-  1  not every message was
+  1  not every message was, or a broker refuses us
   3  no broker could be reached
 """
 
@@ -49,6 +54,8 @@ def add_to(commands: Commands) -> None:
     group = parser.add_argument_group("brokers")
     servers = "brokers to connect to (default: KARAFKA_LITE_BOOTSTRAP_SERVERS, or localhost:9092)"
     group.add_argument("--broker", metavar="HOST:PORT,...", help=servers)
+    group.add_argument("--app", metavar="module:app", help="an App whose brokers and settings to use")
+    add_config(group)
     add_log_level(parser)
 
 
@@ -56,6 +63,12 @@ def produce(arguments: argparse.Namespace) -> int:
     if arguments.text and arguments.key is not None:
         arguments.parser.error("--key cannot be combined with --text: it needs JSON, which --text does not parse")
     console.configure_logging(arguments.log_level)
-    servers = resolve_bootstrap_servers(arguments.broker, os.environ, "localhost:9092")
-    feed([Feed(arguments.topic, arguments.file, arguments.key, arguments.text)], servers, {}, console.feeding)
+    feeds = [Feed(arguments.topic, arguments.file, arguments.key, arguments.text)]
+    if arguments.app is not None:
+        app = importer.load_app(arguments.app)
+        app.override(bootstrap_servers=arguments.broker, settings=config.load_if(arguments.config))
+        feed(feeds, app.brokers(), app.config.settings, console.feeding)
+    else:
+        servers, settings = config.of_no_app(arguments.config)
+        feed(feeds, resolve_bootstrap_servers(arguments.broker, os.environ, servers), settings, console.feeding)
     return 0

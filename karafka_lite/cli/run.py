@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from karafka_lite.app import App
-from karafka_lite.cli import broker, console, importer
+from karafka_lite.cli import broker, config, console, importer
 from karafka_lite.cli.drain import NOT_DRAINED, Drain
 from karafka_lite.cli.feed import Feed, feed
-from karafka_lite.cli.options import Commands, add_command, add_image, add_log_level, seconds
+from karafka_lite.cli.options import Commands, add_command, add_config, add_image, add_log_level, seconds
 from karafka_lite.client.reader import choose_reader
 
 DRAIN_TIMEOUT_S = 60.0
@@ -61,6 +61,7 @@ def add_to(commands: Commands) -> None:
         help="brokers to connect to, or 'embedded' or 'docker' to start one for this run; overrides "
         "KARAFKA_LITE_BOOTSTRAP_SERVERS and the App's bootstrap_servers",
     )
+    add_config(group)
     add_image(group, "--broker docker")
     group = parser.add_argument_group("input")
     group.add_argument(
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         _tune_gc()  # before the import, so that the user's module has the last word
     with console.logging_of_the_users_module(arguments.log_level):
         app = importer.load_app(arguments.app)
-    app.override(concurrency=arguments.concurrency)
+    app.override(concurrency=arguments.concurrency, settings=config.load_if(arguments.config))
     if arguments.drain_timeout and not arguments.drain:
         arguments.parser.error("--drain-timeout requires --drain")
     feeds = _feeds(app, arguments)

@@ -164,20 +164,25 @@ class _NoSecrets(logging.Filter):
     """Takes passwords and tokens out of what kafka-python logs at DEBUG, wherever the program sends it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple):
-            record.args = tuple(map(_without_secrets, record.args))
+        arguments = (record.args,) if isinstance(record.args, Mapping) else record.args or ()
+        record.args = tuple(map(_without_secrets, arguments))
         return True
 
 
 def _without_secrets(argument: object) -> object:
     kind = type(argument).__name__
-    if kind.startswith("Sasl"):  # a request with credentials, or the answer to it
+    if kind in HOLD_SECRETS:
         return f"{kind}(not shown: it holds credentials)"
+    if isinstance(argument, Mapping):  # all settings
+        return {name: "..." if name in SECRETS else value for name, value in argument.items()}
     return f"{len(argument)} bytes" if isinstance(argument, bytes | bytearray) else argument
 
 
 _NO_SECRETS = _NoSecrets()
-WITH_SECRETS = ("kafka.net.connection", "kafka.protocol.parser")  # a filter sees what is logged on its own logger
+HOLD_SECRETS = {f"Sasl{name}{kind}" for name in ("Authenticate", "Bytes") for kind in ("Request", "Response")}
+SECRETS = {"sasl_plain_password", "ssl_password", "proxy_url", "socks5_proxy"}
+# A filter sees what is logged on its own logger.
+WITH_SECRETS = ("kafka.admin.client", "kafka.net.connection", "kafka.protocol.parser")
 
 
 def _redirect_kafka_log() -> None:

@@ -6,12 +6,16 @@ because 3 means "try again later", and a wrong password that is tried again and 
 
 from __future__ import annotations
 
+import base64
 import logging
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from support.command import process
 from support.harness import QUICK, running
 from support.observer import Observer, wait_until
 from support.secure_kafka import NEVER_EXISTS, PASSWORD, USER, Certificates, SecureKafka
@@ -22,6 +26,7 @@ from karafka_lite.client.producer import Producer
 from karafka_lite.errors import AccessError
 
 WRONG = "wrong-staple-93c"
+KEY_PASSWORD = "locked-battery-58e"
 SOON_S = 5.0
 Settings = dict[str, Any]
 
@@ -320,3 +325,75 @@ def test_an_address_that_the_brokers_tell_and_nobody_can_reach_is_named(
     assert "broker 1 at" in line
     assert "its name cannot be resolved" in line
     assert "came from the brokers (advertised.listeners)" in line
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+def test_produce_reaches_a_secured_cluster_by_an_app_and_by_a_file(plot: Plot, tmp_path: Path) -> None:
+    plot.allow("TOPIC", plot.topic, "WRITE")
+    settings = {**tls(plot.kafka.certificates), **sasl(SCRAM, tls=True)}
+    settings["bootstrap_servers"] = plot.kafka.address("SASL_TLS")
+    (tmp_path / "client.properties").write_text("".join(f"{name} = {value}\n" for name, value in settings.items()))
+    (tmp_path / "secure.py").write_text(
+        f"from karafka_lite import App\napp = App('g', **{settings!r})\n@app.topic('t')\ndef work(batch, ctx): ...\n"
+    )
+    (tmp_path / "lines").write_text("1\n2\n")
+    for options in (["--app", "secure:app"], ["--config", "client.properties"]):
+        done = process("-m", "karafka_lite", "produce", plot.topic, "lines", *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert plot.as_root.end_offset(plot.topic) == 4
+    done = process(
+        "-m", "karafka_lite", "produce", plot.topic, "lines", "--broker", settings["bootstrap_servers"], cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "speaks TLS, not plain text" in done.stderr
+
+
+# -- secrets -----------------------------------------------------------------------------------------------------------
+
+LOGGED_BY_THE_USER = """\
+import logging
+logging.basicConfig(level=logging.DEBUG)
+logging.getLogger("kafka").setLevel(logging.DEBUG)
+"""
+
+
+@pytest.mark.parametrize("before", ["", LOGGED_BY_THE_USER], ids=["ours", "the user's own logging"])
+@pytest.mark.parametrize("password", [PASSWORD, WRONG])
+def test_no_secret_is_in_any_output_at_debug_level(plot: Plot, tmp_path: Path, before: str, password: str) -> None:
+    plot.allow("GROUP", plot.group, "READ")
+    plot.allow("TOPIC", plot.topic, "READ", "WRITE")
+    plot.as_root.produce(plot.topic, [1])
+    key = tmp_path / "client.key"
+    openssl = ["openssl", "rsa", "-aes128", "-passout", f"pass:{KEY_PASSWORD}", "-out", str(key)]
+    subprocess.run([*openssl, "-in", plot.kafka.certificates.key("client")], check=True, capture_output=True)
+    secured = {**tls(plot.kafka.certificates), "ssl_certfile": plot.kafka.certificates.cert("client")}
+    secured |= {
+        "ssl_keyfile": str(key),
+        "ssl_password": KEY_PASSWORD,
+        "bootstrap_servers": plot.kafka.address("MUTUAL"),
+    }
+    (tmp_path / "mine.py").write_text(
+        f"{before}"
+        f"import sys\n"
+        f"from karafka_lite import App\n"
+        f"from karafka_lite.client.admin import Admin\n"
+        f"secured = {secured!r}\n"
+        f"admin = Admin([secured.pop('bootstrap_servers')], secured)\n"
+        f"admin.connect(); admin.close()\n"
+        f"settings = {sasl('PLAIN', password=password)!r}\n"
+        f"app = App({plot.group!r}, bootstrap_servers={plot.kafka.address('SASL')!r}, **settings)\n"
+        f"@app.topic({plot.topic!r})\n"
+        f"def work(batch, ctx):\n"
+        f"    ctx.produce({plot.topic!r}, batch.first.payload) if batch.first_offset == 0 else app.stop()\n"
+        f"print(app, repr(app.config), vars(app))\n"
+    )
+    done = process("-m", "karafka_lite", "run", "mine:app", "--log-level", "debug", cwd=tmp_path)
+    assert done.returncode == (0 if password == PASSWORD else 1), done.stderr
+    assert "refuses the credentials" in done.stderr or "left" in done.stderr
+    if before:
+        assert "SaslAuthenticateRequest(not shown: it holds credentials)" in done.stderr, "the log is there"
+    plain = f"\\0{USER}\\0{password}".encode()
+    for secret in (password, KEY_PASSWORD, base64.b64encode(plain).decode(), password.encode().hex()):
+        assert secret not in done.stdout + done.stderr

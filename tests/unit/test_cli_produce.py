@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import Ended, Run, Write, refused
+from support.command import ORDERS, Ended, Run, Write, refused
 
 from karafka_lite.cli import main as cli
 from karafka_lite.cli.feed import Feed
@@ -50,6 +51,20 @@ def test_the_brokers_of_produce_are_the_option_then_the_environment(
     produce("t")
     produce("t", "--broker", "kafka-3:9092")
     assert [servers for _, servers, _ in fed] == [["kafka-1:9092", "kafka-2:9092"], ["kafka-3:9092"]]
+
+
+def test_produce_reaches_the_cluster_of_an_app_or_of_a_file(produce: Run, fed: list[Any], write: Write) -> None:
+    write("secure.py", ORDERS.replace('"event-store"', "'g', bootstrap_servers='a:1', client_id='mine'"))
+    file = write("client.properties", "bootstrap_servers = b:2\nclient_id = its\n")
+    importlib.invalidate_caches()  # a file that was written a moment ago
+    produce("t", "--app", "secure:app")
+    produce("t", "--config", str(file))
+    produce("t", "--app", "secure:app", "--config", str(file), "--broker", "c:3")
+    assert [(servers, settings) for _, servers, settings in fed] == [
+        (["a:1"], {"client_id": "mine"}),
+        (["b:2"], {"client_id": "its"}),
+        (["c:3"], {"client_id": "its"}),
+    ]
 
 
 @pytest.mark.parametrize(

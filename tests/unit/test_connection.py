@@ -322,3 +322,21 @@ def test_a_file_of_tls_that_holds_something_else_is_named(tmp_path: Path) -> Non
     file.write_text("no certificate")
     with pytest.raises(ConfigurationError, match=r"^no TLS connection can be made with ssl_cafile='.*ca\.pem' \("):
         Connection("c").open(dict, ["a:1"], {"security_protocol": "SSL", "ssl_cafile": str(file)})
+
+
+# -- secrets -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_kafka_python_logs_of_its_settings_and_its_bytes_holds_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+    """Wherever the program sends it: the filter is on the loggers themselves."""
+    Opened()()[0].close()
+    caplog.set_level(logging.DEBUG, "kafka")
+    logging.getLogger("kafka.admin.client").debug("with %s", {"client_id": "mine", "ssl_password": "s3cret"})
+    logging.getLogger("kafka.protocol.parser").debug("%s Send: %r", "node=1", b"\0me\0s3cret")
+    logging.getLogger("kafka.net.connection").debug("nothing to replace")
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "with {'client_id': 'mine', 'ssl_password': '...'}",
+        "node=1 Send: '10 bytes'",
+        "nothing to replace",
+    ]

@@ -32,6 +32,17 @@ def test_the_options_win_and_the_banner_shows_them(run: Run, write: Write) -> No
     assert "9 workers, brokers: kafka-1:9092, kafka-2:9092" in ended.err
 
 
+def test_settings_of_a_file_go_before_those_of_the_app_and_the_brokers_of_an_option_before_both(
+    run: Run, write: Write
+) -> None:
+    write("orders.py", ORDERS)
+    file = str(write("client.properties", "bootstrap_servers = kafka-1:9092\nclient_id = its\n"))
+    for options, brokers in (([], ["kafka-1:9092"]), (["--broker", "kafka-2:9092"], ["kafka-2:9092"])):
+        app = run("orders", "--config", file, *options).app
+        assert app is not None
+        assert (app.brokers(), app.config.settings) == (brokers, {"client_id": "its"})
+
+
 @pytest.mark.parametrize(
     ("options", "seen"),
     [
