@@ -84,7 +84,9 @@ def live(api: str, code: int, times: int) -> Outcome:
             process.kill()
             out, errors = process.communicate()
     facts: dict[str, Any] = json.loads(out.splitlines()[-1]) if out.strip() else {}
-    said = [(float(match[1]), match[2]) for match in re.finditer(r"^(\d+\.\d+) (.*)$", errors, re.MULTILINE)]
+    said = [
+        (float(match[1]), match[2]) for match in re.finditer(r"^(\d+\.\d+) karafka_lite\S* (.*)$", errors, re.MULTILINE)
+    ]
     outcome = Outcome(
         facts.get("exit"), facts.get("processed", 0), facts.get("repeated", 0), facts.get("committed", 0),
         facts.get("sent", 0), facts.get("seconds", 0.0), said, [],

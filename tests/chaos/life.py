@@ -35,7 +35,7 @@ class Clock(logging.Formatter):
 
 def main(api: str, code: int, times: int, patience_s: float) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(Clock("%(levelname)s %(message)s"))
+    handler.setFormatter(Clock("%(name)s %(levelname)s %(message)s"))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # before and after ``run``, which has a handler of its own
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     with EmbeddedBroker({"inputs": 1, "outputs": 1}, auto_create_topics=False, min_session_timeout_ms=1000) as broker:
