@@ -73,8 +73,7 @@ MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
 POLL_RECORDS = 2000  # a poll costs about as much as reading a hundred of them
 JOINING_POLL_MS = 1000  # a join that ends between two polls is thrown away by the client: leave little time between two
-PAUSED_POLL_MS = 20  # there is no wakeup(): how late a partition may be resumed, or its next messages be asked for
-IDLE_POLL_MS = 200
+IDLE_POLL_MS = 200  # there is no wakeup()
 REQUEST_MS = 5000  # bound of one blocking request; what failed is asked again
 CLOSE_MS = 5000
 NO_GENERATION = -1
@@ -269,6 +268,8 @@ class Client:
             self._apply(self._consumer.pause, ownership.tp)
         for ownership in plan.resume:
             self._apply(self._consumer.resume, ownership.tp)
+        if plan.pause or plan.resume:
+            self._fetching.moved()
 
     def _apply(self, action: Callable[..., None], tp: TopicPartition, *offset: int) -> None:
         kafka_tp = KafkaTP(*tp)
@@ -305,7 +306,7 @@ class Client:
                 self._coordinator.poll(timeout_ms=JOINING_POLL_MS)
                 return []
             self._stalls.look_for_leaders()
-            polled = self._fetching.poll(PAUSED_POLL_MS if paused else IDLE_POLL_MS)
+            polled = self._fetching.poll(IDLE_POLL_MS, paused=paused)
         except PollIsFullError:  # all that it has read was before where we want to begin
             return []
         except kafka.errors.KafkaError as error:

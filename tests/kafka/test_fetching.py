@@ -65,14 +65,57 @@ def test_without_the_cure_there_is_one_that_waits_for_news(kafka: Observer) -> N
         assert fetches.left == {400}
 
 
-@pytest.mark.parametrize(("most", "wait"), [(400, 20), (10, 10)])
-def test_a_fetch_beside_a_paused_partition_does_not_wait_long(kafka: Observer, most: int, wait: int) -> None:
+@pytest.mark.parametrize(
+    ("most", "rested_s", "least", "longest"),
+    [(400, 0.0, 20, 100), (10, 0.0, 10, 10), (400, 1.6, 200, 300), (400, 60.0, 400, 400)],
+)
+def test_a_fetch_beside_a_paused_partition_waits_a_part_of_the_time_without_a_pause_or_a_resume(
+    kafka: Observer, most: int, rested_s: float, least: int, longest: int
+) -> None:
     topic = kafka.topic(2)
     with Member(kafka, topic, fetch_max_wait_ms=most) as member:
         fetches = Fetches(kafka, member, topic)
         member.client.apply(plan(pause=[(topic, 0)]))
-        member.until(lambda: fetches.paused)
-        assert fetches.paused == {wait}
+        member.client._fetching._moved_at -= rested_s
+        for _ in range(2):  # the second is a repetition
+            fetches.paused.clear()
+            member.until(lambda: fetches.paused)
+            assert least <= min(fetches.paused) <= max(fetches.paused) <= longest
+
+
+@pytest.mark.parametrize("move", ["pause", "resume"])
+def test_so_does_a_poll(kafka: Observer, move: str) -> None:
+    topic = kafka.topic(2)
+    with Member(kafka, topic) as member:
+        member.until_assigned()
+        fetcher, waits = member.consumer._fetcher, list[int]()
+        stock = fetcher.fetch_records
+
+        def watched(*arguments: Any, timeout_ms: int, **others: Any) -> Any:
+            waits.append(timeout_ms)  # a part of it is over by now
+            return stock(*arguments, timeout_ms=timeout_ms, **others)
+
+        fetcher.fetch_records = watched
+        member.client._fetching._moved_at -= 60
+        member.until(lambda: max(waits, default=0) > 100, lambda: member.client.poll(paused=True))
+        member.client.apply(plan(**{move: [(topic, 0)]}))
+        waits.clear()
+        member.client.poll(paused=True)
+        assert max(waits) < 100
+
+
+def test_a_partition_that_is_paused_for_long_does_not_keep_waiting_what_is_left_of_others(kafka: Observer) -> None:
+    topic = kafka.topic(3)
+    for partition in (0, 1):
+        for _ in range(20):
+            kafka.produce(topic, ["x" * 1000] * 3, partition)
+    with Member(kafka, topic, max_poll_records=2, max_partition_fetch_bytes=9000) as member:
+        member.until_assigned()
+        member.client.apply(plan(pause=[(topic, 2)]))
+        member.client._fetching._moved_at -= 3600
+        fetches = Fetches(kafka, member, topic)
+        assert len(member.read(120)) == 120
+        assert fetches.left == {20}
 
 
 def test_a_fetch_for_what_is_not_at_its_end_is_sent_while_something_is_left(kafka: Observer) -> None:
