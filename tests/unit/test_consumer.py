@@ -197,12 +197,14 @@ def plan(offset: int = 7) -> PollPlan:
 
 def test_a_plan_for_a_partition_that_is_not_assigned_does_nothing(client: Client) -> None:
     client._consumer = consumer = Seeks(assigned=False)
+    client._fetching = SimpleNamespace(moved=lambda: None)
     client.apply(plan())
     assert consumer.done == []
 
 
 def test_a_plan_for_a_partition_that_is_assigned_is_carried_out(client: Client) -> None:
     client._consumer = consumer = Seeks(assigned=True)
+    client._fetching = SimpleNamespace(moved=lambda: None)
     client.apply(plan())
     assert [verb for verb, _ in consumer.done] == ["seek", "pause", "pause"]
 
@@ -210,6 +212,7 @@ def test_a_plan_for_a_partition_that_is_assigned_is_carried_out(client: Client) 
 @pytest.mark.parametrize("error", [ValueError("Offset must be int >= 0"), RuntimeError("the loop"), TypeError("tp")])
 def test_other_errors_of_a_seek_are_not_swallowed(client: Client, error: Exception) -> None:
     client._consumer = Seeks(assigned=True, error=error)
+    client._fetching = SimpleNamespace(moved=lambda: None)
     with pytest.raises(ClientBrokenError) as broken:
         client.apply(plan())
     assert broken.value.__cause__ is error
@@ -217,6 +220,7 @@ def test_other_errors_of_a_seek_are_not_swallowed(client: Client, error: Excepti
 
 def test_a_seek_past_all_offsets_that_can_be_sent_goes_to_the_last_of_them(client: Client) -> None:
     client._consumer = consumer = Seeks(assigned=True)
+    client._fetching = SimpleNamespace(moved=lambda: None)
     client.apply(plan(1 << 64))
     assert consumer.done[0] == ("seek", (1 << 63) - 1)
 
