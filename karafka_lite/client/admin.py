@@ -14,7 +14,7 @@ from kafka.admin import KafkaAdminClient
 
 from karafka_lite.client.connection import Connection, Emit
 from karafka_lite.client.refusals import writes_refused
-from karafka_lite.errors import AccessError, ClusterError, ConfigurationError
+from karafka_lite.errors import AccessError, ClusterError, ConfigurationError, describe
 from karafka_lite.messages import TopicPartition
 
 ASK_AGAIN_S = 0.2
@@ -25,6 +25,8 @@ MISSING = {  # the brokers' answers for a topic that does not exist, or that we 
     kafka.errors.TopicAuthorizationFailedError.errno,
     kafka.errors.InvalidTopicError.errno,
 }
+
+NOT_REACHED = (kafka.errors.NodeNotReadyError, kafka.errors.KafkaConnectionError, kafka.errors.KafkaTimeoutError)
 
 T = TypeVar("T")
 Offsets = dict[TopicPartition, int]
@@ -151,7 +153,8 @@ class Admin:
             except (kafka.errors.KafkaError, RuntimeError) as error:
                 # kafka-python has a RuntimeError for "no controller now", say.
                 if not getattr(error, "retriable", True) or time.monotonic() > deadline:
-                    raise ClusterError(f"could not {what} ({type(error).__name__}: {error})") from error
+                    why = self._admin._manager.trouble.cause() if isinstance(error, NOT_REACHED) else ""
+                    raise ClusterError(f"could not {what} ({why or describe(error)})") from error
             time.sleep(ASK_AGAIN_S)
 
 

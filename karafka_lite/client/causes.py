@@ -12,6 +12,7 @@ from karafka_lite.client.listeners import Listener, is_alert
 
 EXPIRED, NOT_YET_VALID, OTHER_HOST = (10,), (9,), (62, 64)  # of OpenSSL's verify codes
 FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
+DISCONNECTED = "socket disconnected"  # as kafka-python has it
 REFUSED = (kafka.errors.SaslAuthenticationFailedError, kafka.errors.AuthorizationError)
 CREDENTIALS = {
     "GSSAPI": "the Kerberos ticket and sasl_kerberos_service_name",
@@ -66,7 +67,8 @@ def explain(error: BaseException, broker: str, settings: Mapping[str, Any], list
             return Cause(f"{text}{_protocol(listener.tls, True)!r}, with sasl_mechanism and credentials", True)
     if isinstance(error, NotReachedError):
         return Cause(f"{broker} cannot be reached ({said(error)})")
-    return Cause(f"{broker} hangs up ({said(error)})")
+    closed = any(isinstance(each, ConnectionError) for each in _chain(error))
+    return Cause(f"{broker} hangs up ({DISCONNECTED if closed else said(error)})")
 
 
 def said(error: BaseException) -> str:

@@ -47,6 +47,7 @@ class Network(KafkaConnectionManager):  # type: ignore[misc]
         self._failed = failed
         self.causes: dict[Any, Cause] = {}  # by node
         self.trouble = Trouble()
+        self._known: set[Any] = set()  # nodes that a connection was made to
         super().__init__(net, **settings)
 
     # -- the start
@@ -128,22 +129,30 @@ class Network(KafkaConnectionManager):  # type: ignore[misc]
     # -- one connection
 
     def get_connection(self, node_id: Any, *arguments: Any, **options: Any) -> Any:
-        known = self._conns.get(node_id)
+        known, bootstraps = self._conns.get(node_id), self.cluster.is_bootstrap(node_id)
+        if not bootstraps:  # kafka-python forgets the back-off of a broker that takes connections and hangs up
+            options["reset_backoff_on_connect"] = False
         connection = super().get_connection(node_id, *arguments, **options)
-        if connection is not known and not self.cluster.is_bootstrap(node_id):
+        if connection is not known and not bootstraps:
+            connection.init_future.add_callback(lambda _: self._connected(node_id))
             connection.init_future.add_errback(partial(self._not_connected, node_id))
         return connection
+
+    def _connected(self, node_id: Any) -> None:
+        self._known.add(node_id)
+        self.reset_backoff(node_id)
 
     def _not_connected(self, node_id: Any, error: Exception) -> None:
         node = self.cluster.broker_metadata(node_id)
         if self.closed or node is None:
             return
-        # After kafka-python has taken back the back-off because there was a connection, although it did not serve.
+        # Only after kafka-python's own turn: it does so itself where there was no connection at all.
         self._net.call_soon(lambda: None if self.connection_delay(node_id) else self.update_backoff(node_id))
         self.causes[node_id] = cause = explain(error, self._name(node), self.config)
-        told = "; this address came from the brokers (advertised.listeners)" * isinstance(error, NotReachedError)
-        self.trouble.not_connected(cause.text + told)
-        self._failed(cause.text + told)
+        never = isinstance(error, NotReachedError) and node_id not in self._known
+        text = cause.text + "; this address came from the brokers (advertised.listeners)" * never
+        self.trouble.not_connected(text)
+        self._failed(text)
 
     def send(self, request: Any, *arguments: Any, **options: Any) -> Any:
         return self.trouble.watch(request, super().send(request, *arguments, **options))

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from support.harness import running
+from support.observer import wait_until
 
+from karafka_lite import App
+from karafka_lite.broker import EmbeddedBroker
 from karafka_lite.client.consumer import Client
 from karafka_lite.client.producer import Producer
 from karafka_lite.errors import BrokerUnavailableError
+from karafka_lite.events import Assigned, Event, Unreachable
 
 
 @contextmanager
-def slammed_door() -> Iterator[tuple[str, list[int]]]:
+def slammed_door(port: int = 0) -> Iterator[tuple[str, list[int]]]:
     """An address that closes each connection at once, and one number for each of them."""
     knocks: list[int] = []
-    with socket.create_server(("127.0.0.1", 0)) as door:
+    with socket.create_server(("127.0.0.1", port)) as door:
 
         def slam() -> None:
             while True:
@@ -50,3 +56,22 @@ def test_the_next_try_is_never_more_than_about_a_second_away(kind: str) -> None:
         with pytest.raises(BrokerUnavailableError):
             client.connect()
     assert len(knocks) >= 11, "kafka-python's own waits grow to 30 s: 8 tries in 10 s"
+
+
+def test_a_broker_that_hangs_up_at_once_is_asked_less_and_less_and_said_once() -> None:
+    """kafka-python takes the connection for a success, and forgets its back-off: 10 to 16 a second."""
+    events: list[Event] = []
+    with EmbeddedBroker(topics=["t"]) as broker:
+        app = App("group", bootstrap_servers=broker.bootstrap_servers)
+        app.observe(lambda event: events.append(event))
+        app.topic("t")(lambda batch, ctx: None)
+        with running(app):
+            wait_until(lambda: any(isinstance(event, Assigned) for event in events), message="a member")
+            broker.down()
+            with slammed_door(int(broker.bootstrap_servers.partition(":")[2])) as (_, knocks):
+                wait_until(lambda: len(knocks) >= 7, message="tries")
+                began = time.monotonic()
+                wait_until(lambda: len(knocks) >= 9, message="more tries")
+                assert time.monotonic() - began > 0.5
+            broker.up()
+    assert len([event for event in events if isinstance(event, Unreachable) and "hangs up" in event.reason]) == 1

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,8 +23,9 @@ from support.secure_kafka import NEVER_EXISTS, PASSWORD, USER, Certificates, Sec
 
 from karafka_lite import App
 from karafka_lite.client.admin import Admin
+from karafka_lite.client.consumer import Client
 from karafka_lite.client.producer import Producer
-from karafka_lite.errors import AccessError
+from karafka_lite.errors import AccessError, BrokerUnavailableError, ClusterError
 
 WRONG = "wrong-staple-93c"
 KEY_PASSWORD = "locked-battery-58e"
@@ -325,6 +327,25 @@ def test_an_address_that_the_brokers_tell_and_nobody_can_reach_is_named(
     assert "broker 1 at" in line
     assert "its name cannot be resolved" in line
     assert "came from the brokers (advertised.listeners)" in line
+
+
+def test_a_question_that_no_broker_can_be_asked_names_the_address_too(secure_kafka: SecureKafka) -> None:
+    admin = Admin([secure_kafka.address("LOST")], {"bootstrap_timeout_ms": 1000})
+    admin.connect()
+    with pytest.raises(ClusterError, match=rf"broker 1 at {NEVER_EXISTS}:9092 cannot be reached .*advertised"):
+        admin.partitions(["t"])
+    admin.close()
+
+
+def test_a_new_client_of_a_member_that_has_worked_waits_where_its_credentials_are_refused(
+    secure_kafka: SecureKafka,
+) -> None:
+    member: Any = SimpleNamespace(begun=False)
+    for begun, error in ((False, AccessError), (True, BrokerUnavailableError)):
+        member.begun = begun
+        client = Client("g", [secure_kafka.address("SASL")], sasl(password=WRONG), member, lambda event: None)
+        with pytest.raises(error, match="refuses the credentials"):
+            client.connect()
 
 
 # -- the command line --------------------------------------------------------------------------------------------------

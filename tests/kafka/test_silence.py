@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 from support.harness import make_app, running
+from support.kafka_server import JavaKafka, kafka_source
 from support.observer import Observer, wait_until
 
 from karafka_lite import App
 from karafka_lite.broker import EmbeddedBroker
 from karafka_lite.core import watch
 from karafka_lite.errors import PollError
-from karafka_lite.events import Assigned, ClientFailed, Event, Idle, Left, PollFailed, Stalled, Stopping
+from karafka_lite.events import (
+    Assigned,
+    ClientFailed,
+    Crashed,
+    Event,
+    Idle,
+    Left,
+    PollFailed,
+    Stalled,
+    Stopping,
+    TopicsCreated,
+)
 
 # What kafka-python asks for again and again without a word: kind of request, and the errors.
 SILENT = {
@@ -33,10 +46,10 @@ ENOUGH_S = 20.0
 
 
 @contextmanager
-def on(broker: EmbeddedBroker, **settings: Any) -> Iterator[tuple[App, list[Event]]]:
-    app, events = App("group", bootstrap_servers=broker.bootstrap_servers, **settings), list[Event]()
+def on(broker: EmbeddedBroker | JavaKafka, **options: Any) -> Iterator[tuple[App, list[Event]]]:
+    app, events = App("group", bootstrap_servers=broker.bootstrap_servers), list[Event]()
     app.observe(lambda event: events.append(event))
-    app.topic("t")(lambda batch, ctx: None)
+    app.topic("t", **options)(lambda batch, ctx: None)
     app.start()
     try:
         yield app, events
@@ -68,6 +81,48 @@ def test_each_error_that_lasts_is_said_with_what_the_member_waits_for(
     for (api, code), stalled in zip(cells, found, strict=True):
         assert stalled.for_ in (f"for {WAITS_FOR.get(api)}", "to join the group"), (api, code)
         assert f"({code})" in stalled.cause, (api, code, stalled)
+
+
+class WithoutCoordinator(JavaKafka):
+    """One node whose topic of offsets wants three copies, which is Kafka's default: there is never a coordinator."""
+
+    def __init__(self) -> None:
+        super().__init__(settings={"offsets.topic.replication.factor": 3})
+
+    def wait_until_ready(self) -> None:
+        def listens() -> bool:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", int(self.bootstrap_servers[10:])), 1):
+                return True
+            return False
+
+        wait_until(listens, self.timeout, "it listens")
+
+
+@pytest.mark.kafka
+def test_a_coordinator_that_is_never_available_is_said_with_the_brokers_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if (source := kafka_source()).kind != "java":
+        pytest.skip(f"a Kafka with settings of its own is started with Java only; the Kafka here is {source.kind}")
+    monkeypatch.setattr(watch, "AFTER_S", 0.5)
+    with WithoutCoordinator() as server:
+        observer = Observer(server.bootstrap_servers)
+        observer.topic(name="t")
+        with on(server) as (_, events):
+            stalled = first(events, Stalled)
+        observer.forget_clients()
+    assert stalled.for_ == "to join the group"
+    assert "FindCoordinator is answered with CoordinatorNotAvailableError (15)" in stalled.cause
+    assert "offsets.topic.replication.factor" in stalled.cause
+
+
+def test_a_controller_that_moves_ends_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    with EmbeddedBroker(topics=["t"]) as broker:
+        broker.fail("CreateTopics", 41, times=4)  # kafka-python itself tries it three times
+        with on(broker, dead_letter="dead") as (_, events):
+            first(events, Assigned)
+        assert not [event for event in events if isinstance(event, Crashed)]
+        assert [event.topics for event in events if isinstance(event, TopicsCreated)] == [("dead",)]
 
 
 def test_a_broker_that_does_not_answer_is_a_cause_too(monkeypatch: pytest.MonkeyPatch) -> None:
