@@ -102,7 +102,7 @@ def _release_signals() -> None:
 
 
 def _begin_child() -> None:
-    for owner, act in list(_in_child.items()):
+    for owner, act in reversed(list(_in_child.items())):  # what was put in the place of something goes before that
         act(owner)
     _release_signals()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import operator
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -109,8 +110,9 @@ class Message:
         deserializer: Deserializer | Loads | None = json,
     ) -> None:
         self.topic: str = topic
-        self.partition: int = partition
-        self.offset: int = offset
+        # An offset of 5.0 would be equal to that of a message, and no commit of it could be sent.
+        self.partition: int = _integer("partition", partition)
+        self.offset: int = _integer("offset", offset)
         self.key: bytes | None = key
         self.value: bytes | None = value
         self.headers: Headers = list(headers)
@@ -308,6 +310,13 @@ class Batch(Sequence[Message]):
         message._deserialize = self._deserialize
         message._payload = _MISSING if self._payloads is None else self._payloads[index]
         return message
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
 
 
 def _name(function: object) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from karafka_lite import forks
 from karafka_lite.cli import console
 from karafka_lite.cli.options import Commands, add_command, add_image, add_log_level, port, topic_with_partitions
 from karafka_lite.forks import HANG_UP, SIGNALS
@@ -110,8 +111,13 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         now = signal.getsignal(number)
         if number != signal.SIGINT and now is not None and (number != HANG_UP or now is not signal.SIG_IGN):
             before[number] = signal.signal(number, signal.default_int_handler)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    forks.in_child(restore, lambda act: act())
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()

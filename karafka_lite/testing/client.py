@@ -118,7 +118,7 @@ class TestClient:
         message = outgoing(topic, value, key, headers, partition, timestamp_ms)
         if isinstance(value, str):
             message = message._replace(value=value.encode())
-        check_outgoing(message)
+        check_outgoing(message)  # where there is such a partition, is said below with what to type
         if (topic, 0) not in self._cluster.logs:
             topics = ", ".join(sorted({name for name, _ in self._cluster.logs}))
             raise ValueError(f"the app reads no topic {topic!r}; it reads {topics}")

@@ -43,12 +43,12 @@ class Cluster:
             raise ValueError(f"topic {topic!r} cannot have {count} partitions")
         return count
 
-    def append(self, message: Outgoing) -> tuple[int, int]:
-        """Write ``message``; returns its partition and offset. Without a key and a partition it goes to 0.
-
-        Raises TypeError, ValueError: Kafka would not take it.
-        """
+    def check(self, message: Outgoing) -> None:
+        """Raises TypeError, ValueError: Kafka would not take it at the call."""
         check_outgoing(message, self.count(message.topic) if isinstance(message.topic, str) else None)
+
+    def append(self, message: Outgoing) -> tuple[int, int]:
+        """Write ``message``; returns its partition and offset. Without a key and a partition it goes to 0."""
         topic, value, key, headers, partition, timestamp_ms = message
         if partition is None:
             partition = partition_of(key, self.count(topic)) if key is not None else 0
@@ -60,7 +60,7 @@ class Cluster:
 
     def accept(self, message: Outgoing) -> Future[tuple[int, int]]:
         """The app sends ``message``; the answer is there at once."""
-        check_outgoing(message)
+        self.check(message)
         future: Future[tuple[int, int]] = Future()
         if refusing := self.refusing.get(message.topic):
             future.set_exception(refusing.pop(0))

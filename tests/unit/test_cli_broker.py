@@ -138,14 +138,14 @@ def test_without_docker_run_ends_with_3_and_nothing_ran(call: Call, brokers: Bro
     assert not brokers.ran_at
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_after_the_app_still_stops_the_broker(call: Call, brokers: Brokers, number: int) -> None:
     brokers.while_it_serves = lambda: os.kill(os.getpid(), number)  # the stand-in for App.run leaves the signals alone
     assert call("run", "orders", "--broker", "embedded").code == 1
     assert brokers.ended == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_the_broker_serves_until_a_signal_and_says_how_to_use_it(call: Call, brokers: Brokers, number: int) -> None:
     brokers.while_it_serves = lambda: os.kill(os.getpid(), number)
     ended = call("broker", "--topic", "user_events:3", "--topic", "clicks", "--port", "29999")

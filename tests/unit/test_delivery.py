@@ -74,7 +74,7 @@ def test_an_observer_that_raises_is_logged_and_all_else_goes_on(start: Start, ca
     assert "ValueError: 0" in caplog.text
 
 
-@pytest.mark.parametrize("error", [SystemExit(1), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize("error", [SystemExit(1), GeneratorExit(), KeyboardInterrupt()], ids=repr)
 def test_an_observer_that_exits_does_not_end_the_thread(
     start: Start, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:

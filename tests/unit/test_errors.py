@@ -7,7 +7,15 @@ import traceback
 import pytest
 
 from karafka_lite import errors
-from karafka_lite.errors import CommitError, ConfigurationError, FetchError, KarafkaLiteError, ProduceError, describe
+from karafka_lite.errors import (
+    CommitError,
+    ConfigurationError,
+    FetchError,
+    KarafkaLiteError,
+    ProduceError,
+    describe,
+    is_collateral,
+)
 
 
 @pytest.mark.parametrize("name", errors.__all__)
@@ -35,6 +43,31 @@ def test_an_error_whose_text_cannot_be_made_is_described_by_its_type(raised: typ
             raise raised
 
     assert describe(Odd()) == "Odd"
+
+
+def test_a_text_that_a_user_chose_is_one_line_of_a_bounded_length_without_control_characters() -> None:
+    forged = ValueError("a\n  b\r\nc\u2028d\x1b[31me\x9bf\udc80\u202eg")
+    assert describe(forged) == "ValueError: a b c d\\x1b[31me\\x9bf\\udc80\\u202eg"
+    assert describe(ValueError("Größe 5 µm ✓")) == "ValueError: Größe 5 µm ✓"
+    assert len(describe(ValueError("x" * 1_000_000))) == 2000
+    assert len(describe(type("E" * 5000, (Exception,), {})("x"))) == 2000
+
+
+def test_who_fails_because_of_a_failure_that_is_collateral_fails_by_the_fault_of_another() -> None:
+    failure, own = ProduceError("another message was refused"), ProduceError("too large")
+    failure.collateral = True
+    wrapped = KeyError("not sent")
+    wrapped.__context__ = ValueError("because")
+    wrapped.__context__.__cause__ = failure
+    assert is_collateral(failure)
+    assert is_collateral(wrapped)
+    assert is_collateral(ProduceError.of_dead_letter(failure, "KeyError: 'id'"))
+    own.__cause__ = failure
+    assert not is_collateral(own), "the first that failed by itself counts"
+    assert not is_collateral(ValueError())
+    assert not is_collateral(None)
+    wrapped.__context__ = wrapped.__cause__ = wrapped
+    assert not is_collateral(wrapped)
 
 
 def test_a_commit_that_was_not_acknowledged_says_how_long_it_waited_for_what() -> None:

@@ -308,7 +308,7 @@ def test_what_was_acknowledged_after_a_refused_line_is_reported(sent: Callable[.
         send(Feed("t", str(tmp_path / "f")))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_lets_the_message_in_hand_be_sent_and_counted(
     sent: Callable[..., Answers], tmp_path: Path, number: signal.Signals
 ) -> None:

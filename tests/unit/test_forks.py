@@ -11,6 +11,7 @@ import karafka_lite
 PROGRAM = """
 import os, signal, sys, threading, time
 from karafka_lite import App, forks
+from karafka_lite.cli.broker import sigterm_as_ctrl_c
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.forks import call, watch
 from karafka_lite.signals import SIGNALS, Signals
@@ -29,6 +30,8 @@ owner, unwatched = Owner(), Owner()
 owner.lock.acquire()  # as if another thread had it at the fork
 watch(owner)
 before = [signal.getsignal(number) for number in SIGNALS]
+around = sigterm_as_ctrl_c()  # of the command line
+around.__enter__()
 app, idle = App("g"), App("g")
 app.topic("t")(lambda batch, ctx: None)
 runner = app._claim()  # as start does, without a broker
@@ -61,6 +64,8 @@ with Signals():
         os.kill(child, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+around.__exit__(None, None, None)
+assert [signal.getsignal(number) for number in SIGNALS] == before
 
 # what runs in a call of user code, and how its child ends
 

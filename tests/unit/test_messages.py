@@ -49,6 +49,14 @@ def test_a_message_has_what_it_was_given() -> None:
     assert (made.key, made.headers, made.timestamp_ms) == (b"k", [("a", b"1"), ("a", b"2")], 99)
 
 
+@pytest.mark.parametrize("wrong", [5.0, "5", None], ids=repr)
+def test_a_place_that_is_no_integer_is_refused_because_no_commit_of_it_could_be_sent(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=f"offset must be an integer, got {wrong!r}"):
+        Message("user_events", 0, wrong)
+    with pytest.raises(TypeError, match="partition must be an integer"):
+        Message("user_events", wrong, 0)
+
+
 def test_next_offset_is_the_one_after_the_message() -> None:
     assert (message(0).next_offset, message(41).next_offset, next_offset_after(41)) == (1, 42, 42)
 
