@@ -14,8 +14,8 @@ from karafka_lite.errors import CRITICAL
 from karafka_lite.messages import TopicPartition
 
 __all__ = ["Assigned", "Call", "CallEnded", "ClientFailed", "ClientLogged", "CommitFailed", "Committed", "Crashed"]
-__all__ += ["DeadLettered", "Event", "Idle", "Left", "Lost", "PollFailed", "Revoked", "Stalled", "Stopping", "Stuck"]
-__all__ += ["TakesLong", "TopicsCreated", "Uncommitted", "Unreachable", "Unreadable", "Waiting"]
+__all__ += ["DeadLettered", "Event", "Idle", "Left", "Lost", "Moved", "PollFailed", "Revoked", "Stalled", "Stopping"]
+__all__ += ["Stuck", "TakesLong", "TopicsCreated", "Uncommitted", "Unreachable", "Unreadable", "Waiting"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,14 @@ class Waiting(Event):
     """
 
     topics: tuple[str, ...]
+
+
+Reason = Literal["committed", "earliest", "latest", "new", "deleted", "truncated", "recreated"]
+"""Why a partition begins where it does.
+
+``"new"``: with ``auto_offset_reset="latest"``, the start of a partition that is younger than the group. The last three
+are those of ``Moved``.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,27 @@ class Idle(Event):
 class Assigned(Event):
     """Partitions are ours and their start is known: by partition the offset and why it begins there."""
 
-    starts: Mapping[TopicPartition, tuple[int, Literal["committed", "earliest", "latest"]]]
+    starts: Mapping[TopicPartition, tuple[int, Reason]]
+
+
+@dataclass(frozen=True)
+class Moved(Event):
+    """A partition does not go on where it should, because its log does not have that offset (any more).
+
+    Attributes:
+        expected: where it should have gone on: the committed offset, or the position.
+        offset: where it goes on.
+        reason: ``"deleted"``, retention was faster; ``"truncated"``, the log ends before; ``"recreated"``, the topic
+            was deleted and made anew.
+        missing: how many offsets before ``expected`` (truncated), or from there on (deleted), the log does not have.
+    """
+
+    topic: str
+    partition: int
+    expected: int
+    offset: int
+    reason: Reason
+    missing: int
 
 
 @dataclass(frozen=True)
@@ -167,10 +195,16 @@ class Committed(Event):
 
 @dataclass(frozen=True)
 class CommitFailed(Event):
-    """A commit was refused or not answered; the offsets stay pending and are tried again."""
+    """A commit was refused or not answered; the offsets stay pending and are tried again.
+
+    Attributes:
+        lasting: as long as nobody changes something, it cannot succeed, and nobody waits for it: the topic is
+            ``"gone"``, or the commit is ``"denied"``. None: the next try may succeed.
+    """
 
     offsets: Mapping[TopicPartition, int]
     error: BaseException
+    lasting: Literal["gone", "denied"] | None = None
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 
 from karafka_lite import errors, events, forks
 from karafka_lite.client import consumer, producer
-from karafka_lite.client.protocol import Client, Outbox
+from karafka_lite.client.protocol import Client, Outbox, StrayedError
 from karafka_lite.context import Context
 from karafka_lite.core.group import Group
 from karafka_lite.core.marks import Send
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Ownership, Run, State
-from karafka_lite.errors import CommitError, Exit, KarafkaLiteError, ProduceError, describe
+from karafka_lite.errors import CommitError, Exit, KarafkaLiteError, ProduceError
 from karafka_lite.messages import Outgoing, TopicPartition, where
 from karafka_lite.observers.delivery import Deliveries, Observer
 from karafka_lite.observers.frames import stacks
@@ -142,13 +142,12 @@ class Member:
         self._look_for_topics_at = 0.0
         self.positions_wanted = False
         options, reset = {topic: route.options for topic, route in routes.items()}, self._client.reset
-        self.group = Group(options, **config.of_group, reset=reset, leftovers=leftovers, now=self._now())
+        self.group = Group(options, **config.of_group, reset=reset, leftovers=leftovers, now=self._now(), name=group_id)
         self.lock = system.lock()
         self._changed = system.condition(self.lock)
         self._changes = 0  # how often ``_changed`` was notified
         self._news = News(group_id, lambda run: routes[run.ownership.tp[0]].name_of_call(run), shared.emit)
         self._handing_over = False  # a rebalance waits for us
-        self._commit_error: Exception | None = None  # of the last commit
         self._at_stop: list[Ownership] = []  # what was ours when the stop began
         self._wind_down_until = 0.0
         self.poller = system.thread(f"karafka-poller-{group_id}", self._live)
@@ -276,6 +275,10 @@ class Member:
                 if (wait := self.group.fetch_failed((error.topic, error.partition), now)) is not None:
                     self._news.add(events.Unreadable, error.topic, error.partition, error, wait)
             return 0.0
+        except StrayedError as gone:
+            with self.locked() as now:
+                self.group.stray(gone.strays, now)
+            return 0.0
         if fetched or self.positions_wanted:
             with self.locked() as now:
                 for records in fetched:
@@ -294,25 +297,23 @@ class Member:
         if found := unsubscribed - self._client.missing_topics(self._routes):
             self._subscribed |= found
             self._client.subscribe(self._subscribed)
-        if found != unsubscribed:
-            self._news.emit_now(events.Waiting, tuple(sorted(unsubscribed - found)))
+        if missing := unsubscribed - found:
+            with self.lock:
+                self.group.missing(missing)
+            self._news.emit_now(events.Waiting, tuple(sorted(missing)))
 
     def _find_offsets(self) -> None:
-        """Ask the cluster for what only it knows: starting positions, and where user code wants to go."""
+        """Ask the cluster for what only it knows: where partitions begin, and where user code wants to go."""
         with self.lock:
-            unstarted, sought = self.group.unstarted(), self.group.sought()
+            unplaced, sought = {o.tp: o for o in self.group.unplaced()}, self.group.sought()
         for ownership, target in sought.items():
             if (offset := self._client.offset_of(ownership.tp, target)) is not None:
                 with self.locked() as now:
                     self.group.found(ownership, target, offset, now)
-        if unstarted:
-            starts = self._client.starts([ownership.tp for ownership in unstarted])
-            known = {ownership: starts[ownership.tp] for ownership in unstarted if ownership.tp in starts}
+        if unplaced:
+            places = self._client.places(list(unplaced))
             with self.locked() as now:
-                for ownership, (offset, reason) in list(known.items()):
-                    if not self.group.started(ownership, offset, committed=reason == "committed", now=now):
-                        del known[ownership]
-                self._news.assigned(known)
+                self._news.placed(self.group.placed({unplaced[tp]: place for tp, place in places.items()}, now))
 
     def _apply_plan(self) -> None:
         with self.locked() as now:
@@ -468,6 +469,7 @@ class Member:
         with self.locked() as now:
             deadline, wanted, last_failure = now + timeout_ms / 1000, marks.version, marks.last_failure
             if marks.committed_version < wanted:
+                marks.try_again()
                 self.group.request_commit()
             while marks.failure is not None or marks.committed_version < wanted:
                 self._check_membership(now)
@@ -476,9 +478,8 @@ class Member:
                     return False
                 if failure := marks.failure or (marks.last_failure is not last_failure and marks.last_failure):
                     raise ProduceError.from_failure(failure)
-                if now >= deadline:
-                    waits_for = describe(self._commit_error) if self._commit_error else marks.waits_for
-                    raise CommitError.after(timeout_ms, where(*ownership.tp, marks.stored), waits_for)
+                if now >= deadline or marks.is_refused(wanted):
+                    raise CommitError.after(timeout_ms, where(*ownership.tp, marks.stored), marks.waits_for)
                 self._changed.wait(min(LOOK_AGAIN_S, deadline - now))
                 now = self._now()
         return True
@@ -522,15 +523,10 @@ class Member:
             if not commits:
                 return None if self._closed else max(0.0, self.group.wake_at(now) - now)
             client, generation = self._client, self._client.generation()
-        offsets = {ownership.tp: offset for ownership, offset, _ in commits}
-        self._commit_error = error = client.commit(offsets, generation)
+        refusals = client.commit(commits, generation)
         with self.locked() as now:
-            if error is None:
-                self.group.commit_succeeded(commits, now)
-                self._news.add(events.Committed, offsets)
-            else:
-                self.group.commit_failed(commits, now)
-                self._news.add(events.CommitFailed, offsets, error)
+            self.group.committed(commits, refusals, now)
+            self._news.committed(commits, refusals)
         return 0.0
 
     def _commit_until_closed(self) -> None:
@@ -605,7 +601,7 @@ class Member:
         self._repeat(self.wind_down_step)
         with self.locked() as now:
             stuck = stacks(self._shared.workers.inside, self.group.leftovers.values())
-            uncommitted = [o for o in self._at_stop if o.state is State.REVOKED and o.marks.pending]
+            uncommitted = [o for o in self._at_stop if o.state is State.REVOKED and o.marks.uncommitted]
             self._news.uncommitted(uncommitted)
             self._news.stuck(stuck, self._drain_s * 1000)
             self._closed = True

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from karafka_lite.messages import TopicPartition
 log = logging.getLogger("karafka_lite.broker")
 
 NODE, CLUSTER = 1, "karafka-lite-embedded"
+NO_ID = uuid.UUID(int=0)
 LATEST, EARLIEST, HIGHEST_TIME = -1, -2, -3
 READ_COMMITTED = 1
 MAX_FETCH_BYTES = 4 << 20  # fetch.max.bytes, 55 MiB in Kafka: a response is copied a few times here
@@ -33,6 +35,7 @@ class Topic:
 
     logs: list[PartitionLog]
     configs: dict[str, str] = field(default_factory=dict)
+    id: uuid.UUID = field(default_factory=uuid.uuid4)  # another one when the topic is deleted and made anew
     dropped: bool = False  # messages were dropped to make room; logged once
 
     def limit(self, name: str, otherwise: int) -> int:
@@ -59,7 +62,7 @@ class Topics:
 
     def handlers(self) -> dict[str, tuple[int, Handler]]:
         return {
-            "Metadata": (9, self._metadata),
+            "Metadata": (12, self._metadata),
             "DescribeCluster": (1, self._describe_cluster),
             "Produce": (9, self._produce),
             "Fetch": (12, self._fetch),
@@ -123,10 +126,23 @@ class Topics:
                 {"partition_index": index, "error_code": 0, **leader} for index in range(len(self.topics[name].logs))
             ]
 
-        topics = []
-        for name in list(self.topics) if every else [topic.name for topic in r.topics or ()]:
-            answer, found = call.attempt(partitions, name)
-            topics.append({**answer, "name": name, "partitions": found or []})
+        def name_of(topic_id: uuid.UUID) -> str:
+            found = next((name for name, topic in self.topics.items() if topic.id == topic_id), None)
+            if found is None:
+                raise errors.UnknownTopicIdError()
+            return found
+
+        topics: list[Answer] = []
+        asked = [(name, NO_ID) for name in self.topics]
+        if not every:
+            asked = [(topic.name, topic.topic_id if call.version >= 10 else NO_ID) for topic in r.topics or ()]
+        for name, topic_id in asked:
+            answer, found = call.attempt(lambda name=name, known=topic_id: name_of(known) if name is None else name)
+            if found is not None:
+                name = found
+                answer, found = call.attempt(partitions, name)
+                topic_id = self.topics[name].id if name in self.topics else NO_ID
+            topics.append({**answer, "name": name, "topic_id": topic_id, "partitions": found or []})
         broker = {"node_id": NODE, "host": self.address[0], "port": self.address[1]}
         return {"brokers": [broker], "cluster_id": CLUSTER, "controller_id": NODE, "topics": topics}
 

@@ -5,7 +5,7 @@ from any thread and never block; the rest belongs to the poller. The rebalance l
 thread, inside ``poll`` or ``close``, and must not block: heartbeats are sent by the same thread.
 
 Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in tests/kafka (most in test_cures.py).
-``connection.py``, ``network.py``, ``fetching.py`` and ``reader.py`` have more of them:
+``connection.py``, ``network.py``, ``fetching.py``, ``offsets.py`` and ``reader.py`` have more of them:
 
     consumer._subscription.assign_from_subscribed([])   eager assignors keep the positions of what was revoked
     consumer._subscription.assignment                   positions, without asking the network
@@ -20,7 +20,8 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in
     consumer._coordinator.request_rejoin                a loss that we found out, or a join that the client forgets
     consumer._coordinator._send_offset_commit_request   ``commit`` tries again under a later generation
     consumer._coordinator.coordinator_id                leaving while our join is pending needs another connection
-    consumer._coordinator.fetch_committed_offsets       all partitions in one request (the public call takes one)
+    consumer._refresh_committed_offsets                 kafka-python would choose positions by itself
+    consumer._cluster._topic_ids                        replaced as a whole by new metadata
     consumer._net, consumer._manager                    a notifier that the listener can await; commits of our own
     consumer._client                                    a close that fails leaves its sockets open
 """
@@ -35,7 +36,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import kafka.errors
 from kafka import KafkaConsumer, OffsetAndMetadata
@@ -49,16 +50,19 @@ from karafka_lite.client.codecs import MAX_DECOMPRESSED_BYTES
 from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
 from karafka_lite.client.fetching import Fetching
 from karafka_lite.client.leaving import Leaving
-from karafka_lite.client.protocol import Fetched, Rebalance, Start
+from karafka_lite.client.offsets import Offsets, RefusedError, encode, topic_id_of
+from karafka_lite.client.protocol import Fetched, Rebalance, StrayedError
 from karafka_lite.client.reader import POLL_BYTES, PollIsFullError, choose_reader
 from karafka_lite.client.refusals import explained, refused_topics, topics_refused
 from karafka_lite.client.stalls import Stalls
-from karafka_lite.core.options import SeekTarget, Timestamp
+from karafka_lite.core.marks import Refusal
+from karafka_lite.core.options import SeekTarget
+from karafka_lite.core.starts import Place, Stray
 from karafka_lite.errors import (
     AccessError,
     BrokerUnavailableError,
     ClientBrokenError,
-    ConfigurationError,
+    ClusterError,
     FetchError,
     KarafkaLiteError,
     PollError,
@@ -67,7 +71,7 @@ from karafka_lite.errors import (
 from karafka_lite.messages import TopicPartition, where
 
 if TYPE_CHECKING:
-    from karafka_lite.core.answers import PollPlan
+    from karafka_lite.core.answers import Commit, PollPlan
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
@@ -77,7 +81,6 @@ IDLE_POLL_MS = 200  # there is no wakeup()
 REQUEST_MS = 5000  # bound of one blocking request; what failed is asked again
 CLOSE_MS = 5000
 NO_GENERATION = -1
-NO_OFFSET = (kafka.errors.NoOffsetForPartitionError, kafka.errors.OffsetOutOfRangeError)
 MAX_OFFSET = (1 << 63) - 1
 MAX_POLL_INTERVAL_MS: int = KafkaConsumer.DEFAULT_CONFIG["max_poll_interval_ms"]
 
@@ -134,6 +137,9 @@ class Client:
         self._coordinator: Any = self._consumer
         self._notifier: Any = self._consumer
         self._fetching: Any = self._consumer
+        self._offsets: Any = self._consumer
+        self._topic_ids: dict[str, str] = {}  # the last that was known of each
+        self._seen_metadata: Any = None
         self._session_s = 0.0
         self._sizes: Counter[Any] = Counter()  # of what the current poll has read, in bytes
         self._joined_at = self._alive_until = float("-inf")
@@ -155,14 +161,18 @@ class Client:
             ConfigurationError: a setting that kafka-python refuses.
         """
         new = partial(KafkaConsumer, group_id=self.group_id)
+        # Of a position that does not exist kafka-python has to say so: by itself it would move on without a word.
+        settings = {**self.settings, "auto_offset_reset": "none"}
         try:
-            consumer = self._connection.open(new, self.bootstrap_servers, self.settings)
+            consumer = self._connection.open(new, self.bootstrap_servers, settings)
         except AccessError as error:
             raise (BrokerUnavailableError(str(error)) if self._rebalance.begun else error) from error
+        consumer._refresh_committed_offsets = lambda timeout_ms=None: True  # nor does it look for one by itself
         consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]
         bounds = {"sizes": self._sizes, "poll_bytes": POLL_BYTES, "most": self._most}
         consumer._fetcher.PartitionRecords = partial(choose_reader(), **bounds)
         self._fetching = Fetching(consumer)
+        self._offsets = Offsets(consumer, self.reset)
         self._notifier = WakeupNotifier(consumer._net)
         self._session_s = consumer._coordinator.heartbeat.config["session_timeout_ms"] / 1000
         self._stalls = Stalls(consumer, self.group_id, self._rebalance, self._emit)
@@ -215,43 +225,16 @@ class Client:
         self.missing_topics(topics)  # else metadata with the new topics would come after the join, and cause another
 
     @_or_broken
-    def starts(self, tps: Collection[TopicPartition]) -> dict[TopicPartition, Start]:
-        """Where ``tps`` begin, without those for which the cluster cannot say it now. Raises ConfigurationError."""
-        wanted = [KafkaTP(*tp) for tp in tps]
-        starts: dict[TopicPartition, Start] = {}
-        try:
-            committed = self._coordinator.fetch_committed_offsets(wanted, timeout_ms=REQUEST_MS)
-            starts.update({tuple(tp): Start(offset.offset, "committed") for tp, offset in committed.items()})
-            if missing := [tp for tp in wanted if tp not in committed]:
-                if self.reset == "none":
-                    raise ConfigurationError(self._no_start(", ".join(where(*tp) for tp in missing)))
-                latest = self.reset == "latest"
-                ask = self._consumer.end_offsets if latest else self._consumer.beginning_offsets
-                offsets = ask(missing, timeout_ms=REQUEST_MS)
-                reason: Literal["latest", "earliest"] = "latest" if latest else "earliest"
-                starts.update({tuple(tp): Start(offset, reason) for tp, offset in offsets.items()})
-        except kafka.errors.KafkaError as error:
-            self._debug(f"group {self.group_id}: not all starting offsets are known yet: {error}")
-        self._stalls.unstarted = set(tps) - starts.keys()
-        return starts
+    def places(self, tps: Collection[TopicPartition]) -> dict[TopicPartition, Place]:
+        """What the cluster says of ``tps``, without those of which it says nothing now. Does not wait long."""
+        answers = self._offsets.places(tps)
+        self._stalls.unstarted = {tp: why for tp, why in answers.items() if isinstance(why, str)}
+        return {tp: place for tp, place in answers.items() if isinstance(place, Place)}
 
     @_or_broken
     def offset_of(self, tp: TopicPartition, target: SeekTarget) -> int | None:
         """Where ``target`` is; None while the cluster cannot say it. A time past the last message is the end."""
-        wanted, consumer = KafkaTP(*tp), self._consumer
-        earliest = target == "earliest"
-        try:
-            if isinstance(target, Timestamp):
-                earliest = target.ms < 0  # before 1970, and so before any message; kafka-python would raise
-                if 0 <= target.ms <= MAX_OFFSET:
-                    found = consumer.offsets_for_times({wanted: target.ms}, timeout_ms=REQUEST_MS)[wanted]
-                    if found is not None:
-                        return int(found.offset)
-            ask = consumer.beginning_offsets if earliest else consumer.end_offsets
-            return int(ask([wanted], timeout_ms=REQUEST_MS)[wanted])
-        except kafka.errors.KafkaError as error:
-            self._debug(f"group {self.group_id}: {where(*tp)}: {target} is not known yet: {error}")
-            return None
+        return cast("int | None", self._offsets.offset_of(tp, target))
 
     @_or_broken
     def apply(self, plan: PollPlan) -> None:
@@ -286,8 +269,8 @@ class Client:
 
         Raises:
             FetchError: what one partition holds next cannot be read.
-            ConfigurationError: a partition has no committed offset, or none that still exists, and
-                ``auto_offset_reset="none"`` forbids to choose another one; or the broker refuses a setting for good.
+            StrayedError: logs do not have the positions of some partitions, or their topic may be another one.
+            ConfigurationError: the broker refuses a setting for good.
             AccessError: a right is missing, and the member has never fetched anything.
             PollError: whatever else kafka-python has to say; the next poll may work.
         """
@@ -306,13 +289,13 @@ class Client:
                 self._coordinator.poll(timeout_ms=JOINING_POLL_MS)
                 return []
             self._stalls.look_for_leaders()
+            self._look_for_new_topics()
             polled = self._fetching.poll(IDLE_POLL_MS, paused=paused)
         except PollIsFullError:  # all that it has read was before where we want to begin
             return []
         except kafka.errors.KafkaError as error:
-            # Kafka may answer a join, or a question for offsets, with the same code: it means nothing there.
-            if self.reset == "none" and not joining and isinstance(error, NO_OFFSET):
-                raise ConfigurationError(self._no_start(str(error))) from error
+            if strays := self._strays_of(error):
+                raise self._strayed(strays) from error
             raise self._refused(error) from error
         return [Fetched(tuple(tp), records, self._end_offset(tp), self._sizes[tp]) for tp, records in polled.items()]
 
@@ -328,6 +311,35 @@ class Client:
                         str(refusal), tp.topic, tp.partition, state.position.offset if state.position else 0
                     )
         return PollError(str(refusal))
+
+    def _look_for_new_topics(self) -> None:
+        """See in the metadata, where there are new ones, whether a topic has another id."""
+        cluster, before = self._consumer._cluster, self._topic_ids
+        if cluster._topic_ids is self._seen_metadata:
+            return
+        self._seen_metadata = cluster._topic_ids
+        self._topic_ids = {
+            **before,
+            **{topic: known for topic in cluster._topic_ids if (known := topic_id_of(cluster, topic))},
+        }
+        remade = {topic for topic, known in before.items() if self._topic_ids[topic] != known}
+        strays = [tp for tp in self._consumer._subscription.assignment if tp.topic in remade]
+        if strays:
+            raise self._strayed(dict.fromkeys(strays, Stray(None)))
+
+    def _strays_of(self, error: kafka.errors.KafkaError) -> dict[Any, Stray]:
+        """Positions that a fetch has found missing. A join, or a question for offsets, may be answered with the same
+        code, which means nothing there."""
+        if isinstance(error, kafka.errors.OffsetOutOfRangeError) and error.args and isinstance(error.args[0], dict):
+            return {tp: Stray(offset) for tp, offset in error.args[0].items()}
+        if isinstance(error, kafka.errors.LogTruncationError):
+            positions, ends = self.positions(), error.divergent_offsets
+            return {tp: Stray(positions.get(tuple(tp)), end and end.offset) for tp, end in ends.items()}
+        return {}
+
+    def _strayed(self, strays: Mapping[Any, Stray]) -> StrayedError:
+        self._offsets.distrust_metadata()
+        return StrayedError({tuple(tp): stray for tp, stray in strays.items()})
 
     @_or_broken
     def positions(self) -> dict[TopicPartition, int]:
@@ -362,16 +374,22 @@ class Client:
 
     # -- the committer's
 
-    def commit(self, offsets: Mapping[TopicPartition, int], generation: int) -> Exception | None:
+    def commit(self, commits: Collection[Commit], generation: int) -> Mapping[TopicPartition, Refusal]:
         """Commit, if the group is still in ``generation``; one attempt.
 
         The public ``commit`` tries again for as long as it may, with whatever generation there is by then: what we had
         lost meanwhile would be committed in the name of our next membership.
 
-        Returns None when the broker has acknowledged, else what went wrong (``lost`` says what it means).
+        Returns what the broker has not acknowledged, and why (``lost`` says what it means). What was marked in a topic
+        that was made anew is not sent.
         """
-        wanted = {KafkaTP(*tp): OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()}
         consumer, coordinator = self._consumer, self._coordinator
+        wanted, refusals = {}, dict[TopicPartition, Refusal]()
+        for ownership, offset, _ in commits:
+            if ownership.note.is_of(self._topic_ids.get(ownership.tp[0], "")):
+                wanted[KafkaTP(*ownership.tp)] = OffsetAndMetadata(offset, encode(ownership.note), -1)
+            else:
+                refusals[ownership.tp] = Refusal(ClusterError("the topic was deleted and made anew"), "gone")
 
         async def send() -> None:  # the check and the stamp on the request are one step of the IO thread
             if coordinator._generation.generation_id != generation:
@@ -384,10 +402,13 @@ class Client:
             await consumer._manager.wait_for(consumer._manager.call_soon(send), REQUEST_MS)
 
         try:
-            consumer._net.run(attempt)
+            if wanted:
+                consumer._net.run(attempt)
+        except RefusedError as answer:
+            return {**refusals, **answer.refusals}
         except Exception as error:  # noqa: BLE001 - also what a dying IO thread throws: nothing is committed
-            return error
-        return None
+            return {**refusals, **dict.fromkeys(map(tuple, wanted), Refusal(error))}
+        return refusals
 
     # -- from any thread
 
@@ -422,12 +443,6 @@ class Client:
         with suppress(KeyError, AssertionError, kafka.errors.IllegalStateError):  # not assigned any more
             return cast("int | None", self._consumer.highwater(tp))
         return None
-
-    def _no_start(self, where: str) -> str:
-        return (
-            f"group {self.group_id} has no usable committed offset ({where}), and auto_offset_reset='none' forbids to "
-            f"choose one; commit one with kafka-consumer-groups.sh --reset-offsets, or set 'earliest' or 'latest'"
-        )
 
     def _debug(self, message: str) -> None:
         self._connection.debug(__name__, logging.DEBUG, message)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from karafka_lite.errors import KarafkaLiteError
 from karafka_lite.messages import Outgoing, Record, TopicPartition
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from karafka_lite.core.answers import PollPlan
+    from karafka_lite.core.answers import Commit, PollPlan
+    from karafka_lite.core.marks import Refusal
     from karafka_lite.core.options import SeekTarget
+    from karafka_lite.core.starts import Place, Stray
 
 
 class Fetched(NamedTuple):
@@ -23,11 +26,12 @@ class Fetched(NamedTuple):
     size_bytes: int
 
 
-class Start(NamedTuple):
-    """Where a new ownership begins, and why."""
+class StrayedError(KarafkaLiteError):
+    """The logs do not have, or may not have, the positions of some partitions: ask for their places."""
 
-    offset: int
-    reason: Literal["committed", "earliest", "latest"]
+    def __init__(self, strays: Mapping[TopicPartition, Stray]) -> None:
+        super().__init__(strays)
+        self.strays = strays
 
 
 class Rebalance(Protocol):
@@ -71,8 +75,8 @@ class Client(Protocol):
     def subscribe(self, topics: Collection[str]) -> None:
         """Join the group for ``topics`` with the next poll."""
 
-    def starts(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, Start]:
-        """Where ``tps`` begin, without those for which the cluster cannot say it now. Raises ConfigurationError."""
+    def places(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, Place]:
+        """What the cluster says of ``tps``, without those of which it says nothing within a second: ask again."""
 
     def offset_of(self, tp: TopicPartition, target: SeekTarget) -> int | None:
         """Where ``target`` is; None while the cluster cannot say it."""
@@ -83,14 +87,14 @@ class Client(Protocol):
     def poll(self, *, paused: bool) -> Sequence[Fetched]:
         """Wait for records; shorter when something is ``paused``. Rebalances happen in here.
 
-        Raises FetchError, PollError (the next poll may work), ConfigurationError.
+        Raises FetchError, StrayedError, PollError (the next poll may work), ConfigurationError.
         """
 
     def positions(self) -> Mapping[TopicPartition, int]:
         """Where fetching goes on: past what ``poll`` has returned, and past offsets without a message."""
 
-    def commit(self, offsets: Mapping[TopicPartition, int], generation: int) -> Exception | None:
-        """Commit if the group is still in ``generation``; one attempt. Returns what went wrong."""
+    def commit(self, commits: Collection[Commit], generation: int) -> Mapping[TopicPartition, Refusal]:
+        """Commit if the group is still in ``generation``; one attempt. Returns what the broker does not have now."""
 
     def generation(self) -> int:
         """Of the group, as the client knows it: what is owned now is owned in it."""

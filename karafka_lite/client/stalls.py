@@ -28,7 +28,7 @@ class Stalls:
     """Of one KafkaConsumer. ``assigned`` runs on kafka-python's thread, the rest belongs to the poller."""
 
     def __init__(self, consumer: Any, group_id: str, rebalance: Rebalance, emit: Emit) -> None:
-        self.unstarted: set[TopicPartition] = set()  # whose start was not found since the last poll
+        self.unstarted: dict[TopicPartition, str] = {}  # whose start was not found since the last poll, and why
         self._consumer, self._cluster, self._trouble = consumer, consumer._cluster, consumer._manager.trouble
         self._group_id, self._rebalance, self._emit = group_id, rebalance, emit
         self._watch = Watch()
@@ -47,7 +47,7 @@ class Stalls:
         health = Health(not joining, unfetched, self._trouble.cause())
         if wait := self._watch.look(health, self.unstarted, time.monotonic()):
             self._emit(Stalled(self._group_id, *wait))
-        self.unstarted = set()
+        self.unstarted = {}
         self._rebalance.begun |= self._trouble.fetched or self._idle
         if self._idle:
             self._idle = False

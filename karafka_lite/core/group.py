@@ -5,12 +5,12 @@ Pure: no I/O, no clock, no threads, no user code. The caller holds one lock arou
 
     what happened                                          what to do                      who asks
     -----------------------------------------------------  ------------------------------  ------------
-    assigned, started, found, fetched, fetch_failed        unstarted, sought, poll_plan    poller
+    assigned, placed, found, fetched, fetch_failed, stray  unplaced, sought, poll_plan     poller
     begin, end, give_up, redirect, pause, answered         take_ready                      all: for workers
-    request_commit, commit_succeeded, commit_failed        commit_batch                    committer
+    request_commit, committed                              commit_batch                    committer
     revoke, lose, stop, close, advance (time has passed)   wake_at, changed                who waits
 
-An answer is given again until its result is reported: ``poll_plan`` until ``applied``, ``unstarted`` until ``started``,
+An answer is given again until its result is reported: ``poll_plan`` until ``applied``, ``unplaced`` until ``placed``,
 ``sought`` until ``found``. Nothing is given away before it is done. A call costs what has changed, not what is owned.
 """
 
@@ -18,19 +18,18 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from karafka_lite.core.answers import Commit, Outcome, PollPlan, Slow
-from karafka_lite.core.backoff import Backoff
 from karafka_lite.core.intake import BufferLimits
-from karafka_lite.core.marks import Send
+from karafka_lite.core.marks import Refusal, Send
 from karafka_lite.core.options import Options, SeekTarget
 from karafka_lite.core.ownership import Ownership, Run, State
-from karafka_lite.messages import Record, TopicPartition
+from karafka_lite.core.starts import Note, NowhereError, Place, Start, Stray, begin, note_of, nowhere
+from karafka_lite.messages import Record, TopicPartition, where
 
 BUFFER_LIMITS = BufferLimits(messages=100_000, size_bytes=64 << 20)  # shared by the queues of all partitions
 FINAL_COMMIT_S = 5.0  # a last commit is tried at least so long, also when the handlers used up the whole drain
-COMMIT_RETRY = Backoff(100, 1000)
 FOREIGN_S = 0.2  # how late it is noticed that a handler of an earlier run of the app has returned
 SLOW_POLL, SLOW_DRAIN = 0.8, 0.5  # parts of max_poll_interval_ms and drain_timeout_ms after which a call takes long
 MOST_TIMERS = 100
@@ -41,7 +40,7 @@ class Group:
     """The rules about offsets and ownership.
 
     ``options`` by topic; ``reset`` is ``auto_offset_reset``; ``leftovers`` are ownerships of an earlier start of
-    the app whose user code still runs: their successors wait for it.
+    the app whose user code still runs: their successors wait for it. ``name`` is for messages.
     """
 
     def __init__(
@@ -55,7 +54,9 @@ class Group:
         leftovers: Iterable[Ownership] = (),
         limits: BufferLimits = BUFFER_LIMITS,
         now: float = 0.0,
+        name: str = "",
     ) -> None:
+        self._name = name
         self._options = options
         self._interval = commit_interval_ms / 1000
         self._drain = drain_timeout_ms / 1000
@@ -78,10 +79,8 @@ class Group:
         self._numbers = itertools.count()  # ownerships have no order
         self._commit_at = now + self._interval
         self._commit_requested = False
-        self._commit_failures = 0
-        self._commit_retry_at = 0.0
-        self._refusing: set[str] = set()  # topics whose last commit failed
-        self._commit_turns: dict[str, int] = {}  # topic -> its last turn to be committed by itself
+        self._refused: dict[Ownership, None] = {}  # whose last commit was refused
+        self._notes: dict[str, Note] = {}  # by topic: what commits say of it
 
     # -- assignment
 
@@ -89,36 +88,81 @@ class Group:
         """The broker gave us ``tps``. Returns the new ownerships (none while stopping: nothing would be done)."""
         if self.stopping:
             return []
-        fresh = []
-        for tp in tps:
-            if tp in self.owned:  # never seen; but two ownerships of one partition must not exist
-                self._finish(self.owned[tp], State.LOST, now)
-            ownership = self.owned[tp] = Ownership(tp, self._options[tp[0]], self.leftovers.get(tp))
-            fresh.append(ownership)
-            self._note_unknown(ownership)
+        tps = list(tps)
+        for tp in self.owned.keys() & set(tps):  # never seen; but two ownerships of one partition must not exist
+            self._finish(self.owned[tp], State.LOST, now)
+        fresh = [self._own(tp) for tp in tps]
         self._to_plan.update(dict.fromkeys(self.owned.values()))  # they share the limits
         self._rejoin = False  # it has just joined
         self.changed = True
         return fresh
 
-    def unstarted(self) -> list[Ownership]:
-        """Ownerships whose starting position is not known: ask the cluster, then call ``started``."""
-        return [o for o in self._unknown if o.intake.start is None]
+    def missing(self, topics: Iterable[str]) -> None:
+        """The group waits for ``topics``, which do not exist: nothing that they will hold is older than it."""
+        for topic in topics:
+            self._notes.setdefault(topic, Note("", 0))
 
-    def started(self, ownership: Ownership, offset: int, *, committed: bool, now: float) -> bool:
-        """``ownership`` begins at ``offset``: ``committed``, or where ``auto_offset_reset`` points to.
+    def unplaced(self) -> list[Ownership]:
+        """Ownerships of which only the cluster knows where they begin, or go on: ask it, then call ``placed``."""
+        return [o for o in self._unknown if o.intake.needs_place]
 
-        A start at the end of the log is committed before anything is handed over: otherwise the next owner would
-        start at the *new* end, and skip what lies between. False: it is over, or has begun already.
+    def placed(self, places: Mapping[Ownership, Place], now: float) -> dict[TopicPartition, Start]:
+        """What the cluster says of ``unplaced`` ownerships. Returns where they begin, or go on elsewhere than expected.
+
+        Raises:
+            ConfigurationError: some have nowhere to begin, because ``auto_offset_reset`` is "none".
         """
-        if not self._is_ours(ownership) or ownership.intake.start is not None:
-            return False
-        ownership.begin_at(offset, committed=committed, commit_start=self._reset == "latest")
-        if ownership.marks.pending:
-            self.request_commit()
+        starts: dict[TopicPartition, Start] = {}
+        refused = []
+        for ownership, place in places.items():
+            if not (ownership.intake.needs_place and self._is_ours(ownership)):
+                continue  # it is over, or has begun already, or user code wants to go elsewhere by now
+            try:
+                if (start := self._place(ownership, place, now)) is not None:
+                    starts[ownership.tp] = start
+            except NowhereError as unusable:
+                refused.append(where(*ownership.tp, unusable.position))
+        if refused:
+            raise nowhere(self._name, refused)
+        return starts
+
+    def _place(self, ownership: Ownership, place: Place, now: float) -> Start | None:
+        stray, note = ownership.intake.stray, ownership.note
+        place = place.cut(stray)
+        if stray is not None and not ownership.is_void(place):
+            start = ownership.go_on(place, self._reset, now)
+        else:
+            if stray is not None:  # nothing of it counts any more: another one takes its place, or nobody
+                stays, intake = ownership.state is State.ASSIGNED, ownership.intake
+                place = place.after(intake.start or 0, intake.next_offset, note)
+                self._finish(ownership, State.LOST, now)
+                if not stays:
+                    return None
+                ownership = self._own(ownership.tp)
+            topic, partition = ownership.tp
+            note = self._notes[topic] = note_of(place, self._notes.get(topic), self._reset)
+            start = begin(place, partition, self._reset, note.partitions or 0)
+            ownership.begin_at(start, note)
+            if ownership.marks.pending:
+                self.request_commit()
+            if stray is not None:
+                start = start.after(stray, place.end)
         self._note_unknown(ownership)
         self._settle(ownership, now)
-        return True
+        return start
+
+    def _own(self, tp: TopicPartition) -> Ownership:
+        ownership = self.owned[tp] = Ownership(tp, self._options[tp[0]], self.leftovers.get(tp))
+        self._note_unknown(ownership)
+        return ownership
+
+    def stray(self, strays: Mapping[TopicPartition, Stray], now: float) -> None:
+        """The logs do not have these positions, or may not have them."""
+        for tp, stray in strays.items():
+            ownership = self.owned.get(tp)
+            if ownership is not None and ownership.intake.strays(stray):
+                self._note_unknown(ownership)
+                self._settle(ownership, now)
 
     def revoke(self, tps: Iterable[TopicPartition], now: float) -> list[Ownership]:
         """A rebalance asks for ``tps``. Returns the ownerships that end now; ``released`` says when they have."""
@@ -323,7 +367,7 @@ class Group:
 
     def _note_unknown(self, ownership: Ownership) -> None:
         intake = ownership.intake
-        if (intake.start is None or intake.target is not None) and self._is_ours(ownership):
+        if intake.is_unknown and self._is_ours(ownership):
             self._unknown[ownership] = None
         else:
             self._unknown.pop(ownership, None)
@@ -344,44 +388,26 @@ class Group:
 
     def commit_batch(self, now: float) -> list[Commit]:
         """What has to be committed now; empty when nothing has to."""
-        due = now >= self._commit_at or self._commit_requested or self._leaving
-        if now < self._commit_retry_at or not due:
-            return []
-        ready = [o for o in self.owned.values() if o.marks.committable]
-        if now >= self._commit_at:
+        due = now >= self._commit_at
+        ready = [o for o in self._to_commit(due or self._commit_requested) if now >= o.marks.commit_at]
+        if due:
             self._commit_at = now + self._interval
-        elif not self._commit_requested and not any(o.state is State.RELEASING for o in ready):
-            return []
         # A request waits for what has yet to be acknowledged.
         self._commit_requested &= any(o.marks.version != o.marks.commit_point[1] for o in self.owned.values())
-        if self._refusing.intersection(o.tp[0] for o in ready):
-            # One topic that refuses (deleted, not authorized) must not hold up the others: each goes by itself.
-            topic = min((o.tp[0] for o in ready), key=lambda name: self._commit_turns.get(name, 0))
-            self._commit_turns[topic] = max(self._commit_turns.values(), default=0) + 1
-            self._commit_requested = True
-            ready = [o for o in ready if o.tp[0] == topic]
         points = ((o, *o.marks.commit_point) for o in ready)
         return [Commit(o, offset, version) for o, offset, version in points if offset is not None]
 
-    def commit_succeeded(self, commits: Iterable[Commit], now: float) -> None:
-        """The broker has acknowledged ``commits``."""
+    def committed(self, commits: Iterable[Commit], refusals: Mapping[TopicPartition, Refusal], now: float) -> None:
+        """The broker has acknowledged ``commits``, but for ``refusals``: these stay pending, and are tried again."""
         for ownership, offset, version in commits:
-            self._refusing.discard(ownership.tp[0])
-            if ownership.state is not State.LOST:
+            if not self._is_ours(ownership):
+                continue
+            if (refusal := refusals.get(ownership.tp)) is None:
                 ownership.marks.acknowledged(offset, version)
-                self._settle(ownership, now)
-        if not self._refusing:
-            self._commit_failures = 0
-            self._commit_turns.clear()
-        self.changed = True
-
-    def commit_failed(self, commits: Iterable[Commit], now: float) -> None:
-        """The broker refused or did not answer: everything stays pending and is tried again soon."""
-        self._commit_failures += 1
-        self._commit_retry_at = now + COMMIT_RETRY.delay_ms(self._commit_failures) / 1000
-        self._commit_requested = True
-        for ownership, _, _ in commits:
-            self._refusing.add(ownership.tp[0])
+                self._refused.pop(ownership, None)
+            else:
+                ownership.marks.refused(version, refusal, now)
+                self._refused[ownership] = None
             self._settle(ownership, now)
         self.changed = True
 
@@ -401,15 +427,18 @@ class Group:
         """When ``advance`` and ``commit_batch`` may have something to do, if nothing happens before."""
         while self._timers and self._timers[0][2].timer != self._timers[0][0]:
             heapq.heappop(self._timers)
-        times = [max(self._commit_at, self._commit_retry_at)]
+        times = [self._commit_at]
         if self._timers:
             times.append(self._timers[0][0])
-        waiting = self.owned if self._commit_requested else {o.tp: o for o in self._leaving}
-        for ownership in waiting.values():
-            if ownership.marks.committable and (self._commit_requested or ownership.state is State.RELEASING):
-                times.append(self._commit_retry_at)
-                break
+        times += [o.marks.commit_at for o in self._to_commit(self._commit_requested)]
         return max(now, min(times))
+
+    def _to_commit(self, all_of_them: bool) -> Iterator[Ownership]:
+        """Who has something to commit: all, or those that do not wait for the interval."""
+        for ownership in self.owned.values() if all_of_them else {**self._leaving, **self._refused}:
+            waits = all_of_them or ownership.state is State.RELEASING or ownership in self._refused
+            if waits and ownership.marks.committable:
+                yield ownership
 
     def _settle(self, ownership: Ownership, now: float) -> None:
         """Move a draining or releasing ownership on, call for a worker where one is needed, and set the timer."""
@@ -418,7 +447,7 @@ class Group:
         if ownership.state is State.DRAINING and (not ownership.busy or now >= ownership.deadline):
             ownership.release(max(ownership.deadline, now + FINAL_COMMIT_S))
             self.changed = True
-        if ownership.state is State.RELEASING and (not ownership.marks.pending or now >= ownership.deadline):
+        if ownership.state is State.RELEASING and (not ownership.marks.awaited or now >= ownership.deadline):
             self._finish(ownership, State.REVOKED, now)
         if ownership.state >= State.REVOKED and not ownership.busy:
             self._forget_leftover(ownership)
@@ -458,6 +487,7 @@ class Group:
         del self.owned[ownership.tp]
         self._unknown.pop(ownership, None)
         self._leaving.pop(ownership, None)
+        self._refused.pop(ownership, None)
         self.paused.discard(ownership)
         if ownership.busy:
             self.leftovers[ownership.tp] = ownership

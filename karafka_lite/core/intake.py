@@ -8,6 +8,7 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from karafka_lite.core.options import Options, SeekTarget
+from karafka_lite.core.starts import Stray
 from karafka_lite.messages import Record, next_offset_after
 
 LEAST_BATCHES, MOST_BATCHES = 2, 8  # more would only be dropped again at the next rebalance
@@ -36,13 +37,14 @@ class Intake:
     """The queue of one ownership. Changed under the group's lock only.
 
     ``start`` is None until the starting position is known. ``seek_to`` is set from the moment at which the next fetch
-    has to begin elsewhere until the client was moved there; ``target`` while only the cluster knows the offset. As long
-    as either is set, what is fetched is dropped.
+    has to begin elsewhere until the client was moved there; ``target`` while only the cluster knows the offset;
+    ``stray`` while only the cluster knows where to go on, because the log does not have the position any more. As long
+    as one is set, what is fetched is dropped.
     """
 
     __slots__ = (
         "_chunks", "_options", "fetch_at", "fetch_failures", "next_offset", "paused", "paused_until", "position",
-        "queued_since", "seek_to", "size", "size_bytes", "start", "target"
+        "queued_since", "seek_to", "size", "size_bytes", "start", "stray", "target"
     )  # fmt: skip
 
     def __init__(self, options: Options) -> None:
@@ -54,6 +56,7 @@ class Intake:
         self.start: int | None = None
         self.seek_to: int | None = None
         self.target: SeekTarget | None = None
+        self.stray: Stray | None = None
         self.next_offset: int = 0  # where the next batch begins
         self.position: int | None = None  # where fetching goes on
         self.paused: bool = False  # the client fetches nothing for this partition
@@ -70,11 +73,23 @@ class Intake:
     def go_to(self, target: SeekTarget) -> None:
         """The next batch begins there, whatever has been fetched."""
         self.clear()
+        self.stray = None
         if isinstance(target, int):
             self.target = None
             self.seek_to = self.next_offset = target
         else:
             self.target, self.seek_to = target, None
+
+    def strays(self, stray: Stray) -> bool:
+        """The log does not have the position; False where that is known, or does not matter."""
+        if self.start is None or (stray.position is not None and self.moving):
+            return False
+        self.stray = stray
+        return True
+
+    def fetch_from(self, offset: int | None) -> None:
+        """Fetching goes on there (None: where it was); what has been fetched stays."""
+        self.stray, self.seek_to = None, offset
 
     def sought(self, offset: int) -> None:
         """The client fetches from ``offset`` on."""
@@ -85,11 +100,22 @@ class Intake:
     @property
     def moving(self) -> bool:
         """The client does not fetch yet from where the next batch begins."""
-        return self.start is None or self.seek_to is not None or self.target is not None
+        return self.start is None or self.seek_to is not None or self.is_unknown
+
+    @property
+    def is_unknown(self) -> bool:
+        """Only the cluster knows where to begin, or to go on."""
+        return self.target is not None or self.needs_place
+
+    @property
+    def needs_place(self) -> bool:
+        """What is unknown depends on the log and on what is committed."""
+        return self.start is None or self.stray is not None
 
     def wants_pause(self, limits: BufferLimits, now: float) -> bool:
         """Whether fetching should pause: the queue is full (and not yet half empty again), or a fetch has failed."""
-        return self._filled(limits) >= (0.5 if self.paused else 1) or now < self.fetch_at
+        full = self._filled(limits) >= (0.5 if self.paused else 1)
+        return full or now < self.fetch_at or self.stray is not None
 
     def _filled(self, limits: BufferLimits) -> float:
         """Which part of its limits the queue takes; a few batches always fit."""

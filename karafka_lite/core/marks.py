@@ -6,7 +6,8 @@ Three offsets of one ownership, each the *next* offset to read:
     committed        acknowledged by the broker
     retry_position   where the next batch starts after a failure
 
-What is stored is *pending* until the broker has it: ``version`` differs from ``committed_version``.
+What is stored is *pending* until the broker has it: ``version`` differs from ``committed_version``. A commit that can
+never succeed (``Refusal.lasting``) is tried again from time to time, and nobody waits for it.
 
 A mark may be committed only when every message that was sent before it is acknowledged (``commit_point``). When a send
 fails, the marks made after it are void.
@@ -18,6 +19,24 @@ import sys
 from bisect import bisect_right, insort
 from collections import deque
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from karafka_lite.core.backoff import Backoff
+from karafka_lite.errors import describe
+
+COMMIT_RETRY = Backoff(100, 1000)
+LASTING_RETRY_S = 5.0
+
+
+class Refusal(NamedTuple):
+    """Why the broker does not have an offset that was sent to it.
+
+    ``lasting``: as long as nobody changes something, it never will: the topic is ``"gone"`` (deleted, or made anew), or
+    the commit is ``"denied"``.
+    """
+
+    error: Exception
+    lasting: Literal["gone", "denied"] | None = None
 
 
 @dataclass(eq=False)
@@ -33,8 +52,9 @@ class Marks:
     """The ledger of offsets of one ownership. Changed under the group's lock only."""
 
     __slots__ = (
-        "_given_up", "_open", "_sends", "_versions", "closed", "committed", "committed_version", "delivered",
-        "failure", "last_failure", "lowest", "retry_position", "stored", "version"
+        "_given_up", "_open", "_refused_version", "_sends", "_tries", "_versions", "closed", "commit_at", "committed",
+        "committed_version", "delivered", "failure", "last_failure", "lowest", "refusal", "retry_position", "stored",
+        "version"
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -48,6 +68,10 @@ class Marks:
         self.delivered: int = 0  # next offset after the highest message that was handed over
         self.failure: BaseException | None = None  # of a send of the running code: until it ends, marks are void
         self.last_failure: BaseException | None = None  # of any send
+        self.refusal: Refusal | None = None  # of the last commit; None after one that succeeded
+        self.commit_at: float = 0.0  # not before that, after a refusal
+        self._tries = 0  # since a commit succeeded
+        self._refused_version = -1  # for good
         self._versions = 0
         self._open: set[Send] = set()  # sends without an answer
         self._sends: deque[Send] = deque()  # from the oldest one without an answer on
@@ -97,6 +121,16 @@ class Marks:
         return self.version != self.committed_version
 
     @property
+    def awaited(self) -> bool:
+        """The broker may have soon what it does not have yet."""
+        return self.pending and self._refused_version != self.version
+
+    @property
+    def uncommitted(self) -> bool:
+        """What is pending comes again: there is still a topic that it belongs to."""
+        return self.pending and (self.awaited or self.refusal is None or self.refusal.lasting != "gone")
+
+    @property
     def commit_point(self) -> tuple[int | None, int]:
         """The newest offset, and its version, before which every send is acknowledged."""
         mark = self._sends[0] if self._sends else self
@@ -110,12 +144,31 @@ class Marks:
     @property
     def waits_for(self) -> str:
         """Why what is stored is not committed yet."""
+        if self.refusal is not None:
+            return describe(self.refusal.error)
         return "a message that was sent before it has no answer yet" if self._open else "no answer yet"
 
     def acknowledged(self, offset: int, version: int) -> None:
         """The broker has ``offset``, which was stored as ``version``."""
         self.committed = offset
         self.committed_version = version
+        self.refusal, self.commit_at, self._tries = None, 0.0, 0
+
+    def refused(self, version: int, refusal: Refusal, now: float) -> None:
+        """The broker does not have what was stored as ``version``; it is tried again."""
+        self.refusal = refusal
+        self._tries += 1
+        self._refused_version = version if refusal.lasting else -1
+        self.commit_at = now + (LASTING_RETRY_S if refusal.lasting else COMMIT_RETRY.delay_ms(self._tries) / 1000)
+
+    def try_again(self) -> None:
+        """Somebody waits for a commit that was refused for good."""
+        if self._refused_version != -1:
+            self._refused_version, self.commit_at = -1, 0.0
+
+    def is_refused(self, version: int) -> bool:
+        """Whether it is of no use to wait for ``version``."""
+        return self._refused_version >= version
 
     # -- sends
 

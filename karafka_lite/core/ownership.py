@@ -25,8 +25,11 @@ from karafka_lite.core.intake import Chunk, Intake
 from karafka_lite.core.marks import Marks
 from karafka_lite.core.options import Hook, Options, RegisteredHook, SeekTarget
 from karafka_lite.core.retries import Retries
+from karafka_lite.core.starts import Note, NowhereError, Place, Start, after_deletion
 from karafka_lite.errors import CRITICAL, describe, is_collateral
 from karafka_lite.messages import Record, TopicPartition, next_offset_after, where
+
+STRAY_S = 0.2  # until a position is tried again that the log should have
 
 
 class State(IntEnum):
@@ -90,8 +93,8 @@ class Ownership:
     """What this process knows of one ownership. Changed under its group's lock only."""
 
     __slots__ = (
-        "deadline", "every_at", "handed", "hook_due", "intake", "marks", "options", "predecessor", "retries", "run",
-        "scheduled", "state", "stopping_app", "timer", "tp", "user_state"
+        "deadline", "every_at", "handed", "hook_due", "intake", "marks", "note", "options", "predecessor", "retries",
+        "run", "scheduled", "sought", "state", "stopping_app", "timer", "tp", "user_state"
     )  # fmt: skip
 
     def __init__(self, tp: TopicPartition, options: Options, predecessor: Ownership | None = None) -> None:
@@ -104,6 +107,8 @@ class Ownership:
         self.marks: Marks = Marks()
         self.retries: Retries = Retries(options.backoff, options.budget)
         self.intake: Intake = Intake(options)
+        self.note: Note = Note()  # goes with its commits: which topic they are of
+        self.sought: int | None = None  # where user code wanted to go on last
         self.user_state: dict[Any, Any] = {}
         self.run: Run | None = None  # a worker is inside this ownership's user code
         self.scheduled: bool = False  # waits for a worker
@@ -197,10 +202,46 @@ class Ownership:
 
     # -- messages
 
-    def begin_at(self, start: int, *, committed: bool, commit_start: bool) -> None:
-        """The starting position is known; see ``Marks.begin_at``."""
-        self.intake.begin_at(start)
-        self.marks.begin_at(start, committed=committed, commit_start=commit_start)
+    def begin_at(self, start: Start, note: Note) -> None:
+        """The starting position is known.
+
+        Where it is neither committed nor simply the start of the log, it is committed before anything is handed over:
+        the next owner would look for it again, and find another one.
+        """
+        self.note = note
+        self.intake.begin_at(start.offset)
+        chosen = start.reason not in ("committed", "earliest")
+        self.marks.begin_at(start.offset, committed=start.reason == "committed", commit_start=chosen)
+
+    def is_void(self, place: Place) -> bool:
+        """The log is another one, or was cut before the end of what was read: what was marked is of messages that are
+        not there any more, and marks of others would not be told from them."""
+        stray, read = self.intake.stray, self.intake.size > 0 or self.marks.delivered > place.end
+        cut = stray is not None and stray.position is not None and stray.position > place.end
+        return not self.note.is_of(place.topic_id) or (cut and read)
+
+    def go_on(self, place: Place, reset: str, now: float) -> Start | None:
+        """Leave a position that the log does not have; None: it has it after all.
+
+        Raises:
+            NowhereError: retention was faster, and ``reset`` is "none". A place of user code's own choice is no reason.
+        """
+        assert self.intake.stray is not None
+        position = self.intake.stray.position
+        if position is None:  # it is the same topic
+            self.intake.stray = None
+            return None
+        if position > place.end:  # where user code wanted to go
+            self.redirect(place.end)
+            return Start(place.end, "truncated", position, position - place.end, begins=False)
+        if position < place.start:
+            if reset == "none" and position != self.sought:
+                raise NowhereError(position)
+            self.intake.fetch_from(place.start)
+            return after_deletion(place, position)._replace(begins=False)
+        self.intake.fetch_from(None)
+        self.intake.fetch_at = now + STRAY_S
+        return None
 
     def fetched(self, records: Sequence[Record], end_offset: int | None, size_bytes: int, now: float) -> bool:
         """Queue what was fetched; False where it was dropped because it is not what is to be read next."""
@@ -215,7 +256,7 @@ class Ownership:
         """The user wants the next batch to start there, and to be repeated from there."""
         self.intake.go_to(target)
         if isinstance(target, int):
-            self.marks.retry_position = target
+            self.sought = self.marks.retry_position = target
             self.marks.forget_given_up(from_offset=target)
 
     # -- a call of user code

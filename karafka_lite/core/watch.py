@@ -35,13 +35,15 @@ class Watch:
         self._since: float | None = None  # it has not joined, or does not know where to begin
         self._say_at = NEVER_SAID
 
-    def look(self, health: Health, unstarted: Collection[TopicPartition], now: float) -> Wait | None:
-        """What the member waits for, where it is time to say so; ``unstarted``: whose starting offset is not known."""
+    def look(self, health: Health, unstarted: Mapping[TopicPartition, str], now: float) -> Wait | None:
+        """What the member waits for, where it is time to say so; ``unstarted``: whose starting offset is not known, and
+        why."""
         since, cause = now if self._since is None else self._since, health.cause
         if not health.joined:
             self._since, waits_for = since, "to join the group"
         elif unstarted:
             self._since, waits_for = since, f"for the starting offsets of {_names(unstarted)}"
+            cause = next(iter(unstarted.values())) or cause
         else:
             self._since = None
             lasting = {tp: seen for tp, seen in health.unfetched.items() if now - seen[0] >= AFTER_S}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from karafka_lite import events
-from karafka_lite.client.protocol import Start
-from karafka_lite.core.answers import Outcome, Slow
+from karafka_lite.core.answers import Commit, Outcome, Slow
+from karafka_lite.core.marks import Refusal
 from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.core.starts import Start
 from karafka_lite.errors import describe
+from karafka_lite.messages import TopicPartition
 
 DeadLetter = tuple[tuple[str, int, int], tuple[str, ...]] | None  # where it is, and the headers that it lacks
 
@@ -49,10 +51,26 @@ class News:
 
     # -- partitions
 
-    def assigned(self, starts: Mapping[Ownership, Start]) -> None:
-        """Ownerships have begun."""
-        if starts:
-            self.add(events.Assigned, {ownership.tp: tuple(start) for ownership, start in starts.items()})
+    def placed(self, starts: Mapping[TopicPartition, Start]) -> None:
+        """Partitions begin, or go on elsewhere than expected."""
+        if begun := {tp: (start.offset, start.reason) for tp, start in starts.items() if start.begins}:
+            self.add(events.Assigned, begun)
+        for (topic, partition), start in starts.items():
+            if start.expected is not None:
+                self.add(events.Moved, topic, partition, start.expected, start.offset, start.reason, start.missing)
+
+    # -- commits
+
+    def committed(self, commits: Collection[Commit], refusals: Mapping[TopicPartition, Refusal]) -> None:
+        """``commits`` are answered, some by ``refusals``."""
+        offsets = {ownership.tp: offset for ownership, offset, _ in commits}
+        if done := {tp: offset for tp, offset in offsets.items() if tp not in refusals}:
+            self.add(events.Committed, done)
+        failed: dict[tuple[str, str | None], list[TopicPartition]] = defaultdict(list)
+        for tp, refusal in refusals.items():
+            failed[describe(refusal.error), refusal.lasting].append(tp)
+        for (_, lasting), tps in failed.items():
+            self.add(events.CommitFailed, {tp: offsets[tp] for tp in tps}, refusals[tps[0]].error, lasting)
 
     def handed_over(self, ownerships: Collection[Ownership], seconds: float) -> None:
         """A rebalance has got ``ownerships``."""

@@ -33,14 +33,14 @@ class Report:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._silent_until: dict[tuple[object, ...], float] = {}  # by kind of what was said
-        self._commits_fail: set[str] = set()  # groups
+        self._commits_fail: dict[tuple[str, str], str] = {}  # by group and topic, how
         self._idle_groups: set[str] = set()
 
     def wants(self, event: events.Event) -> bool:
         """Whether there is something to log: not for what goes well many times a second."""
         if isinstance(event, events.CallEnded):
             return event.error is not None or log.isEnabledFor(logging.DEBUG)
-        return not isinstance(event, events.Committed) or event.group_id in self._commits_fail
+        return not isinstance(event, events.Committed) or bool(self._commits_fail)
 
     def observe(self, event: events.Event) -> None:
         """Log ``event``."""
@@ -55,6 +55,23 @@ class Report:
         self._idle_groups.discard(event.group_id)
         names = [f"{where(*tp, offset)} ({why})" for tp, (offset, why) in sorted(event.starts.items())]
         _list(logging.INFO, "group %(group)s: assigned %(names)s", names, group=event.group_id)
+
+    def _moved(self, event: events.Moved) -> None:
+        expected, goes_on = where(event.topic, event.partition, event.expected), f"goes on at {event.offset}"
+        if event.reason == "recreated":
+            text = (
+                "the topic was deleted and made anew; it begins at its start, %s, and marks of the old one are dropped"
+            )
+            log.error("group %s: %s: " + text, event.group_id, expected, event.offset)
+        elif event.reason == "truncated":
+            text = (
+                "the log ends before, %s offsets are missing: it was cut (an unclean election of a leader), or nobody "
+            )
+            text += "has written so much; %s"
+            log.error("group %s: %s: " + text, event.group_id, expected, event.missing, goes_on)
+        else:
+            text = "%s offsets were deleted before they were read (retention.ms, retention.bytes); %s, the log's start"
+            log.error("group %s: %s: " + text, event.group_id, expected, event.missing, goes_on)
 
     def _revoked(self, event: events.Revoked) -> None:
         committed = sorted(event.committed.items())
@@ -144,15 +161,28 @@ class Report:
     # -- commits
 
     def _commitfailed(self, event: events.CommitFailed) -> None:
-        if event.group_id not in self._commits_fail:
-            self._commits_fail.add(event.group_id)
+        """Once for each topic, as long as it fails in the same way."""
+        how = event.lasting or describe(event.error)
+        topics = {topic for topic, _ in event.offsets}
+        fresh = {topic for topic in topics if self._commits_fail.get((event.group_id, topic)) != how}
+        self._commits_fail.update({(event.group_id, topic): how for topic in topics})
+        if not (names := [where(*tp, offset) for tp, offset in sorted(event.offsets.items()) if tp[0] in fresh]):
+            return
+        if event.lasting == "gone":
+            text = "group %(group)s: topic %(topics)s does not exist any more (%(error)s): marks are dropped: %(names)s"
+        elif event.lasting == "denied":
+            text = "group %(group)s: commits of topic %(topics)s are refused (%(error)s), nothing waits for them: "
+            text += "%(names)s. Give the right with kafka-acls.sh --add --consumer; without it messages come again"
+        else:
             text = "group %(group)s: commit of %(names)s failed, the offsets stay pending and are retried: %(error)s"
-            _list(logging.WARNING, text, _offsets(event), group=event.group_id, error=describe(event.error))
+        values = {"group": event.group_id, "topics": ", ".join(sorted(fresh)), "error": describe(event.error)}
+        _list(logging.WARNING, text, names, **values)
 
     def _committed(self, event: events.Committed) -> None:
-        if event.group_id in self._commits_fail:
-            self._commits_fail.discard(event.group_id)
-            log.info("group %s: commits work again", event.group_id)
+        topics = {topic for topic, _ in event.offsets if (event.group_id, topic) in self._commits_fail}
+        for topic in sorted(topics):
+            del self._commits_fail[event.group_id, topic]
+            log.info("group %s: commits of topic %s work again", event.group_id, topic)
 
     def _uncommitted(self, event: events.Uncommitted) -> None:
         text = "group %(group)s: final commit failed; messages from these offsets will be delivered again: %(names)s"
@@ -219,7 +249,7 @@ def _list(level: int, text: str, names: list[str], **values: object) -> None:
         log.debug(text, {"names": all_names, **values})
 
 
-def _offsets(event: events.CommitFailed | events.Uncommitted) -> list[str]:
+def _offsets(event: events.Uncommitted) -> list[str]:
     return [where(*tp, offset) for tp, offset in sorted(event.offsets.items())]
 
 

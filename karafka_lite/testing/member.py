@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from karafka_lite.app import App
-from karafka_lite.client.protocol import Client, Fetched, Start
-from karafka_lite.core.answers import PollPlan
+from karafka_lite.client.protocol import Client, Fetched, StrayedError
+from karafka_lite.core.answers import Commit, PollPlan
+from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.core.starts import Note, Place, Stray
 from karafka_lite.events import CallEnded, Event
 from karafka_lite.messages import Outgoing, TopicPartition
 from karafka_lite.observers.delivery import deliver
@@ -73,6 +75,8 @@ class TestMember(Member):
             self.begin_stop()
             self.wind_down_step(now)
         self.poll_step(now)
+        while self.group.unplaced() and not self.group.stopping:  # a poll has just found that it reads past the end
+            self.poll_step(now)
         self._hand_overs = [hand_over for hand_over in self._hand_overs if hand_over() is not None]
         ownership = self._jobs.take(lambda job: batches or job.hook_due is not None or _every_is_due(job, now))
         if ownership is None:
@@ -237,13 +241,16 @@ class MemoryClient:
     def missing_topics(self, topics: Collection[str]) -> set[str]:
         return set()
 
-    def starts(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, Start]:
-        return {tp: self._start(tp) for tp in tps}
+    def places(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, Place]:
+        return {tp: self._place(*tp) for tp in tps}
 
-    def _start(self, tp: TopicPartition) -> Start:
-        if tp in self.committed:
-            return Start(self.committed[tp], "committed")
-        return Start(len(self._cluster.logs[tp]), "latest") if self.reset == "latest" else Start(0, "earliest")
+    def _place(self, topic: str, partition: int) -> Place:
+        end, count = len(self._cluster.logs[topic, partition]), self._cluster.count(topic)
+        committed = {tp: Note("", count) for tp in self.committed if tp[0] == topic}
+        return Place(
+            *(0, end, end, self.committed.get((topic, partition)), Note("", count), "", count),
+            siblings=tuple(committed.values()),
+        )
 
     def offset_of(self, tp: TopicPartition, target: SeekTarget) -> int:
         log = self._cluster.logs[tp]
@@ -262,8 +269,8 @@ class MemoryClient:
             log = self._cluster.logs[tp]
             if position is None or tp in self._paused:
                 continue
-            if position > len(log):  # out of range, as after a seek to an offset that does not exist yet
-                position = len(log) if self.reset == "latest" else 0
+            if position > len(log):  # as after a seek to an offset that does not exist yet
+                raise StrayedError({tp: Stray(position)})
             records = log[position : position + POLL_RECORDS]
             self._positions[tp] = position + len(records)
             if records:
@@ -273,8 +280,9 @@ class MemoryClient:
     def positions(self) -> dict[TopicPartition, int]:
         return {tp: position for tp, position in self._positions.items() if position is not None}
 
-    def commit(self, offsets: Mapping[TopicPartition, int], generation: int) -> None:
-        self.committed.update(offsets)
+    def commit(self, commits: Collection[Commit], generation: int) -> Mapping[TopicPartition, Refusal]:
+        self.committed.update((ownership.tp, offset) for ownership, offset, _ in commits)
+        return {}
 
     def generation(self) -> int:
         return 1

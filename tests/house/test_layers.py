@@ -43,8 +43,8 @@ LAYERS = {
 
 # What knows Kafka; client/protocol.py only says what the runner needs of it.
 KAFKA = {f"client/{name}.py" for name in ("admin", "causes", "connection", "consumer", "fetching", "network")}
-KAFKA |= {f"client/{name}.py" for name in ("codecs", "leaving", "producer", "reader", "receiving", "refusals")}
-KAFKA |= {f"client/{name}.py" for name in ("stalls", "trouble")}
+KAFKA |= {f"client/{name}.py" for name in ("codecs", "leaving", "offsets", "producer", "reader", "receiving")}
+KAFKA |= {f"client/{name}.py" for name in ("refusals", "stalls", "trouble")}
 
 # Where the layers alone would permit too much: these rows import none of the files, rows and packages on the right.
 MUST_NOT_IMPORT = {
@@ -87,7 +87,7 @@ CORE = {
     *("core/", "client/", "runner.py"),
     *("app.py", "context.py", "events.py", "messages.py", "routing.py", "settings.py"),
 }
-MAX_LINES_OF_THE_CORE = 4_800
+MAX_LINES_OF_THE_CORE = 5_200
 MAX_LINES_OF_A_FILE = 500
 MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 

@@ -41,7 +41,9 @@ import karafka_lite.client.consumer
 import karafka_lite.client.receiving
 from karafka_lite import App
 from karafka_lite.client.consumer import Client
+from karafka_lite.client.protocol import StrayedError
 from karafka_lite.core.options import Timestamp
+from karafka_lite.core.starts import Stray
 from karafka_lite.errors import BrokerUnavailableError, ClientBrokenError, ConfigurationError, FetchError, PollError
 from karafka_lite.events import ClientLogged
 
@@ -611,14 +613,24 @@ def test_without_the_cure_a_time_that_no_message_can_have_is_an_error_like_a_bro
 # -- seek: offsets that cannot be sent --------------------------------------------------------------------------------
 
 
-def test_a_seek_past_all_offsets_resets_its_partition_and_the_others_go_on(kafka: Observer) -> None:
+def test_a_seek_past_all_offsets_is_said_of_its_partition_and_the_others_go_on(kafka: Observer) -> None:
     topic = kafka.topic(2)
     kafka.produce(topic, range(2), partition=0)
     with Member(kafka, topic) as member:
         assert len(member.read(2)) == 2
         member.client.apply(plan(seeks={(topic, 0): 1 << 64}))
         kafka.produce(topic, ["other"], partition=1)
-        assert set(member.read(3)) == {(0, 0), (0, 1), (1, 0)}
+        strays: dict[tuple[str, int], Stray] = {}
+
+        def poll() -> None:
+            try:
+                member.poll()
+            except StrayedError as strayed:
+                strays.update(strayed.strays)
+
+        assert member.read(1, poll) == [(1, 0)]
+        member.until(lambda: strays, poll)
+        assert strays == {(topic, 0): Stray((1 << 63) - 1)}
 
 
 def test_without_the_cure_a_seek_past_all_offsets_ends_all_fetches(kafka: Observer) -> None:
@@ -661,10 +673,10 @@ def test_starting_offsets_of_all_partitions_take_one_request_for_what_is_committ
     with Member(kafka, topic) as member:
         member.until_assigned()
         assert member.commit({(topic, 3): 0}) is None
-        assert count_offset_fetches(member, lambda: member.client.starts(member.owns)) == 1
-        starts = member.client.starts(member.owns)
-        assert len(starts) == 12
-        assert starts[topic, 3] == (0, "committed")
+        assert count_offset_fetches(member, lambda: member.client.places(member.owns)) == 1
+        places = member.client.places(member.owns)
+        assert len(places) == 12
+        assert places[topic, 3].committed == 0
 
 
 def test_without_the_cure_committed_offsets_take_a_request_for_each_partition(kafka: Observer) -> None:
@@ -699,10 +711,10 @@ def test_a_commit_that_failed_is_refused_under_a_later_generation(kafka: Observe
         member.until_assigned()
         generation = member.generation
         hold_up_commits(member)
-        assert isinstance(member.client.commit({(topic, 0): 3}, generation), CoordinatorNotAvailableError)
+        assert isinstance(member.commit({(topic, 0): 3}, generation), CoordinatorNotAvailableError)
         member.client.rejoin()
         member.until(lambda: len(member.assigned) == 2)
-        assert isinstance(member.client.commit({(topic, 0): 3}, generation), IllegalGenerationError)
+        assert isinstance(member.commit({(topic, 0): 3}, generation), IllegalGenerationError)
         assert kafka.committed(member.group, topic) is None
 
 
@@ -975,8 +987,8 @@ def test_a_closed_client_is_a_member_of_nothing(kafka: Observer) -> None:
         assert member.client.close() is None
         assert member.client.generation() == -1
         assert member.client.lost(time.monotonic())
-        assert isinstance(member.client.commit({(topic, 0): 1}, generation), Exception)
-        assert isinstance(member.client.commit({(topic, 0): 1}, -1), Exception)
+        assert isinstance(member.commit({(topic, 0): 1}, generation), Exception)
+        assert isinstance(member.commit({(topic, 0): 1}, -1), Exception)
         member.client.wake_rebalance()
         with pytest.raises(PollError):
             member.poll()

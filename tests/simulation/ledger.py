@@ -19,9 +19,10 @@ from steps import FOREVER
 
 from karafka_lite.core.answers import Commit, Outcome, PollPlan
 from karafka_lite.core.group import FINAL_COMMIT_S, Group
-from karafka_lite.core.marks import Send
+from karafka_lite.core.marks import Refusal, Send
 from karafka_lite.core.options import Hook, RegisteredHook
 from karafka_lite.core.ownership import Ownership, Run, State
+from karafka_lite.core.starts import Place, Start, Stray
 from karafka_lite.errors import CRITICAL, ProduceError
 from karafka_lite.messages import TopicPartition
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 EPSILON = 1e-6
 NUMBERS = itertools.count(1)
+LASTING_RETRY_S = 5.0, 5.0  # between two tries of a commit that was refused for good
 COMMIT_RETRY_S = 0.1, 1.0  # the shortest and the longest wait between two tries of a commit
 SLACK_S = 5.0  # how late threads may be scheduled, all together, when something has a bound
 
@@ -85,7 +87,7 @@ class Book:
         self.automatic = False  # the group is marking by itself
 
         self.start: int | None = None
-        self.start_uncommitted_latest = False
+        self.start_uncommitted = False  # and has to be committed before anything else
         self.seek_to: int | None = None  # where the client has yet to be moved to
         self.sought: object = None  # where to begin, while nobody knows the offset
         self.fetch_next = self.hand_next = 0
@@ -128,7 +130,11 @@ class Book:
 
         self.tries: dict[int, list[int]] = {}  # offset -> failures, and those of a batch of one
         self.gone: set[int] = set()  # given up, and not known to be committed
-        self.passed_over = 0  # tries of commits since it was part of one that could succeed
+        self.deleted: set[int] = set()  # by retention, before they were fetched
+        self.strayed: int | None = None  # a position that the log does not have
+        self.refused = False  # the last commit
+        self.refused_seq: int | None = None  # a store that was refused for good
+        self.commit_not_before = self.commit_retry_at = 0.0  # when the next try comes, after a refusal
 
         self.asked: str | None = None  # "revoke" or "stop", whichever came first
         self.deadline = self.released_at = self.commit_deadline = 0.0
@@ -142,6 +148,11 @@ class Book:
     @property
     def acked(self) -> bool:
         return self.acked_seq == self.seq
+
+    @property
+    def given_up(self) -> bool:
+        """Nobody waits for its commit: it was refused for good."""
+        return self.refused_seq == self.seq
 
     @property
     def committable(self) -> bool:
@@ -221,15 +232,12 @@ class Books:
         self.committing = False
         self.commit_requested_at: float | None = None
         self.commit_requested_number = 0
-        self.commit_retry_at = 0.0
         self.stopped_at: float | None = None
         self.lost_partitions: Counter[TopicPartition] = Counter()  # less those that an event has named
         self.wake_at = 0.0  # until when the committer may sleep
         self.found_nothing = False  # the last look for something to commit, since the lock was taken
-        self._commit_not_before = self._committed_at = 0.0
+        self._committed_at = 0.0
         self._unasked = 0  # commits in a row for which there was no reason
-        self._failed_topics: set[str] | None = None  # of the last commit
-        self._passed_over: set[str] = set()  # topics that it left for later
         self._batch: list[Sent] = []
 
     def requested(self, now: float) -> None:
@@ -263,7 +271,9 @@ class Books:
         self._is_asked_for(commits, now)
         if all(o.seq == o.backed.seq for o in books):
             self.commit_requested_at = None  # else it waits for what was sent
-        self._is_fair({o.tp[0] for o, _, _ in self._batch}, now)
+        for o, _, _ in self._batch:
+            waited = now >= o.commit_not_before - EPSILON
+            require(waited, "a failed commit is tried again after a pause", o, now, o.commit_not_before)
         self.committing = True
 
     def _sent(self, commit: Commit) -> Sent:
@@ -278,49 +288,33 @@ class Books:
         )
         return Sent(o, commit.offset, o.backed.seq)
 
-    def on_the_way(self, offsets: Mapping[TopicPartition, int]) -> list[Sent]:
-        """The client is to commit ``offsets``."""
+    def on_the_way(self, commits: Iterable[Commit]) -> list[Sent]:
+        """The client is to make ``commits``."""
+        offsets = {ownership.tp: offset for ownership, offset, _ in commits}
         batch = {one.book.tp: one.offset for one in self._batch}
         require(batch == offsets, "what is due is committed", self.life, batch, offsets)
         return self._batch
 
-    def answered(self, accepted: bool, now: float) -> list[Sent]:
-        """The client has answered; returns what it was asked to commit."""
-        topics = {one.book.tp[0] for one in self._batch}
+    def answered(self, refusals: Mapping[TopicPartition, Refusal], now: float) -> list[Sent]:
+        """The client has answered; returns what was acknowledged."""
         self.committing = False
-        for o in self.open.values():
-            # How long has each topic waited for its turn, to be tried without any other?
-            its_turn = o.tp[0] in topics and (accepted or len(topics) == 1)
-            o.passed_over = 0 if not o.committable or its_turn else o.passed_over + 1
-            require(o.passed_over <= 8, "a topic that refuses commits does not hold up the others", o, o.passed_over)
-        if accepted:
-            self._failed_topics = None
-        else:
-            self._failed_topics = topics
-            self._commit_not_before, self.commit_retry_at = (now + wait for wait in COMMIT_RETRY_S)
-        return self._batch
+        for o, _, seq in self._batch:
+            refusal = refusals.get(o.tp)
+            o.refused = refusal is not None
+            o.refused_seq = seq if refusal is not None and refusal.lasting else None
+            waits = (0.0, 0.0) if refusal is None else LASTING_RETRY_S if refusal.lasting else COMMIT_RETRY_S
+            o.commit_not_before, o.commit_retry_at = (now + wait if wait else 0.0 for wait in waits)
+        return [one for one in self._batch if one.book.tp not in refusals]
 
     def _is_asked_for(self, commits: Sequence[Commit], now: float) -> None:
         """By the interval, somebody who waits, a hand-over, or a failure before; now and then once more."""
         releasing = any(commit.ownership.state is State.RELEASING for commit in commits)
         interval = now >= self._committed_at + self.life.commit_interval_s - EPSILON
-        asked = releasing or interval or self.commit_requested_at is not None or self._failed_topics is not None
+        again = any(one.book.refused for one in self._batch)
+        asked = releasing or interval or self.commit_requested_at is not None or again
         self._committed_at = now
         self._unasked = 0 if asked else self._unasked + 1
-        # A topic that once refused makes each topic go by itself until it has had its turn, and once more.
         require(self._unasked <= 8, "commits keep to their interval", self.life, self._unasked)
-
-    def _is_fair(self, topics: set[str], now: float) -> None:
-        """After a failure each topic goes by itself and in turn: one that refuses does not hold up the others."""
-        pending = {o.tp[0] for o in self.open.values() if o.committable}
-        if self._failed_topics is not None:
-            again = topics == self._failed_topics
-            waited = now >= self._commit_not_before - EPSILON
-            require(waited, "a failed commit is tried again after a pause", self.life)
-            alone = len(topics) == 1 or not self._failed_topics & pending
-            require(alone, "after a failed commit each topic goes by itself", self.life, *topics)
-            require(not (again and self._passed_over & pending), "after a failed commit topics take turns", *topics)
-        self._passed_over = pending - topics
 
     # -- promises about time
 
@@ -339,11 +333,13 @@ class Books:
         if o.seen is State.RELEASING:
             yield o.commit_deadline, "the bound of the last commit"
         if o.committable and not self.committing:
-            yield max(o.unacked_since + self.life.commit_interval_s, self.commit_retry_at), "the interval commit"
+            yield max(o.unacked_since + self.life.commit_interval_s, o.commit_retry_at), "the interval commit"
             if o.seen is State.RELEASING:
-                yield max(o.released_at, self.commit_retry_at), "the last commit"
+                yield max(o.released_at, o.commit_retry_at), "the last commit"
             if self.commit_requested_at is not None and o.backed.number < self.commit_requested_number:
-                yield max(self.commit_requested_at, self.commit_retry_at), "the requested commit"
+                yield max(self.commit_requested_at, o.commit_retry_at), "the requested commit"
+            if o.refused:
+                yield o.commit_retry_at, "the next try of a commit"
         if not o.in_jobs and o.running is None:
             yield self._code_due(o), "user code"
 
@@ -391,22 +387,60 @@ class Ledger:
             self.books[ownership] = life.books.open[ownership.tp] = o
             self.reached["an ownership waited for its predecessor's handler"] += bool(over)
 
-    def started(self, o: Book, offset: int, committed: bool, result: bool, now: float) -> None:
-        expected = not o.ended and not o.lost and o.start is None
+    def deleted(self, tp: TopicPartition) -> None:
+        """Retention has moved a log's start: what was before it is lost to all."""
+        covered = self.covered[tp]
+        if covered is not None:
+            self.covered[tp] = max(covered, self._broker.logs[tp].start)
+
+    def strayed(self, life: Life, tp: TopicPartition, stray: Stray) -> None:
+        o = life.books.open.get(tp)
+        if o is not None and o.start is not None and o.seek_to is None and o.sought is None:
+            o.strayed = stray.position
+
+    def placed(self, o: Book, place: Place, start: Start | None, now: float) -> None:
+        expected = not o.ended and not o.lost and (o.start is None or o.strayed is not None)
         self.reached["a start came for an earlier ownership"] += not expected
-        require(result is expected, "an answer to an earlier ownership changes nothing", o, offset)
+        require(expected or start is None, "an answer to an earlier ownership changes nothing", o, start)
         if not expected:
             return
         asked_for = o.life.client.asked_for.get(o.tp)
         require(asked_for is o, "an ownership begins with the answer that it asked for", o, asked_for)
-        o.start = o.fetch_next = o.hand_next = o.retry_position = o.done = offset
+        if o.start is None:
+            self._begins(o, place, start, now)
+            return
+        position, o.strayed = o.strayed, None
+        assert position is not None
+        if position >= place.start:  # it is there after all, or was when the cluster was asked
+            require(start is None, "what the log has is read", o, start)
+            return
+        right = start is not None and start[:4] == (place.start, "deleted", position, place.start - position)
+        require(right, "a reader that retention has overtaken goes on at the log's start, which is said", o, start)
+        self.reached["retention was faster than a reader"] += 1
+        left = self._broker.logs[o.tp].read(position, 1 << 30)
+        o.deleted.update(record.offset for record in left if record.offset < place.start)
+        o.fetch_next = place.start
+        o.seek_to = None if o.asked else place.start
+
+    def _begins(self, o: Book, place: Place, start: Start | None, now: float) -> None:
+        committed = place.committed
+        assert start is not None
+        if committed is not None:
+            wanted = (max(committed, place.start), "deleted" if committed < place.start else "committed")
+        elif self._reset == "earliest":
+            wanted = (place.start, "earliest")
+        else:  # a member that has waited for the topic begins at its start
+            wanted = (place.start, "new") if start.reason == "new" else (place.latest, "latest")
+        require(start[:2] == wanted, "an ownership begins where the table says", o, start, place)
+        offset = o.start = o.fetch_next = o.hand_next = o.retry_position = o.done = start.offset
         o.seek_to = None if o.asked else offset
-        if committed:
+        if start.reason == "committed":
             o.stored = o.acked_offset = offset
             o.backed = Mark(0, offset, 0)
             o.stored_ever.add(offset)
-        elif self._reset == "latest":
-            o.start_uncommitted_latest = True
+        elif start.reason != "earliest":
+            self.reached["retention was faster at a start"] += start.reason == "deleted"
+            o.start_uncommitted = True
             o.store(offset, now)
 
     def asked(self, life: Life, tps: Iterable[TopicPartition], why: str, now: float) -> None:
@@ -511,8 +545,9 @@ class Ledger:
 
     def _next_in_log(self, o: Book, count: int) -> list[Record]:
         """What has to be handed over next."""
-        records = self._broker.logs[o.tp].read(o.hand_next, count + len(o.gone))
-        return [record for record in records if record.offset not in o.gone][:count]
+        left_out = o.gone | o.deleted
+        records = self._broker.logs[o.tp].read(o.hand_next, count + len(left_out))
+        return [record for record in records if record.offset not in left_out][:count]
 
     def positions(self, life: Life) -> None:
         """What is done by the group's own account is done."""
@@ -608,7 +643,7 @@ class Ledger:
 
     def batch_due(self, o: Book) -> tuple[float, float]:
         """When the next batch may be handed over, and since when it waits."""
-        if not o.queued or (o.start_uncommitted_latest and not o.handed and not o.acked):
+        if not o.queued or (o.start_uncommitted and not o.handed and not o.acked):
             return FOREVER, FOREVER
         due = max(o.not_before, o.rests_until)
         isolated = any(map(o.is_isolated, self._next_in_log(o, 1)))
@@ -623,7 +658,7 @@ class Ledger:
             return
         committed = self._broker.committed.get(o.tp)
         require(
-            committed == o.start or (committed is None and o.start == self._broker.logs[o.tp].start),
+            committed == o.start or (committed is None and (o.start or 0) <= self._broker.logs[o.tp].start),
             "an owner begins at the committed offset, or where auto_offset_reset points to",
             *(o, o.start, committed),
         )
@@ -680,8 +715,12 @@ class Ledger:
             self._redirect(o, o.redirect)
 
     def _unmarked_from(self, o: Book) -> int | None:
-        records = self._broker.logs[o.tp].read(o.retry_position, 1)
-        return records[0].offset if records else None
+        return self._not_deleted(o, o.retry_position)
+
+    def _not_deleted(self, o: Book, position: int) -> int | None:
+        """The next message that could be handed over."""
+        records = self._broker.logs[o.tp].read(position, 1 + len(o.deleted))
+        return next((record.offset for record in records if record.offset not in o.deleted), None)
 
     def _out(self, run: Run) -> Book:
         o = self.books[run.ownership]
@@ -832,8 +871,8 @@ class Ledger:
         self.reached["a sync commit was acknowledged"] += 1
 
     def _stored(self, o: Book, offset: int, now: float) -> None:
-        while (following := self._broker.logs[o.tp].read(offset, 1)) and following[0].offset in o.gone:
-            offset = following[0].offset + 1
+        while (following := self._not_deleted(o, offset)) in o.gone:
+            offset = (following or 0) + 1
             self.reached["a message that was given up counted as marked"] += 1
         o.store(offset, now)
         self.reached["a mark waited for a send"] += bool(o.trail)
@@ -873,7 +912,7 @@ class Ledger:
         for o, offset, seq in batch:
             require(generation == o.generation, "nothing is committed for an earlier ownership", o, generation)
             require(offset in o.stored_ever, "what is committed was stored by the owner", o, offset)
-            if o.start_uncommitted_latest and self.covered[o.tp] is None:
+            if o.start_uncommitted and self.covered[o.tp] is None:
                 self.covered[o.tp] = offset
                 self.reached["a start at the end of the log was committed"] += 1
             covered = self.covered[o.tp]
@@ -883,6 +922,7 @@ class Ledger:
                 require(o.stored is not None and committed <= offset <= o.stored, "committed <= stored", o, offset)
             self.reached["a backward mark was committed"] += offset < committed
             self._broker.committed[o.tp] = offset
+            self._broker.notes[o.tp] = o.ownership.note
             o.applied_seq = max(o.applied_seq, seq)
 
     def acknowledged(self, batch: Sequence[Sent], now: float) -> None:
@@ -928,7 +968,7 @@ class Ledger:
         if o.seen >= State.REVOKED:
             return False
         require(not (o.seen is State.DRAINING and o.code_ended), "a drain ends with the last user code", o)
-        kept = o.seen is State.RELEASING and o.acked and not o.waits_no_more
+        kept = o.seen is State.RELEASING and (o.acked or o.given_up) and not o.waits_no_more
         require(not kept, "a hand-over ends with its commit", o)
         return True
 
@@ -950,8 +990,10 @@ class Ledger:
                     self.reached[f"a hook was left out: {o.final_hook.value}"] += 1
         if state is State.REVOKED:
             in_time = now < o.commit_deadline
-            require(o.acked or not in_time, "the last commit has until its bound", o, now, o.commit_deadline)
+            waited = o.acked or o.given_up or not in_time
+            require(waited, "the last commit has until its bound", o, now, o.commit_deadline)
             self.reached["the last commit was given up"] += not o.acked
+            self.reached["nobody waited for a commit that was refused for good"] += o.given_up and in_time
             self.reached["a hand-over"] += o.asked == "revoke"
 
     def _end(self, o: Book) -> None:

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from karafka_lite.core.starts import Note
 from karafka_lite.messages import TopicPartition
 
 
@@ -43,8 +44,12 @@ class Log:
             self.end = offset + 1
         self.end += self._rng.choice([0, 0, 0, 1])
 
+    def delete_before(self, offset: int) -> None:
+        """Retention. The records stay known, for who was handed them before."""
+        self.start = max(self.start, min(offset, self.end))
+
     def read(self, position: int, count: int) -> list[Record]:
-        """Up to ``count`` records from ``position`` on."""
+        """Up to ``count`` records from ``position`` on, also deleted ones."""
         index = bisect_left(self._offsets, position)
         return self._records[index : index + count]
 
@@ -73,6 +78,7 @@ class Broker:
         self._rng = rng
         self.logs = {tp: Log(rng) for tp in tps}
         self.committed: dict[TopicPartition, int] = {}
+        self.notes: dict[TopicPartition, Note] = {}  # of these commits
         self.session_timeout = session_timeout
         self.rebalance_timeout = rebalance_timeout
         self.generation = 0

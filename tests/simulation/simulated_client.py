@@ -2,20 +2,22 @@
 
 It behaves as kafka-python does: rebalances happen inside ``poll``, the client moves its position as soon as records are
 polled, and what it knows of its membership may be old, and may turn back. Beyond that it does what nothing forbids: an
-answer of ``starts`` may come after a rebalance, and a client that was replaced may still report one.
+answer of ``places`` may come after a rebalance, and a client that was replaced may still report one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from steps import Signal
 
 from karafka_lite import errors
-from karafka_lite.client.protocol import Client, Fetched, Start
-from karafka_lite.core.answers import PollPlan
+from karafka_lite.client.protocol import Client, Fetched, StrayedError
+from karafka_lite.core.answers import Commit, PollPlan
+from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import SeekTarget
+from karafka_lite.core.starts import Note, Place, Stray
 from karafka_lite.messages import TopicPartition
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ REQUEST_S = 5.0
 JOINING_POLL_S = 1.0
 CLOSE_S = 5.0
 RECORD_BYTES = 7
+TOPIC_ID = "id"
 FINE = "fine"
 
 
@@ -71,6 +74,7 @@ class SimulatedClient:
         self._heard_at = float("-inf")
         self._rebalance_wakes = Signal()
         self._late_commits: list[Callable[[], bool]] = []  # sent, not yet read by the broker; in order
+        self._strays: dict[TopicPartition, Stray] = {}  # of the last fetch
         self.asked_for: dict[TopicPartition, object] = {}  # whose start was asked for last
 
     @property
@@ -119,25 +123,25 @@ class SimulatedClient:
         self._world.say(self._life, "subscribes to", *sorted(topics))
         self._point()
 
-    def starts(self, tps: Collection[TopicPartition]) -> dict[TopicPartition, Start]:
+    def places(self, tps: Collection[TopicPartition]) -> dict[TopicPartition, Place]:
         """The cluster may not be able to say it now, or late."""
         self._begin()
-        starts = {}
+        places: dict[TopicPartition, Place] = {}
+        broker = self._broker
         for tp in tps:
             if self.link_down or (not self._world.calm and self._rng.random() < 0.1):
                 continue
-            log, committed = self._broker.logs[tp], self._broker.committed.get(tp)
-            if committed is not None:
-                starts[tp] = Start(committed, "committed")
-            elif self.reset == "latest":
-                starts[tp] = Start(log.end, "latest")
-            else:
-                starts[tp] = Start(log.start, "earliest")
+            log, committed = broker.logs[tp], broker.committed.get(tp)
+            of_topic = [other for other in broker.logs if other[0] == tp[0]]
+            places[tp] = Place(
+                *(log.start, log.end, log.end, committed, broker.notes.get(tp, Note()), TOPIC_ID, len(of_topic)),
+                siblings=[broker.notes[other] for other in of_topic if other in broker.notes],
+            )
         self.asked_for = {tp: self._life.books.open.get(tp) for tp in tps}
         if not self._world.calm and self._rng.random() < 0.05:
             self._answer_late()
         self._point()
-        return starts
+        return places
 
     def _answer_late(self) -> None:
         """Rebalances come first."""
@@ -192,6 +196,9 @@ class SimulatedClient:
                     return []
             if not self._given_back and (fetched := self._take_records()):
                 break
+            if self._strays:
+                self._reached["retention was faster"] += 1
+                raise StrayedError(self._strays)
             if world.now >= until:
                 return []
             self._pause(min(until, world.now + 0.5), world.data_come)
@@ -213,12 +220,16 @@ class SimulatedClient:
         if self.link_down:
             return []
         fetched = []
+        self._strays = {}
         for tp, fetch in self.assignment.items():
             if fetch.paused or self._rng.random() < 0.2:
                 continue
             log = self._broker.logs[tp]
-            if fetch.position is None:  # it was not moved yet: it finds a position by itself
-                fetch.position = self._broker.committed.get(tp, log.end if self._rng.random() < 0.5 else log.start)
+            if fetch.position is None:  # it was not moved yet
+                continue
+            if fetch.position < log.start:
+                self._strays[tp] = Stray(fetch.position)
+                continue
             if records := log.read(fetch.position, self._rng.randint(1, self._world.settings.poll_records)):
                 fetched.append(Fetched(tp, records, log.end, RECORD_BYTES * len(records)))
         self._rng.shuffle(fetched)
@@ -343,9 +354,15 @@ class SimulatedClient:
 
     # -- the committer's
 
-    def commit(self, offsets: Mapping[TopicPartition, int], generation: int) -> Exception | None:
+    def commit(self, commits: Collection[Commit], generation: int) -> dict[TopicPartition, Refusal]:
         """The request and its answer. Without one it may have happened all the same."""
-        sent = self._life.books.on_the_way(offsets)
+        sent = self._life.books.on_the_way(commits)
+        failed = self._commit(sent, generation)
+        return (
+            dict.fromkeys((one.book.tp for one in sent), Refusal(failed)) if isinstance(failed, Exception) else failed
+        )
+
+    def _commit(self, sent: Sequence[Sent], generation: int) -> dict[TopicPartition, Refusal] | Exception:
         self._point()
         if self._rng.random() < 0.3:
             self._pause(self._world.now + self._rng.choice([0.01, 4.0]))  # it looks for the coordinator
@@ -359,11 +376,10 @@ class SimulatedClient:
             self._pause(self._world.now + REQUEST_S)
             return errors.CommitError("no answer")
         self._pause(self._world.now + self._rng.choice([0.0, 0.005, 0.3]))
-        counts = [one for one in sent if self._world.now >= self._world.refused_until.get(one.book.tp[0], 0.0)]
-        if outcome == "refused" or len(counts) < len(sent):
-            self._reached["a topic refused its commits"] += len(counts) < len(sent)
-            if outcome != "refused":
-                self._arrives(counts, session, generation)  # the others count all the same
+        refusals = {one.book.tp: self._refusal_of(one) for one in sent}
+        refused = {tp: refusal for tp, refusal in refusals.items() if refusal is not None}
+        sent = [one for one in sent if one.book.tp not in refused]
+        if outcome == "refused":
             return errors.CommitError("refused")
         if outcome == "late":
             self._late_commits.append(lambda: self._arrives(sent, session, generation))
@@ -378,7 +394,17 @@ class SimulatedClient:
             self._pause(self._world.now + REQUEST_S)
             return errors.CommitError("no answer")
         self._pause(self._world.now + self._rng.choice([0.0, 0.005, 0.3]))
-        return None if accepted else errors.CommitError("refused")
+        self._reached["a commit was refused for some of its partitions"] += accepted and bool(sent and refused)
+        return refused if accepted else errors.CommitError("refused")
+
+    def _refusal_of(self, sent: Sent) -> Refusal | None:
+        """Of that partition alone."""
+        topic = sent.book.tp[0]
+        if self._world.now >= self._world.refused_until.get(topic, 0.0):
+            return None
+        lasting = self._world.refused_for_good.get(topic)
+        self._reached["a topic refused its commits" + (" for good" if lasting else "")] += 1
+        return Refusal(errors.CommitError("refused"), lasting)
 
     def _stamp(self, generation: int) -> int | None:
         """The generation that the request carries: in one step with the sending. None: it is not sent."""

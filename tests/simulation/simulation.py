@@ -51,6 +51,7 @@ SITUATIONS = (
     "a commit arrived late",
     "a commit arrived when its ownership was over",
     "a commit failed",
+    "a commit was refused for some of its partitions",
     "a commit timed out but happened",
     "a fetch failed",
     "a hand-over",
@@ -101,6 +102,7 @@ SITUATIONS = (
     "a sync commit was acknowledged",
     "a thread found the lock taken",
     "a topic refused its commits",
+    "a topic refused its commits for good",
     "a worker came when its job had passed",
     "a worker died of a bug",
     "all topics were missing after the subscription",
@@ -111,6 +113,10 @@ SITUATIONS = (
     "an ownership waited for its predecessor's handler",
     "every was called",
     "fetched records were dropped",
+    "nobody waited for a commit that was refused for good",
+    "retention was faster",
+    "retention was faster at a start",
+    "retention was faster than a reader",
     "revoke while already ending by stop",
     "stop while already ending by revoke",
     "the broker evicted a silent member",
@@ -218,6 +224,7 @@ class World(Scheduler):
         self.group: Callable[..., Any] = WatchedGroup
         self.data_come = Signal()
         self.refused_until: dict[str, float] = {}  # topic -> until when its commits fail
+        self.refused_for_good: dict[str, Any] = {}  # topic -> how, while they fail
         self.hidden_until: dict[str, float] = {}  # topic -> until when the metadata lack it
         if rng.random() < 0.3:
             self.hidden_until[rng.choice(list(self.policies))] = self.now + rng.choice([3.0, 60.0])
@@ -336,7 +343,7 @@ class World(Scheduler):
         """Some kinds of trouble are left out, so that others go on undisturbed."""
         trouble = [
             *(self._evict, self._cut_link, self._freeze, self._refuse, self._break),
-            *(self._stop_one, self._crash, self._hide, self._ask_for_positions),
+            *(self._stop_one, self._crash, self._hide, self._ask_for_positions, self._delete_old),
         ]
         acts = [self._start_one, self._rebalance, *trouble]
         weights = [5, self.rng.choice([1, 5, 10]), *(self.rng.choice([0, 0, 1, 3]) for _ in trouble)]
@@ -399,7 +406,16 @@ class World(Scheduler):
     def _refuse(self) -> None:
         topic = self.rng.choice(list(self.policies))
         self.refused_until[topic] = self.now + self.rng.choice([1.0, 5.0, 20.0])
-        self.say("world", "refuses commits of", topic)
+        self.refused_for_good[topic] = self.rng.choice([None, "gone", "denied"])
+        self.say("world", "refuses commits of", topic, self.refused_for_good[topic])
+
+    def _delete_old(self) -> None:
+        """Retention, which does not ask what is processed."""
+        tp = self.rng.choice(list(self.broker.logs))
+        log = self.broker.logs[tp]
+        log.delete_before(self.rng.randint(log.start, log.end))
+        self.ledger.deleted(tp)
+        self.say("world", "deletes", tp, "before", log.start)
 
     def _stop_one(self) -> None:
         if lives := self._lives():

@@ -21,6 +21,7 @@ from karafka_lite.core.marks import Marks
 from karafka_lite.core.options import Hook
 from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.core.retries import Retries
+from karafka_lite.core.starts import Start
 from karafka_lite.errors import CommitError
 from karafka_lite.messages import next_offset_after
 from karafka_lite.runner import Member
@@ -107,12 +108,10 @@ def _(patch: Patch) -> None:
 
 @wrong("an answer to an earlier ownership counts for the next one")
 def _(patch: Patch) -> None:
-    def started_by_place(
-        method: Callable[..., Any], group: Group, ownership: Ownership, *args: Any, **named: Any
-    ) -> Any:
-        return method(group, group.owned.get(ownership.tp, ownership), *args, **named)
+    def placed_by_partition(method: Callable[..., Any], group: Group, places: Any, now: float) -> Any:
+        return method(group, {group.owned.get(one.tp, one): place for one, place in places.items()}, now)
 
-    instead(patch, Group, "started", started_by_place)
+    instead(patch, Group, "placed", placed_by_partition)
 
 
 @wrong("the committer dies when the client is replaced")
@@ -306,6 +305,7 @@ def _(patch: Patch) -> None:
     unrest=5.0,
     interrupts=0.8,
     favourite="answer",
+    first_seed=5000,
 )
 def _(patch: Patch) -> None:
     def commit(method: Callable[..., Any], member: Member, ownership: Ownership, timeout_ms: int) -> Any:
@@ -315,16 +315,6 @@ def _(patch: Patch) -> None:
         return result
 
     instead(patch, Member, "commit", commit)
-
-
-@wrong("a start at the end of the log is not committed")
-def _(patch: Patch) -> None:
-    instead(
-        patch,
-        Marks,
-        "begin_at",
-        lambda method, *args, committed, **_: method(*args, committed=committed, commit_start=False),
-    )
 
 
 @wrong("what was given up comes again")
@@ -458,14 +448,56 @@ def _(patch: Patch) -> None:
     keeping(patch, Group, "request_commit", "changed")
 
 
-@wrong("a topic that refuses commits holds up the others")
+@wrong("what was refused of one partition counts for all")
 def _(patch: Patch) -> None:
-    after(patch, Group, "commit_failed", lambda group, commits, now: group._refusing.clear())
+    def committed(method: Callable[..., Any], group: Group, commits: Any, refusals: Any, now: float) -> None:
+        every = {one.ownership.tp: next(iter(refusals.values())) for one in commits} if refusals else {}
+        method(group, commits, every, now)
+
+    instead(patch, Group, "committed", committed)
+
+
+@wrong("what was accepted of one partition counts for all")
+def _(patch: Patch) -> None:
+    def committed(method: Callable[..., Any], group: Group, commits: Any, refusals: Any, now: float) -> None:
+        method(group, commits, refusals if len(refusals) == len(commits) else {}, now)
+
+    instead(patch, Group, "committed", committed)
 
 
 @wrong("a failed commit is tried again without a pause")
 def _(patch: Patch) -> None:
-    keeping(patch, Group, "commit_failed", "_commit_retry_at")
+    keeping(patch, Marks, "refused", "commit_at")
+
+
+@wrong("a hand-over waits for a commit that was refused for good")
+def _(patch: Patch) -> None:
+    patch.setattr(Marks, "awaited", property(lambda marks: marks.pending))
+
+
+@wrong("a commit that was refused is not waited for")
+def _(patch: Patch) -> None:
+    patch.setattr(Marks, "awaited", property(lambda marks: marks.pending and marks.refusal is None))
+
+
+@wrong("what retention has deleted is skipped together with what is left")
+def _(patch: Patch) -> None:
+    patch.setattr("karafka_lite.core.starts.after_deletion", lambda place, position: Start(place.end, "deleted"))
+
+
+@wrong("a reader that retention has overtaken drops what it has in hand")
+def _(patch: Patch) -> None:
+    patch.setattr(Intake, "fetch_from", lambda intake, offset: intake.stray and intake.go_to(offset))
+
+
+@wrong("a start that was chosen is not committed")
+def _(patch: Patch) -> None:
+    instead(
+        patch,
+        Marks,
+        "begin_at",
+        lambda method, *args, committed, commit_start: method(*args, committed=committed, commit_start=False),
+    )
 
 
 @wrong("who sleeps is not woken for what is due earlier")
@@ -489,4 +521,4 @@ def test_the_simulation_notices_when(what: str, monkeypatch: pytest.MonkeyPatch)
     mutation, settings = MUTATIONS[what]
     mutation(monkeypatch)
     with pytest.raises(Violation):
-        simulate(1, EVENTS, **settings)
+        simulate(**{"first_seed": 1, "events": EVENTS, **settings})  # type: ignore[arg-type]

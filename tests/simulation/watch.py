@@ -5,8 +5,8 @@ Everything in here happens under the group's lock.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -17,9 +17,10 @@ from simulated_runner import make_client
 
 from karafka_lite.core.answers import Commit, Outcome, PollPlan
 from karafka_lite.core.group import Group
-from karafka_lite.core.marks import Marks, Send
+from karafka_lite.core.marks import Marks, Refusal, Send
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.core.starts import Place, Start, Stray
 from karafka_lite.messages import TopicPartition
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class WatchedMarks(Marks):
         send = super().sending()
         self.book.ledger.sent(self.book, send)
         return send
+
+    def try_again(self) -> None:
+        super().try_again()
+        if self.book.refused_seq is not None:
+            self.book.refused_seq, self.book.commit_not_before, self.book.commit_retry_at = None, 0.0, 0.0
 
     def answered(self, send: Send, failure: BaseException | None) -> None:
         book = self.book
@@ -101,12 +107,20 @@ class WatchedGroup(Group):
         yield
         book.automatic = False
 
-    def started(self, ownership: Ownership, offset: int, *, committed: bool, now: float) -> bool:
-        self.say("starts", ownership, offset, "committed" if committed else "reset")
-        with self._marking(ownership):
-            result = super().started(ownership, offset, committed=committed, now=now)
-        self.ledger.started(self.ledger[ownership], offset, committed, result, now)
-        return result
+    def placed(self, places: Mapping[Ownership, Place], now: float) -> dict[TopicPartition, Start]:
+        self.say("knows the places of", *places)
+        with ExitStack() as stack:
+            for ownership in places:
+                stack.enter_context(self._marking(ownership))
+            starts = super().placed(places, now)
+        for ownership, place in places.items():
+            self.ledger.placed(self.ledger[ownership], place, starts.get(ownership.tp), now)
+        return starts
+
+    def stray(self, strays: Mapping[TopicPartition, Stray], now: float) -> None:
+        super().stray(strays, now)
+        for tp, stray in strays.items():
+            self.ledger.strayed(self.life, tp, stray)
 
     def found(self, ownership: Ownership, target: SeekTarget, offset: int, now: float) -> None:
         self.ledger.found(self.ledger[ownership], target, offset)
@@ -223,15 +237,12 @@ class WatchedGroup(Group):
             self.books.wake_at = moment
         return moment
 
-    def commit_succeeded(self, commits: Iterable[Commit], now: float) -> None:
-        self.ledger.acknowledged(self.books.answered(True, now), now)
-        super().commit_succeeded(commits, now)
-
-    def commit_failed(self, commits: Iterable[Commit], now: float) -> None:
-        self.say("commit failed")
-        self.ledger.reached["a commit failed"] += 1
-        self.books.answered(False, now)
-        super().commit_failed(commits, now)
+    def committed(self, commits: Iterable[Commit], refusals: Mapping[TopicPartition, Refusal], now: float) -> None:
+        if refusals:
+            self.say("is refused", *refusals)
+        self.ledger.reached["a commit failed"] += bool(refusals)
+        self.ledger.acknowledged(self.books.answered(refusals, now), now)
+        super().committed(commits, refusals, now)
 
     def advance(self, now: float) -> None:
         super().advance(now)

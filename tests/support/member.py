@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from karafka_lite.client.consumer import Client
-from karafka_lite.core.answers import PollPlan
+from karafka_lite.core.answers import Commit, PollPlan
+from karafka_lite.core.starts import Note
 from karafka_lite.errors import PollError
 from karafka_lite.events import Event
 from support.harness import QUICK
@@ -87,14 +88,24 @@ class Member:
 
     def poll(self) -> None:
         """One poll of ours; what it brings is for ``read``."""
+        self._find_starts()
         for tp, records, _, size_bytes in self.client.poll(paused=False):
             self._unread += [(tp[1], record.offset) for record in records]
             self.size_bytes += size_bytes
 
     def stock_poll(self, timeout_ms: int = 200) -> None:
         """One poll of kafka-python's, without what ours does before it."""
+        self._find_starts()
         for tp, records in self.consumer.poll(timeout_ms).items():
             self._unread += [(tp.partition, record.offset) for record in records]
+
+    def _find_starts(self) -> None:
+        """As the runner would: kafka-python has no positions of its own."""
+        assigned = {tuple(tp) for tp in self.consumer._subscription.assignment}
+        if missing := sorted(assigned - self.client.positions().keys()):
+            places = self.client.places(missing)
+            begins = {tp: place.start if place.committed is None else place.committed for tp, place in places.items()}
+            self.client.apply(plan(seeks=begins))
 
     def until(self, fact: Callable[[], Any], poll: Callable[[], object] | None = None) -> None:
         """Polls until ``fact`` holds."""
@@ -116,8 +127,11 @@ class Member:
         read, self._unread = self._unread, []
         return read
 
-    def commit(self, offsets: dict[tuple[str, int], int]) -> Exception | None:
-        return self.client.commit(offsets, self.generation)
+    def commit(self, offsets: dict[tuple[str, int], int], generation: int | None = None) -> Exception | None:
+        """Why the first of them was refused."""
+        given = self.generation if generation is None else generation
+        refusals = self.client.commit(commits(offsets), given)
+        return next((refusal.error for refusal in refusals.values()), None)
 
     def joining(self) -> bool:
         """Whether a JoinGroup waits for its answer."""
@@ -129,6 +143,13 @@ class Owned(NamedTuple):
     """What a plan asks of an ownership: which partition it is of."""
 
     tp: tuple[str, int]
+    note: Note = Note()
+
+
+def commits(offsets: dict[tuple[str, int], int], note: Note = Note()) -> list[Any]:  # noqa: B008 - a NamedTuple
+    """What a commit asks of a client."""
+    owned: Any = Owned
+    return [Commit(owned(tp, note), offset, 0) for tp, offset in offsets.items()]
 
 
 def plan(

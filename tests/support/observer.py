@@ -24,6 +24,9 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient, ConsumerGroupDescription, NewPartitions, NewTopic, OffsetSpec
+from kafka import OffsetAndMetadata
+from kafka import TopicPartition as KafkaTP
+from kafka.admin import KafkaAdminClient
 
 T = TypeVar("T")
 Headers = Sequence[tuple[str, bytes]]
@@ -139,6 +142,24 @@ class Observer:
         if found.error:
             raise KafkaException(found.error)
         return found.offset if found.offset >= 0 else None
+
+    def commit(self, group: str, topic: str, offset: int, partition: int = 0, *, metadata: str = "") -> None:
+        """For a group without members, as kafka-consumer-groups.sh --reset-offsets does without ``metadata``."""
+        if not metadata:
+            at = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, partition, offset)])
+            self._ask(lambda admin: admin.alter_consumer_group_offsets([at])[group])
+            return
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers)  # librdkafka sends no metadata
+        try:
+            admin.alter_group_offsets(group, {KafkaTP(topic, partition): OffsetAndMetadata(offset, metadata, -1)})
+        finally:
+            admin.close()
+
+    def commit_metadata(self, group: str, topic: str, partition: int = 0) -> str:
+        """What goes with the commit."""
+        wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, partition)])
+        (found,) = self._ask(lambda admin: admin.list_consumer_group_offsets([wanted])[group]).topic_partitions
+        return found.metadata or ""
 
     def end_offset(self, topic: str, partition: int = 0) -> int:
         """The offset that the next message will get."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from karafka_lite.core.answers import Commit
 from karafka_lite.core.group import Group
+from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import Hook, Options, RegisteredHook
 from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.core.starts import Note, Place, Start
 
 TP = ("topic", 0)
 RECORD_BYTES = 7
@@ -44,7 +46,7 @@ def hook(kind: Hook, every_ms: int = 0) -> RegisteredHook:
 def ownership(start: int = 0, *, committed: bool = False, tp: tuple[str, int] = TP, **options: Any) -> Ownership:
     """One that begins at ``start``, and whose client was moved there."""
     made = Ownership(tp, Options(**options))
-    made.begin_at(start, committed=committed, commit_start=False)
+    made.begin_at(Start(start, "committed" if committed else "earliest"), Note())
     seek(made)
     return made
 
@@ -93,8 +95,12 @@ class Partitions:
         return self.group.owned["topic", number]
 
     def start(self, offset: int = 0, *, committed: bool = False) -> None:
-        for one in self.group.unstarted():
-            self.group.started(one, offset, committed=committed, now=self.now)
+        """In logs that begin at ``offset``, and end there, too, where nothing is ``committed``."""
+        place = Place(offset, offset, offset) if not committed else Place(0, 1 << 60, 1 << 60, offset)
+        self.place(dict.fromkeys(self.group.unplaced(), place))
+
+    def place(self, places: dict[Ownership, Place]) -> dict[tuple[str, int], Start]:
+        return self.group.placed(places, self.now)
 
     def plan(self) -> dict[int, int]:
         """What the poller does before each poll; where partitions were moved to."""
@@ -123,5 +129,11 @@ class Partitions:
         """One turn of the committer, whose broker takes everything."""
         commits: list[Commit] = self.group.commit_batch(self.now)
         if commits:
-            self.group.commit_succeeded(commits, self.now)
+            self.group.committed(commits, {}, self.now)
+        return {one.tp: offset for one, offset, _ in commits}
+
+    def refuse(self, *, lasting: Literal["gone", "denied"] | None = None) -> dict[tuple[str, int], int]:
+        """One turn of the committer, whose broker takes nothing."""
+        commits: list[Commit] = self.group.commit_batch(self.now)
+        self.group.committed(commits, {one.tp: Refusal(OSError("no"), lasting) for one, _, _ in commits}, self.now)
         return {one.tp: offset for one, offset, _ in commits}

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from karafka_lite.app import App
-from karafka_lite.client.protocol import Client, Fetched, Outbox, Start
-from karafka_lite.core.answers import PollPlan
+from karafka_lite.client.protocol import Client, Fetched, Outbox
+from karafka_lite.core.answers import Commit, PollPlan
+from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.core.starts import Place
 from karafka_lite.errors import Exit
 from karafka_lite.events import Crashed, Event
 from karafka_lite.messages import Outgoing, TopicPartition
@@ -64,9 +66,10 @@ class FakeClient:
         self.subscribed = set(topics)
         self.joins = 0
 
-    def starts(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, Start]:
-        committed = self.cluster.committed
-        return {tp: Start(committed[tp], "committed") if tp in committed else Start(0, "earliest") for tp in tps}
+    def places(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, Place]:
+        committed = {tp: self.cluster.committed.get(tp) for tp in tps}
+        ends = {tp: max(len(self.cluster.logs[tp]), offset or 0) for tp, offset in committed.items()}
+        return {tp: Place(0, end, end, committed[tp]) for tp, end in ends.items()}
 
     def offset_of(self, tp: TopicPartition, target: SeekTarget) -> int | None:
         return 0 if target == "earliest" else len(self.cluster.logs[tp])
@@ -104,9 +107,9 @@ class FakeClient:
     def positions(self) -> Mapping[TopicPartition, int]:
         return {tp: position for tp, position in self.positions_.items() if position is not None}
 
-    def commit(self, offsets: Mapping[TopicPartition, int], generation: int) -> Exception | None:
-        self.cluster.committed.update(offsets)
-        return None
+    def commit(self, commits: Collection[Commit], generation: int) -> Mapping[TopicPartition, Refusal]:
+        self.cluster.committed.update((ownership.tp, offset) for ownership, offset, _ in commits)
+        return {}
 
     def generation(self) -> int:
         return self.joins

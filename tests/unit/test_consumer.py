@@ -9,16 +9,14 @@ from typing import Any, NamedTuple
 
 import pytest
 from kafka import TopicPartition as KafkaTP
-from kafka.errors import KafkaTimeoutError
+from support.member import commits
 
 from karafka_lite.client.consumer import Client, _Listener
 from karafka_lite.core.answers import PollPlan
-from karafka_lite.core.options import Timestamp
 from karafka_lite.errors import ClientBrokenError, ConfigurationError, PollError
 from karafka_lite.events import Event
 
 TP = ("user_events", 0)
-BEGIN, END, AT_A_TIME = 3, 99, 42
 
 
 class Notebook:
@@ -60,7 +58,7 @@ def client(notebook: Notebook) -> Client:
 def test_a_client_that_was_never_connected_is_a_member_of_nothing(client: Client) -> None:
     assert client.lost(0.0)
     assert client.generation() == -1
-    assert isinstance(client.commit({TP: 1}, -1), PollError)
+    assert isinstance(client.commit(commits({TP: 1}), -1)[TP].error, PollError)
     client.wake_rebalance()
     assert client.close() is None
 
@@ -71,10 +69,10 @@ def test_a_client_that_was_never_connected_is_a_member_of_nothing(client: Client
         lambda client: client.poll(paused=False),
         lambda client: client.positions(),
         lambda client: client.missing_topics(["user_events"]),
-        lambda client: client.starts([TP]),
+        lambda client: client.places([TP]),
         lambda client: client.offset_of(TP, "earliest"),
     ],
-    ids=["poll", "positions", "missing_topics", "starts", "offset_of"],
+    ids=["poll", "positions", "missing_topics", "places", "offset_of"],
 )
 def test_a_client_that_was_never_connected_raises_errors_of_ours(
     client: Client, ask: Callable[[Client], object]
@@ -102,61 +100,6 @@ def test_a_position_that_is_taken_away_meanwhile_harms_nobody(client: Client) ->
     assignment = {KafkaTP(*TP): Fleeting(), KafkaTP("other", 1): SimpleNamespace(position=None)}
     client._consumer = SimpleNamespace(_subscription=SimpleNamespace(assignment=assignment))
     assert client.positions() == {TP: 5}
-
-
-# -- where a target is -------------------------------------------------------------------------------------------------
-
-
-class Offsets:
-    """A consumer that knows offsets, and raises what kafka-python does for times before 1970."""
-
-    def __init__(self, at_a_time: int | None = AT_A_TIME) -> None:
-        self.at_a_time = at_a_time
-
-    def beginning_offsets(self, tps: list[Any], timeout_ms: int) -> dict[Any, int]:
-        return dict.fromkeys(tps, BEGIN)
-
-    def end_offsets(self, tps: list[Any], timeout_ms: int) -> dict[Any, int]:
-        return dict.fromkeys(tps, END)
-
-    def offsets_for_times(self, times: dict[Any, int], timeout_ms: int) -> dict[Any, Any]:
-        for tp, ms in times.items():
-            if ms < 0:
-                raise ValueError(f"The target time for partition {tp} is {ms}. The target time cannot be negative.")
-            ms.to_bytes(8, "big", signed=True)
-        return dict.fromkeys(times, self.at_a_time and SimpleNamespace(offset=self.at_a_time))
-
-
-@pytest.mark.parametrize(
-    ("target", "offset"),
-    [
-        ("earliest", BEGIN),
-        ("latest", END),
-        (Timestamp(0), AT_A_TIME),
-        (Timestamp(1_700_000_000_000), AT_A_TIME),
-        (Timestamp(-1), BEGIN),
-        (Timestamp(-62_135_596_800_000), BEGIN),  # the year 1
-        (Timestamp((1 << 63) - 1), AT_A_TIME),
-        (Timestamp(1 << 63), END),
-    ],
-    ids=str,
-)
-def test_every_target_is_somewhere(client: Client, target: Any, offset: int) -> None:
-    client._consumer = Offsets()
-    assert client.offset_of(TP, target) == offset
-
-
-def test_a_time_past_the_last_message_is_the_end(client: Client) -> None:
-    client._consumer = Offsets(at_a_time=None)
-    assert client.offset_of(TP, Timestamp(5)) == END
-
-
-def test_a_target_of_which_the_cluster_cannot_say_where_it_is_is_asked_for_again(client: Client) -> None:
-    def ask(tps: list[Any], timeout_ms: int) -> dict[Any, int]:
-        raise KafkaTimeoutError("no leader")
-
-    client._consumer = SimpleNamespace(beginning_offsets=ask)
-    assert client.offset_of(TP, "earliest") is None
 
 
 # -- plans -------------------------------------------------------------------------------------------------------------

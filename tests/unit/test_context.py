@@ -17,6 +17,7 @@ from karafka_lite import Batch, CommitError, ConfigurationError, Context, Messag
 from karafka_lite.core.intake import Chunk
 from karafka_lite.core.options import Options, SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run, State
+from karafka_lite.core.starts import Note, Start
 from karafka_lite.messages import Outgoing
 
 
@@ -140,7 +141,7 @@ def test_an_offset_that_was_never_handed_is_a_value_error(ctx: Context, shell: S
 
 def test_before_the_first_batch_every_message_is_refused(shell: Shell) -> None:
     fresh = Ownership(("topic", 1), Options())
-    fresh.begin_at(10, committed=True, commit_start=False)
+    fresh.begin_at(Start(10, "committed"), Note())
     with pytest.raises(ValueError, match="was never handed"):
         Context(shell, run_of(fresh), "group").mark_as_consumed(message(0))
 
@@ -279,7 +280,7 @@ def test_stopping_says_wrap_up_while_the_partition_is_still_ours(
 def test_a_late_handler_never_touches_the_next_ownership(ctx: Context, shell: Shell, ownership: Ownership) -> None:
     ownership.finish(State.LOST)
     successor = Ownership(("topic", 1), Options(manual_offsets=True), predecessor=ownership)
-    successor.begin_at(10, committed=True, commit_start=False)
+    successor.begin_at(Start(10, "committed"), Note())
     ctx.state["late"] = True
     assert ctx.mark_as_consumed(message(12)) is False
     assert (successor.marks.stored, successor.user_state) == (10, {})

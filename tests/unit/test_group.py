@@ -7,17 +7,22 @@ from collections import Counter, deque
 from typing import Any
 
 import pytest
-from support.partitions import Partitions, hook, offsets_of, records
+from support.partitions import Partitions, hook, offsets_of
 
 from karafka_lite.core.backoff import Backoff
 from karafka_lite.core.group import FINAL_COMMIT_S, MOST_TIMERS, Group
 from karafka_lite.core.intake import BufferLimits, Intake
+from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import Hook, Options
 from karafka_lite.core.ownership import Ownership, Run, State
+from karafka_lite.core.starts import Place, Start
 from karafka_lite.errors import ProduceError
 
 TP = ("topic", 0)
 NO_WAIT = Backoff(1, 1)
+
+
+AT_5 = Place(0, 9, 9, 5)  # a commit
 
 
 # -- where partitions begin
@@ -25,27 +30,27 @@ NO_WAIT = Backoff(1, 1)
 
 def test_what_has_no_start_is_named_until_it_has_one() -> None:
     scene = Partitions(2, started=False)
-    assert scene.group.unstarted() == [scene[0], scene[1]]
-    assert scene.group.unstarted() == [scene[0], scene[1]], "an answer may not come"
-    assert scene.group.started(scene[0], 5, committed=True, now=0.0)
-    assert scene.group.unstarted() == [scene[1]]
+    assert scene.group.unplaced() == [scene[0], scene[1]]
+    assert scene.group.unplaced() == [scene[0], scene[1]], "an answer may not come"
+    assert scene.place({scene[0]: AT_5}) == {TP: Start(5, "committed")}
+    assert scene.group.unplaced() == [scene[1]]
     assert scene.plan() == {0: 5}
 
 
 def test_a_start_is_known_once() -> None:
     scene = Partitions()
-    assert not scene.group.started(scene[0], 7, committed=True, now=0.0)
+    assert scene.place({scene[0]: AT_5}) == {}
     assert (scene[0].intake.start, scene.plan()) == (0, {})
 
 
 def test_a_start_that_was_asked_for_an_earlier_ownership_is_none() -> None:
     scene = Partitions(started=False)
-    (earlier,) = scene.group.unstarted()
+    (earlier,) = scene.group.unplaced()
     scene.group.lose(0.0, rejoin=False)
     scene.group.assigned([TP], 0.0)
-    assert not scene.group.started(earlier, 5, committed=True, now=0.0)
+    assert scene.place({earlier: AT_5}) == {}
     assert scene[0].intake.start is None
-    assert scene.group.unstarted() == [scene[0]]
+    assert scene.group.unplaced() == [scene[0]]
 
 
 def test_an_offset_found_for_an_earlier_ownership_is_none() -> None:
@@ -530,7 +535,7 @@ def test_a_failed_commit_stays_pending_and_is_tried_soon() -> None:
     for _ in range(6):
         commits = scene.group.commit_batch(scene.now)
         assert [offset for _, offset, _ in commits] == [1]
-        scene.group.commit_failed(commits, scene.now)
+        scene.group.committed(commits, {TP: Refusal(OSError("no"))}, scene.now)
         assert scene.group.commit_batch(scene.now) == []
         waits.append(scene.group.wake_at(scene.now) - scene.now)
         scene.now = scene.group.wake_at(scene.now)
@@ -538,32 +543,57 @@ def test_a_failed_commit_stays_pending_and_is_tried_soon() -> None:
     assert scene.commit() == {TP: 1}
 
 
-def test_a_topic_that_refuses_holds_no_other_up() -> None:
-    group = Group({"bad": Options(), "good": Options(), "fine": Options()})
-    tps = [("bad", 0), ("good", 0), ("fine", 0)]
-    group.assigned(tps, 0.0)
-    now, committed = 0.0, Counter[str]()
-    for tp in tps:
-        group.started(group.owned[tp], 0, committed=False, now=now)
-        group.applied(group.poll_plan(now), now)
-    for turn in range(20):
-        for tp in tps:
-            group.fetched(tp, records([turn]), None, 0, now)
-            run = group.begin(group.owned[tp], now)
-            assert run
-            group.end(run, failed=False, now=now)
-        now += 5.0
-        for _ in range(10):
-            commits = group.commit_batch(now)
-            topics = {one.tp[0] for one, _, _ in commits}
-            if "bad" in topics:
-                group.commit_failed(commits, now)
-            elif commits:
-                committed.update(topics)
-                group.commit_succeeded(commits, now)
-            now = max(now, min(now + 0.4, group.wake_at(now)))
-    assert group.owned["good", 0].marks.committed == group.owned["fine", 0].marks.committed == 20
-    assert group.owned["bad", 0].marks.committed is None
+def test_what_is_refused_of_one_partition_counts_for_that_one() -> None:
+    scene = Partitions(2)
+    marked(scene, 0)
+    marked(scene, 1)
+    scene.now = 5.0
+    commits = scene.group.commit_batch(scene.now)
+    scene.group.committed(commits, {TP: Refusal(OSError("no"))}, scene.now)
+    assert (scene[0].marks.committed, scene[1].marks.committed) == (None, 1)
+    marked(scene, 1, 1)
+    scene.group.request_commit()
+    assert scene.commit() == {("topic", 1): 2}, "it does not wait for the back-off of the other"
+    scene.now = scene.group.wake_at(scene.now)
+    assert (scene.now, scene.commit()) == (pytest.approx(5.1), {TP: 1})
+
+
+@pytest.mark.parametrize("lasting", ["gone", "denied"])
+def test_nobody_waits_for_a_commit_that_can_never_succeed(lasting: Any) -> None:
+    scene = Partitions(2)
+    marked(scene, 0)
+    marked(scene, 1)
+    leaving = scene.group.revoke(scene.tps, 0.0)
+    commits = scene.group.commit_batch(scene.now)
+    scene.group.committed(commits, {TP: Refusal(OSError("no"), lasting)}, scene.now)
+    assert scene.group.released(leaving)
+    assert leaving[0].marks.uncommitted is (lasting == "denied"), "there is nothing that could come again"
+
+
+def test_what_is_refused_for_good_is_tried_from_time_to_time_and_holds_up_no_interval() -> None:
+    scene = Partitions(2)
+    marked(scene, 0)
+    scene.now = 5.0
+    assert scene.refuse(lasting="denied") == {TP: 1}
+    marked(scene, 1)
+    assert scene.commit() == {}, "the interval counts for the others"
+    assert scene.group.wake_at(5.0) == 10.0
+    scene.now = 10.0
+    assert scene.commit() == {TP: 1, ("topic", 1): 1}
+
+
+def test_who_waits_for_a_commit_that_was_refused_for_good_has_it_tried_at_once() -> None:
+    scene = Partitions()
+    marked(scene)
+    scene.now = 5.0
+    scene.refuse(lasting="denied")
+    version = scene[0].marks.version
+    assert scene[0].marks.is_refused(version)
+    scene[0].marks.try_again()
+    scene.group.request_commit()
+    assert not scene[0].marks.is_refused(version)
+    assert scene.refuse(lasting="denied") == {TP: 1}
+    assert scene[0].marks.is_refused(version)
 
 
 def test_what_is_lost_is_not_committed_and_takes_no_answer() -> None:
@@ -572,7 +602,7 @@ def test_what_is_lost_is_not_committed_and_takes_no_answer() -> None:
     scene.now = 5.0
     commits = scene.group.commit_batch(5.0)
     scene.group.lose(5.0, rejoin=True)
-    scene.group.commit_succeeded(commits, 5.0)
+    scene.group.committed(commits, {}, 5.0)
     assert earlier.marks.committed is None
     assert scene.group.commit_batch(99.0) == []
 
@@ -614,7 +644,7 @@ def test_the_drain_has_a_bound_and_the_last_commit_another() -> None:
     scene.now = 10.0
     scene.group.advance(10.0)
     assert (leaving[0].state, leaving[0].over) == (State.RELEASING, True)
-    scene.group.commit_failed(scene.group.commit_batch(10.0), 10.0)
+    assert scene.refuse() == {TP: 1}
     scene.group.advance(10.0 + FINAL_COMMIT_S)
     assert leaving[0].state is State.REVOKED
     assert scene.group.leftovers == {TP: run.ownership}, "its handler has not returned"

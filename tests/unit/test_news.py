@@ -10,9 +10,10 @@ import pytest
 from support.partitions import Partitions, hook
 
 from karafka_lite import events
-from karafka_lite.client.protocol import Start
 from karafka_lite.core.answers import Outcome, Slow
+from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import Hook
+from karafka_lite.core.starts import Start
 from karafka_lite.observers.news import News
 
 
@@ -111,22 +112,45 @@ def test_partitions_come_and_go() -> None:
     first.marks.mark(7)
     scene.now = 5.0
     scene.commit()
-    news.assigned({first: Start(7, "committed"), second: Start(0, "earliest")})
+    moved = Start(60, "deleted", 20, 40, begins=False)
+    news.placed({first.tp: Start(7, "committed"), second.tp: Start(0, "earliest"), ("topic", 2): moved})
     news.handed_over([first, second], 0.5)
     news.lost([first])
     news.uncommitted([first])
     news.emit()
     assert news.events == [
         events.Assigned("group", {("topic", 0): (7, "committed"), ("topic", 1): (0, "earliest")}),
+        events.Moved("group", "topic", 2, 20, 60, "deleted", 40),
         events.Revoked("group", {("topic", 0): 7, ("topic", 1): None}, 0.5),
         events.Lost("group", (("topic", 0),)),
         events.Uncommitted("group", {("topic", 0): 7}),
     ]
 
 
+def test_a_commit_is_answered_by_partition_and_said_by_cause() -> None:
+    scene, news = Partitions(4), Told()
+    for number in range(4):
+        scene[number].marks.mark(number)
+    scene.now = 5.0
+    late, gone = OSError("late"), OSError("gone")
+    refusals = {
+        ("topic", 1): Refusal(late),
+        ("topic", 2): Refusal(gone, "gone"),
+        ("topic", 3): Refusal(OSError("late")),
+    }
+    news.committed(scene.group.commit_batch(5.0), refusals)
+    news.emit()
+    assert news.events == [
+        events.Committed("group", {("topic", 0): 0}),
+        events.CommitFailed("group", {("topic", 1): 1, ("topic", 3): 3}, late),
+        events.CommitFailed("group", {("topic", 2): 2}, gone, "gone"),
+    ]
+
+
 def test_nothing_is_said_of_no_partition() -> None:
     news = Told()
-    news.assigned({})
+    news.placed({})
+    news.committed([], {})
     news.handed_over([], 0.5)
     news.lost([])
     news.uncommitted([])

@@ -11,6 +11,7 @@ from karafka_lite.core.backoff import Backoff
 from karafka_lite.core.intake import BufferLimits
 from karafka_lite.core.options import Hook, Options
 from karafka_lite.core.ownership import Ownership, State
+from karafka_lite.core.starts import Note, Start
 from karafka_lite.errors import ProduceError
 
 NO_WAIT = Backoff(1, 1)
@@ -30,7 +31,7 @@ def test_before_the_start_is_known_nothing_is_taken() -> None:
 
 def test_what_came_before_the_seek_is_dropped() -> None:
     made = Ownership(TP, Options())
-    made.begin_at(5, committed=True, commit_start=False)
+    made.begin_at(Start(5, "committed"), Note())
     assert not fetch(made, 0, 1)
     assert seek(made) == 5
     assert fetch(made, 5, 6)
@@ -101,7 +102,7 @@ def test_an_ownership_waits_for_user_code_of_the_one_before() -> None:
     run = begin(before)
     before.finish(State.LOST)
     made = Ownership(TP, Options(), predecessor=before)
-    made.begin_at(0, committed=False, commit_start=False)
+    made.begin_at(Start(0, "earliest"), Note())
     seek(made)
     fetch(made, 0)
     assert made.ready_at() is None
@@ -111,7 +112,7 @@ def test_an_ownership_waits_for_user_code_of_the_one_before() -> None:
 
 def test_the_start_is_committed_before_anything_is_handed_over() -> None:
     made = Ownership(TP, Options())
-    made.begin_at(9, committed=False, commit_start=True)
+    made.begin_at(Start(9, "latest"), Note())
     seek(made)
     fetch(made, 9)
     assert (made.marks.stored, made.marks.pending) == (9, True)

@@ -192,7 +192,7 @@ def test_commits_that_fail_are_said_once_and_so_is_their_end(log: Log) -> None:
     assert len(log.say(failed, failed, failed)) == 1
     assert len(log.say(other)) == 1
     worked = events.Committed("group", {("t", 0): 7})
-    assert log.say(worked, worked) == [("INFO", "group group: commits work again")]
+    assert log.say(worked, worked) == [("INFO", "group group: commits of topic t work again")]
     assert len(log.say(failed, other)) == 1
 
 

@@ -30,6 +30,7 @@ from karafka_lite import (
 )
 from karafka_lite.core import group as group_module
 from karafka_lite.core.group import Group
+from karafka_lite.core.marks import Refusal
 from karafka_lite.core.ownership import State
 from karafka_lite.errors import ClientBrokenError, Exit, FetchError, PollError
 from karafka_lite.runner import ANSWER_SLACK_S, ExitRequest
@@ -246,12 +247,12 @@ def test_the_committer_survives_that_its_client_is_replaced(monkeypatch: pytest.
     """It commits on the old one, which is closed meanwhile; what was lost is not acknowledged by that."""
     committing, replaced = threading.Event(), threading.Event()
 
-    def slow_commit(client: FakeClient, offsets: Any, generation: int) -> Exception | None:
+    def slow_commit(client: FakeClient, commits: Any, generation: int) -> Any:
         if client is first:
             committing.set()
             assert replaced.wait(PATIENCE_S)
-            return None if client.closed else OSError("closed")
-        return commit(client, offsets, generation)
+            return {} if client.closed else {TP: Refusal(OSError("closed"))}
+        return commit(client, commits, generation)
 
     commit = FakeClient.commit
     monkeypatch.setattr(FakeClient, "commit", slow_commit)
@@ -314,16 +315,16 @@ def test_where_a_partition_begins_is_no_matter_of_its_successor() -> None:
     stage.poll()  # it joins
     first = stage.owned("t")
 
-    def starts(tps: Any) -> Any:
+    def places(tps: Any) -> Any:
         stage.cluster.committed[TP] = 5
-        answer = FakeClient.starts(stage.client, tps)
+        answer = FakeClient.places(stage.client, tps)
         stage.member.on_lost(stage.client)
         stage.member.on_assigned(stage.client, [TP])
         stage.cluster.committed[TP] = 9
-        del stage.client.starts  # type: ignore[method-assign]
+        del stage.client.places  # type: ignore[method-assign]
         return answer
 
-    stage.client.starts = starts  # type: ignore[method-assign]
+    stage.client.places = places  # type: ignore[method-assign]
     stage.poll()
     assert stage.owned("t") is not first
     assert stage.of(events.Assigned) == []
@@ -459,7 +460,7 @@ def test_a_commit_that_fails_is_said_and_tried_again() -> None:
     stage.poll()
     stage.work()
     refusal = OSError("late")
-    stage.client.commit = lambda offsets, generation: refusal  # type: ignore[method-assign]
+    stage.client.commit = lambda commits, generation: {TP: Refusal(refusal)}  # type: ignore[method-assign]
     stage.system.clock += 10.0  # type: ignore[attr-defined]
     assert stage.member.commit_step(stage.system.now()) == 0.0
     assert [(event.offsets, event.error) for event in stage.of(events.CommitFailed)] == [({TP: 1}, refusal)]
@@ -481,7 +482,8 @@ def test_a_blocking_mark_raises_in_time_when_no_commit_succeeds() -> None:
         caught.append(error.value)
 
     stage = stepped(app_of(store, manual_offsets=True))
-    stage.client.commit = lambda offsets, generation: OSError("no answer")  # type: ignore[method-assign]
+    refused = {TP: Refusal(OSError("no answer"))}
+    stage.client.commit = lambda commits, generation: refused  # type: ignore[method-assign]
     stage.system.while_waiting = lambda: stage.member.commit_step(stage.system.now())  # type: ignore[attr-defined]
     stage.cluster.send("t")
     stage.poll()

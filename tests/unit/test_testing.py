@@ -406,18 +406,25 @@ def test_a_seek_goes_there_in_the_next_run(back: Any) -> None:
         assert begins == [0, 0 if back == "earliest" else 1]
 
 
-def test_out_of_range_goes_where_auto_offset_reset_says() -> None:
+@pytest.mark.parametrize("reset", ["earliest", "latest", "none"])
+def test_a_seek_past_the_end_goes_to_the_end_whatever_auto_offset_reset_says(reset: Any) -> None:
     wanted: list[Any] = ["latest", 99]
 
     def seek(batch: Batch, ctx: Context) -> None:
         if wanted:
             ctx.seek(wanted.pop(0))
 
-    with TestClient(given(seek)) as client:
+    app = App("group", auto_offset_reset=reset)
+    app.topic(TOPIC)(seek)
+    client = TestClient(app)
+    client._cluster.commits["group"] = {(TOPIC, 0): 0}
+    with client:
         client.send_many(TOPIC, range(3))
         assert describe(client.run()) == [([0, 1, 2], 1, "done")]
         client.send(TOPIC, 3)
-        assert [run.offsets for run in client.run()] == [[3], [0, 1, 2, 3]]
+        assert [run.offsets for run in client.run()] == [[3]]
+        client.send(TOPIC, 4)
+        assert [run.offsets for run in client.run()] == [[4]]
 
 
 def test_a_pause_waits_for_the_clock_and_other_partitions_go_on() -> None:
@@ -594,7 +601,7 @@ def test_the_clock_of_a_blocking_commit_goes_on_without_one() -> None:
     errors: list[CommitError] = []
 
     def mark(batch: Batch, ctx: Context) -> None:
-        client._members[0].group._commit_retry_at = client.now + 60  # as after a refusal
+        client._members[0].group.owned[TOPIC, 0].marks.commit_at = client.now + 60  # as after a refusal
         try:
             ctx.mark_as_consumed(batch.last, sync=True, timeout_ms=1000)
         except CommitError as error:
