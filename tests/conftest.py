@@ -208,6 +208,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Not required in CI: its machines run in containers themselves, most without the right to run others.
     config.addinivalue_line("markers", "docker: needs a Docker daemon; skipped without one, with CI=true as well")
     config.addinivalue_line("markers", "slow: takes many seconds; runs last")
+    config.addinivalue_line("markers", "long: with --long only")
     config.addinivalue_line("markers", "apache_only(why): not on the embedded broker")
     config.addinivalue_line("markers", "test_client: on TestClient, too; what it promises needs no network")
     config.stash[_STDERR] = os.dup(2)  # before pytest captures it
@@ -232,6 +233,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             getattr(item, "fixturenames", ())
         ) or "apache" in _brokers(item):
             item.add_marker("kafka")
+        if item.get_closest_marker("long") and not config.getoption("long"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: --long"))
         if "three_nodes" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("three nodes"))  # one worker starts them for all
         if "secure_kafka" in getattr(item, "fixturenames", ()):

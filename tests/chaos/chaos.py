@@ -182,6 +182,7 @@ class Chaos:
                 self._act()
                 next_act = now + self._dice.uniform(0.7, 3.5)
             time.sleep(0.05)
+        self.figures["rebalances asked for"] = sum(self.figures[act] for act in ("joins", "leaves", "kills", "stops"))
 
     def _act(self) -> None:
         session_s = self.script.session_s
@@ -234,10 +235,12 @@ class Chaos:
                         self.figures["members that left with a mistake"] += 1
                     self.say(f"{member.name} left with exit code {code}")
         for member in [*self._members]:
-            if member.ended() is not None:
+            code = member.ended()
+            if code is not None:
                 self._members.remove(member)
-                self.figures["members that ended by themselves"] += 1
-                self.say(f"{member.name} ended by itself with {member.ended()}")
+                gave_up = code == 3 and self.script.breakages  # nobody was reached in time, at its start
+                self.figures["members that " + ("gave up (exit 3)" if gave_up else "ended by themselves")] += 1
+                self.say(f"{member.name} ended by itself with {code}")
 
     # -- what disasters do
 

@@ -57,7 +57,7 @@ class Disaster:
 class Brokers(Disaster):
     """A broker is killed, hangs or is stopped; each third time the coordinator's, each seventh time all of them."""
 
-    every_s = (3, 8)
+    every_s = (2, 7)
     outage_s = 20.0
 
     def strike(self) -> None:
@@ -86,7 +86,7 @@ class Brokers(Disaster):
 class Weather(Disaster):
     """The way between the members and one broker, or all of them, is spoilt for a while."""
 
-    every_s = (1, 4)
+    every_s = (0.5, 2)
 
     def strike(self) -> None:
         server = self.chaos.server
@@ -95,7 +95,7 @@ class Weather(Disaster):
         if len(nodes) > 1 and self.dice.random() < 0.7:
             nodes = [self.dice.choice(nodes)]
         session_s = self.chaos.script.session_s
-        seconds = 0.0 if fault == "cut" else self.dice.choice([1, 3, session_s + 2])
+        seconds = 0.0 if fault == "cut" else self.dice.choice([1, 1, 3, session_s + 2])
         with self.chaos.broken(f"network: {fault}", 1, f"network to {nodes}: {fault} for {seconds:.1f} s"):
             for node in nodes:
                 server.network.spoil(node, fault)

@@ -186,7 +186,9 @@ class Forwarding:
 
     def _break_brokers(self, dice: random.Random) -> None:
         """One disaster after the other; behind the last one all brokers are back."""
-        while not self._over.wait(dice.uniform(3, 7)):
+        calm_s = dice.uniform(1, 3)
+        while not self._over.wait(calm_s):
+            calm_s = dice.uniform(3, 7)
             how = dice.choice(["kill", "kill", "freeze"])
             count = dice.choices([1, 2, len(self.nodes)], [6, 2, 2])[0] if len(self.nodes) > 1 else 1
             victims = dice.sample(list(self.nodes), count)

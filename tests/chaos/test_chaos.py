@@ -24,7 +24,7 @@ SESSION_S = 4.0
 def test_members_that_join_leave_are_killed_and_stopped_lose_nothing_and_repeat_nothing_committed(
     embedded_kafka: Observer, tmp_path: Path
 ) -> None:
-    innocent(Chaos(embedded_kafka, tmp_path, seed := randrange(10**6)).run(8), seed, tmp_path)
+    innocent(Chaos(embedded_kafka, tmp_path, seed := randrange(10**6)).run(6), seed, tmp_path)
 
 
 @pytest.mark.kafka
@@ -36,7 +36,7 @@ def test_nor_do_they_while_brokers_die_and_the_network_is_spoilt(tmp_path: Path)
         pytest.skip("proxies are put before brokers that are child processes")
     with ProxiedKafka() as server:
         kafka, seed = Observer(server.bootstrap_servers), randrange(10**6)
-        verdict = Chaos(kafka, tmp_path, seed, server, ["brokers", "network"]).run(12)
+        verdict = Chaos(kafka, tmp_path, seed, server, ["brokers", "network"]).run(10)
         kafka.forget_clients()
     innocent(verdict, seed, tmp_path)
     assert any("network" in figure for figure in verdict.figures)

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from errors import CELLS, FOREVER, MESSAGES, ONCE, Outcome, faults, table, told
 
-SAMPLE = 4
+SAMPLE = 3
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("one hog at a time")
 @pytest.mark.timeout(1200)
 def test_each_error_that_kafka_documents_is_survived_or_said(pytestconfig: pytest.Config) -> None:
     """A few of them, others each time; all with --long."""

@@ -18,7 +18,7 @@ from support.observer import BreakableKafka
 def test_while_brokers_and_members_die_no_committed_input_lacks_its_output(
     private_kafka: BreakableKafka, tmp_path: Path
 ) -> None:
-    seed, messages = randrange(10**6), 640  # 8 s: time for one disaster
+    seed, messages = randrange(10**6), 400  # 5 s: time for a disaster or two
     verdict = Forwarding(private_kafka, private_kafka.server, [1], tmp_path, seed).run(messages)
     print(report(verdict, seed))
     assert not guilty(verdict), f"{report(verdict, seed)}\nfacts in {tmp_path}"
