@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from errors import MESSAGES
+from error_table import MESSAGES
 
 from karafka_lite import App
 from karafka_lite.broker import EmbeddedBroker

@@ -7,7 +7,7 @@ from random import Random, randrange
 from typing import Any
 
 import pytest
-from errors import CELLS, FOREVER, MESSAGES, ONCE, Outcome, faults, table, told
+from error_table import CELLS, FOREVER, MESSAGES, ONCE, Outcome, faults, table, told
 
 SAMPLE = 3
 

@@ -1,8 +1,8 @@
 """What an app makes of each error that Kafka documents for each request of its life: once, and without end.
 
-    python tests/chaos/errors.py                    every cell: a few minutes
-    python tests/chaos/errors.py Fetch              those of some kinds of requests
-    python tests/chaos/errors.py --cell Fetch 6     one, and all that the app said
+    python tests/chaos/error_table.py                    every cell: a few minutes
+    python tests/chaos/error_table.py Fetch              those of some kinds of requests
+    python tests/chaos/error_table.py --cell Fetch 6     one, and all that the app said
 
 Each cell is a process of its own (life.py) with an embedded broker that answers so. After one answer the app has to go
 on, or to end with 1 and a reason, where trying again is pointless. Where the error lasts, it may do neither in silence.
