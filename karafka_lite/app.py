@@ -36,7 +36,7 @@ class App(Router):
         drain_timeout_ms: how long running handlers may take when the app stops or a partition is taken away; must be
             below ``max_poll_interval_ms``.
         settings: any KafkaConsumer setting of kafka-python under its own name. Other defaults than kafka-python's:
-            ``auto_offset_reset="earliest"``, ``allow_auto_create_topics=False``.
+            ``auto_offset_reset="earliest"``, ``allow_auto_create_topics=False``, ``fetch_max_bytes`` of 8 MiB.
 
     Raises:
         ConfigurationError: something in here cannot work. The network is not touched before ``run`` or ``start``.

@@ -78,6 +78,7 @@ MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 POLL_RECORDS = 2000  # a poll costs about as much as reading a hundred of them
 JOINING_POLL_MS = 1000  # a join that ends between two polls is thrown away by the client: leave little time between two
 IDLE_POLL_MS = 200  # there is no wakeup()
+FETCH_BYTES = 8 << 20  # of one answer, which kafka-python copies a few times; its own 50 MiB are no faster
 REQUEST_MS = 5000  # bound of one blocking request; what failed is asked again
 CLOSE_MS = 5000
 NO_GENERATION = -1
@@ -91,6 +92,7 @@ DEFAULTS: dict[str, Any] = {
     "allow_auto_create_topics": False,
     "reconnect_backoff_max_ms": RECONNECT_MAX_MS,
     "max_poll_records": POLL_RECORDS,
+    "fetch_max_bytes": FETCH_BYTES,
 }
 
 

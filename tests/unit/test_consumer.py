@@ -52,6 +52,12 @@ def client(notebook: Notebook) -> Client:
     return Client("group", ["127.0.0.1:9"], {}, notebook, notebook.events.append)
 
 
+def test_an_answer_to_a_fetch_is_small_unless_the_user_wants_it_otherwise(client: Client, notebook: Notebook) -> None:
+    assert client.settings["fetch_max_bytes"] == 8 << 20
+    large = Client("group", ["127.0.0.1:9"], {"fetch_max_bytes": 1 << 30}, notebook, notebook.events.append)
+    assert large.settings["fetch_max_bytes"] == 1 << 30
+
+
 # -- without a connection ----------------------------------------------------------------------------------------------
 
 
