@@ -112,12 +112,12 @@ class Connection:
         """kafka-python has logged something."""
         self.debug(record.name, record.levelno, _text(record))
 
-    def failed(self, reason: str) -> None:
-        """A connection was not made; said from time to time. Called on kafka-python's thread."""
+    def failed(self, reason: str, trouble: str) -> None:
+        """A connection was not made; each ``trouble`` is said from time to time. Called on kafka-python's thread."""
         now = time.monotonic()
-        if now - self._said.get(reason, float("-inf")) > REPEAT_S:
+        if now - self._said.get(trouble, float("-inf")) > REPEAT_S:
             self._said = {said: at for said, at in self._said.items() if now - at <= REPEAT_S}
-            self._said[reason] = now
+            self._said[trouble] = now
             if self._emit is None:
                 log.warning("a broker cannot be reached, retrying: %s", reason)
             else:

@@ -33,8 +33,11 @@ from karafka_lite.errors import AccessError, ConfigurationError
 HOST_S = 3.0  # the share of one host in the first round; twice as much in each further one
 HANDSHAKE_S = 10.0  # for TLS, where nobody gives a bound
 
-Failed = Callable[[str], None]
-"""Told of each connection that was not made, on kafka-python's thread."""
+Failed = Callable[[str, str], None]
+"""Told of each connection that was not made, with what is the same as long as it is the same trouble.
+
+On kafka-python's thread.
+"""
 
 
 class Network(KafkaConnectionManager):  # type: ignore[misc]
@@ -98,7 +101,7 @@ class Network(KafkaConnectionManager):  # type: ignore[misc]
             if cause.refused:
                 raise AccessError(cause.text) from error
             if not (cause.final and self._hopeless()):  # else it is raised
-                self._failed(cause.text)
+                self._failed(cause.text, self._trouble_with(host, cause))
             if not self.connection_delay(node):
                 self.update_backoff(node)
             return False
@@ -152,7 +155,11 @@ class Network(KafkaConnectionManager):  # type: ignore[misc]
         never = isinstance(error, NotReachedError) and node_id not in self._known
         text = cause.text + "; this address came from the brokers (advertised.listeners)" * never
         self.trouble.not_connected(text)
-        self._failed(text)
+        self._failed(text, self._trouble_with(node, cause))
+
+    def _trouble_with(self, node: Any, cause: Cause) -> str:
+        """A broker that is gone refuses, hangs up and does not answer in turn: that is one trouble."""
+        return cause.text if cause.final else self._name(node)
 
     def send(self, request: Any, *arguments: Any, **options: Any) -> Any:
         return self.trouble.watch(request, super().send(request, *arguments, **options))
@@ -180,7 +187,7 @@ class Network(KafkaConnectionManager):  # type: ignore[misc]
         if not self.ssl_enabled:
             return KafkaTCPTransport(self._net, sock, host=node.host)
         own = {name: value for name, value in self.config.items() if name.startswith("ssl_")}
-        transport = KafkaSSLTransport(self._net, sock, host=node.host, **own)
+        transport: Any = KafkaSSLTransport(self._net, sock, host=node.host, **own)
         timeout_at = timeout_at or time.monotonic() + HANDSHAKE_S
         try:
             while True:

@@ -89,7 +89,7 @@ def test_a_connection_that_is_not_made_is_an_event_and_nothing_is_logged(
     opened: Opened, debug: pytest.LogCaptureFixture
 ) -> None:
     made, events = opened("g")
-    made.failed(REASON)
+    made.failed(REASON, "localhost:1")
     assert events == [Unreachable("g", REASON)]
     assert ours(debug) == []
 
@@ -102,8 +102,9 @@ def test_the_same_is_said_again_from_time_to_time_only_and_another_reason_at_onc
     monkeypatch.setattr(connection.time, "monotonic", lambda: now[0])
     for passed in (0.0, 1.0, REPEAT_S - 2, 2.0):
         now[0] += passed
-        made.failed(REASON)
-    made.failed("localhost:2 hangs up")
+        made.failed(REASON, "localhost:1")
+    made.failed("localhost:1 hangs up", "localhost:1")  # the same trouble
+    made.failed("localhost:2 hangs up", "localhost:2")
     assert [event.reason for event in events if isinstance(event, Unreachable)] == [
         REASON,
         REASON,
@@ -214,8 +215,8 @@ def test_a_closed_connection_gets_nothing_any_more(opened: Opened, caplog: pytes
 def test_without_an_app_it_is_logged(opened: Opened, debug: pytest.LogCaptureFixture) -> None:
     made, _ = opened(emits=False)
     say(SAID)
-    made.failed(REASON)
-    made.failed(REASON)
+    made.failed(REASON, "localhost:1")
+    made.failed(REASON, "localhost:1")
     assert ours(debug) == [
         ("karafka_lite.kafka", "DEBUG", f"kafka.net.manager: {SAID}"),
         ("karafka_lite", "WARNING", f"a broker cannot be reached, retrying: {REASON}"),
