@@ -12,6 +12,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), with tests in tests
                                      what a sender thread that has died leaves open
     producer._transaction_manager    an idempotent producer is dead after one refused message: this knows it
     receipt._produce_future          the same for all messages of a batch
+    producer._metadata               which partitions a topic has; asked anew for one that it does not know
 """
 
 from __future__ import annotations
@@ -149,8 +150,8 @@ class Producer:
         check_outgoing(message)
         return self.send_checked(message)
 
-    def send_checked(self, message: Outgoing) -> Future[Receipt]:
-        """``send`` for what ``check_outgoing`` has seen."""
+    def send_checked(self, message: Outgoing, *, anew: bool = False) -> Future[Receipt]:
+        """``send`` for what ``check_outgoing`` has seen; ``anew``: after a question which partitions there are now."""
         topic, value, key, headers, partition, timestamp_ms = message
         sent = _Sent(topic, len(value or b"") + len(key or b""), time.monotonic() + self.answer_timeout_s)
         number = next(self._numbers)
@@ -164,17 +165,26 @@ class Producer:
             receipt = producer.send(topic, data, key, _sendable(headers), partition, timestamp_ms)
         except kafka.errors.KafkaError as error:
             self._fail(number, error)
-        except BaseException:
+        except BaseException as error:
             self._take(number)
-            # kafka-python has waited for the topic's metadata by now, and does not say how many partitions there are.
-            count = len(producer._metadata.partitions_for_topic(topic) or ())
-            check_outgoing(message, count or None)
-            raise
+            if not isinstance(error, ValueError):
+                raise
+            if anew:  # kafka-python does not say how many partitions there are
+                check_outgoing(message, len(producer._metadata.partitions_for_topic(topic) or ()) or None)
+                raise
+            self._ask_for_partitions(producer)  # one may have been added; kafka-python would find out in five minutes
+            return self.send_checked(message, anew=True)
         else:
             sent.batch = receipt._produce_future
             receipt.add_callback(lambda found: self._resolve(number, (found.partition, found.offset)))
             receipt.add_errback(lambda error: self._fail(number, error))
         return sent.future
+
+    def _ask_for_partitions(self, producer: Any) -> None:
+        answered = threading.Event()
+        producer._metadata.request_update().add_both(lambda *_: answered.set())
+        producer._sender.wakeup()
+        answered.wait(self.settings["max_block_ms"] / 1000)
 
     def check(self) -> None:
         """Have the futures fail that kafka-python is not going to resolve any more; never blocks.

@@ -7,6 +7,7 @@ hold lines of its own. So the text is made here, once, and goes along with the r
 from __future__ import annotations
 
 import logging
+import sys
 import textwrap
 import traceback
 
@@ -22,9 +23,10 @@ def log_failure(level: int, line: str, error: BaseException, reason: str = "") -
     """Log ``line`` with the traceback of ``error``; ``reason``: its description, where it is known."""
     if not log.isEnabledFor(level):
         return
-    where = log.findCaller(stacklevel=2)
+    caller = sys._getframe(1)
     info = type(error), error, users_traceback(error)
-    record = log.makeRecord(log.name, level, where[0], where[1], "%s", (line,), info, where[2])
+    at = caller.f_code.co_filename, caller.f_lineno
+    record = log.makeRecord(log.name, level, *at, "%s", (line,), info, caller.f_code.co_name)
     record.exc_text = story(error, reason)
     log.handle(record)
 

@@ -12,7 +12,7 @@ import pytest
 from support.harness import Gate, make_app, running, stopped_aside
 from support.observer import Observer, wait_until
 
-from karafka_lite import App
+from karafka_lite import App, Message, events
 
 
 def marked(kafka: Observer, app: App, topic: str, partition: int = 0) -> int | None:
@@ -489,3 +489,60 @@ def test_every_is_not_called_any_more_once_the_app_stops(kafka: Observer) -> Non
             gate.open()
             assert answer() is True
     assert calls == ["tick", "end"]
+
+
+# -- whatever user code says
+
+
+def odd_words(out: str) -> list[Any]:
+    """What a handler may say by mistake, with its context and its batch."""
+    late, early = datetime.max.replace(tzinfo=timezone.utc), datetime.min.replace(tzinfo=timezone.utc)
+    return [
+        *(lambda ctx, batch, to=to: ctx.seek(to) for to in (late, early, datetime(1960, 1, 1, tzinfo=timezone.utc))),
+        *(lambda ctx, batch, to=to: ctx.seek(to) for to in (2**63 - 1, 2**63, 10**30, -1, 1.5, "nowhere", None)),
+        *(lambda ctx, batch, ms=ms: ctx.pause(ms) and ctx.resume() for ms in (1e308, 10**400, -1, float("nan"), "1")),
+        lambda ctx, batch: ctx.pause(0, offset=2**64),
+        lambda ctx, batch: ctx.mark_as_consumed(Message(ctx.topic, 0, batch.first_offset - 1.0), sync=True),
+        lambda ctx, batch: ctx.mark_as_consumed(batch.first, sync=True, timeout_ms=float("inf")),
+        lambda ctx, batch: ctx.commit_offsets(sync=True, timeout_ms="soon"),
+        lambda ctx, batch: ctx.produce(out, b"", timestamp_ms=2**63 - 1),
+        lambda ctx, batch: ctx.produce(out, b"", headers=[("h", b"")] * 10_000),
+        lambda ctx, batch: setattr(batch.first, "offset", "5") or ctx.mark_as_consumed(batch.first),
+    ]
+
+
+@pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
+def test_nothing_that_a_handler_says_breaks_the_client(kafka: Observer, manual: bool) -> None:
+    topic, out, group = kafka.topic(), kafka.topic(), kafka.group()
+    app, seen, said = make_app(kafka, group, auto_commit_interval_ms=20), list[Any](), 0
+    broken: list[Any] = []
+
+    @app.observe
+    def watch(event: Any) -> None:
+        if isinstance(event, events.ClientFailed | events.Crashed | events.Lost | events.Stopping):
+            broken.append(event)
+
+    @app.topic(topic, manual_offsets=manual, max_messages=1, backoff_ms=1, backoff_max_ms=1)
+    def listen(batch: Any, ctx: Any) -> None:
+        nonlocal said
+        if manual:
+            ctx.mark_as_consumed(batch.last)
+        seen.append(batch.first_offset)
+        if said < len(words):
+            said += 1
+            words[said - 1](ctx, batch)
+
+    words = odd_words(out)
+    with running(app):
+        for number in range(len(words)):
+
+            def goes_on(number: int = number) -> bool:
+                kafka.produce(topic, [number])  # again and again: a seek may have gone past the one before
+                return said > number
+
+            wait_until(goes_on, message=f"it goes on after word {number}")
+        count = len(seen)
+        kafka.produce(topic, ["after all"])
+        wait_until(lambda: len(seen) > count, message="messages go on")
+        wait_until(lambda: kafka.committed(group, topic) == kafka.end_offset(topic), message="commits go on")
+        assert broken == []

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -671,6 +671,21 @@ def test_an_answer_that_comes_after_all_is_forgotten(kafka: Observer) -> None:
             failure_of(producer, future, 1)
         wait_until(lambda: kafka.end_offset(topic) == 2, 20, "it arrives")
         assert isinstance(future.exception(0), ProduceError)
+        assert producer._unanswered == 0
+
+
+def test_a_partition_that_was_added_a_moment_ago_is_sent_to(kafka: Observer) -> None:
+    with connected(kafka) as (producer, topic):
+        with pytest.raises(ValueError, match=f"partition must be between 0 and 0 in topic {topic}, got 1"):
+            producer.send(Outgoing(topic, b"1", partition=1))
+        kafka.grow(topic, 2)
+
+        def is_known() -> bool:  # also to the broker that is asked
+            with suppress(ValueError):
+                return producer.send(Outgoing(topic, b"1", partition=1)).result(20)[0] == 1
+            return False
+
+        wait_until(is_known, message="kafka-python would ask after five minutes")
         assert producer._unanswered == 0
 
 
