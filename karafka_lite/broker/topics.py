@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,8 @@ NO_ID = uuid.UUID(int=0)
 LATEST, EARLIEST, HIGHEST_TIME = -1, -2, -3
 READ_COMMITTED = 1
 MAX_FETCH_BYTES = 4 << 20  # fetch.max.bytes, 55 MiB in Kafka: a response is copied a few times here
+MAX_SESSIONS = 1000  # max.incremental.fetch.session.cache.slots
+MAX_EPOCH = (1 << 31) - 1
 NUMBERS = {"max.message.bytes", "retention.bytes"}  # the topic configs with an effect, besides message.timestamp.type
 IGNORED = {"cleanup.policy", "compression.type", "min.insync.replicas", "retention.ms", "segment.bytes", "segment.ms"}
 
@@ -47,6 +50,38 @@ class Topic:
         return self.configs.get("message.timestamp.type") == "LogAppendTime"
 
 
+@dataclass
+class FetchSession:
+    """What a consumer asks for, and what it was told last, so that neither is said again (KIP-227).
+
+    ``id``: 0 for one request alone. ``epoch``: of its next request.
+    """
+
+    id: int
+    asked: dict[TopicPartition, Any]  # in the order in which they are read: what had messages goes to the end
+    epoch: int = 1
+    told: dict[TopicPartition, tuple[int, int]] = field(default_factory=dict)
+
+    def ask(self, more: Mapping[TopicPartition, Any], forgotten: Iterable[TopicPartition]) -> None:
+        for tp in forgotten:
+            self.asked.pop(tp, None)
+            self.told.pop(tp, None)
+        self.asked.update(more)
+        self.epoch = self.epoch % MAX_EPOCH + 1
+
+    def is_news(self, tp: TopicPartition, answer: Answer) -> bool:
+        return bool(answer["error_code"] or answer["records"]) or self.told.get(tp) != _ends(answer)
+
+    def answered(self, answer: Answer) -> None:
+        """It gets this answer."""
+        for topic in answer["responses"]:
+            for part in topic["partitions"]:
+                tp = topic["topic"], part["partition_index"]
+                self.told[tp] = _ends(part)
+                if part["records"]:
+                    self.asked[tp] = self.asked.pop(tp)
+
+
 class Topics:
     """All topics. Refused requests raise Kafka's own errors."""
 
@@ -59,6 +94,8 @@ class Topics:
         self._auto_create = auto_create
         self._max_message_bytes = max_message_bytes
         self._retention_bytes = retention_bytes
+        self._sessions: dict[int, FetchSession] = {}  # of consumers, the oldest first
+        self._session_ids = itertools.count(1)
 
     def handlers(self) -> dict[str, tuple[int, Handler]]:
         return {
@@ -188,12 +225,17 @@ class Topics:
         """Responds when there are enough bytes, at an error, or when the time is over."""
         loop, r = asyncio.get_running_loop(), call.request
         deadline = loop.time() + r.max_wait_ms / 1000
+        try:
+            session = self._session_of(call)
+        except (errors.FetchSessionIdNotFoundError, errors.InvalidFetchSessionEpochError) as refused:
+            return {"error_code": refused.errno}
         while True:
-            answer, size, failed = self._read(call)
+            answer, size, failed = self._read(call, session)
             if failed or size >= r.min_bytes or loop.time() >= deadline:
+                session.answered(answer)
                 return answer
             changed = loop.create_future()
-            logs = [self.log(topic.topic, part.partition) for topic in r.topics for part in topic.partitions]
+            logs = [self.log(*tp) for tp in session.asked]
             for found in logs:
                 found.waiting.add(changed)
             timer = loop.call_at(deadline, changed.cancel)
@@ -204,20 +246,47 @@ class Topics:
                 for found in logs:
                     found.waiting.discard(changed)
 
-    def _read(self, call: Call) -> tuple[Answer, int, bool]:
+    def _session_of(self, call: Call) -> FetchSession:
+        """The session that a request goes on with, a new one, or one for it alone. Raises Kafka's errors."""
+        r = call.request
+        asked = {(topic.topic, part.partition): part for topic in r.topics for part in topic.partitions}
+        if call.version < 7 or r.session_epoch <= 0:
+            session = FetchSession(0, asked)
+            if call.version >= 7:
+                self._sessions.pop(r.session_id, None)
+                if r.session_epoch == 0 and asked:
+                    session.id = next(self._session_ids)
+                    self._sessions[session.id] = session
+                    if len(self._sessions) > MAX_SESSIONS:
+                        del self._sessions[next(iter(self._sessions))]
+            return session
+        if r.session_id not in self._sessions:
+            raise errors.FetchSessionIdNotFoundError()
+        session = self._sessions[r.session_id]
+        if r.session_epoch != session.epoch:
+            raise errors.InvalidFetchSessionEpochError()
+        forgotten = [(topic.topic, number) for topic in r.forgotten_topics_data for number in topic.partitions]
+        session.ask(asked, forgotten)
+        if not session.asked:
+            del self._sessions[session.id]
+            session.id = 0
+        return session
+
+    def _read(self, call: Call, session: FetchSession) -> tuple[Answer, int, bool]:
         """What is available now: the response, its number of bytes, and whether a partition has an error."""
-        r, topics, size, failed = call.request, [], 0, not call.request.topics
-        for topic in r.topics:
-            parts = []
-            for part in topic.partitions:
-                room = min(part.partition_max_bytes, min(r.max_bytes, MAX_FETCH_BYTES) - size)
-                answer, found = call.attempt(self._read_partition, topic.topic, part, room, size, r.isolation_level)
-                found = found or {"high_watermark": -1, "aborted_transactions": [], "records": b""}
-                failed |= answer["error_code"] != 0
-                size += len(found["records"])
-                parts.append({"partition_index": part.partition, **answer, **found})
-            topics.append({"topic": topic.topic, "partitions": parts})
-        return {"responses": topics}, size, failed
+        r, size, failed = call.request, 0, not session.asked
+        topics: dict[str, list[Answer]] = {}
+        for (name, number), part in session.asked.items():
+            room = min(part.partition_max_bytes, min(r.max_bytes, MAX_FETCH_BYTES) - size)
+            answer, found = call.attempt(self._read_partition, name, part, room, size, r.isolation_level)
+            found = found or {"high_watermark": -1, "aborted_transactions": [], "records": b""}
+            failed |= answer["error_code"] != 0
+            size += len(found["records"])
+            answer = {"partition_index": number, **answer, **found}
+            if session.is_news((name, number), answer):
+                topics.setdefault(name, []).append(answer)
+        responses = [{"topic": name, "partitions": parts} for name, parts in topics.items()]
+        return {"session_id": session.id, "responses": responses}, size, failed
 
     def _read_partition(self, name: str, part: Any, room: int, size: int, isolation: int) -> Answer:
         found, offset = self.log(name, part.partition), part.fetch_offset
@@ -307,6 +376,10 @@ class Topics:
             return {**answer, "low_watermark": -1 if start is None else start}
 
         return {"topics": by_partition(call.request.topics, answer)}
+
+
+def _ends(answer: Answer) -> tuple[int, int]:
+    return answer.get("log_start_offset", -1), answer["high_watermark"]
 
 
 def check_name(name: str) -> None:

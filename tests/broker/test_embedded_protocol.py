@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -39,6 +39,7 @@ UNKNOWN_MEMBER, INVALID_SESSION, REBALANCE, INVALID_TIMESTAMP, UNSUPPORTED_VERSI
 INVALID_PARTITIONS, INVALID_REPLICATION, INVALID_CONFIG, INVALID_REQUEST = 37, 38, 40, 42
 OUT_OF_ORDER, OLD_EPOCH, INVALID_TXN_STATE, UNMAPPED_PRODUCER, INVALID_TXN_TIMEOUT = 45, 47, 48, 49, 50
 NOT_AUTHORIZED_TXN, NOT_ATTEMPTED, NON_EMPTY_GROUP, NO_GROUP, ID_REQUIRED = 53, 55, 68, 69, 79
+UNKNOWN_SESSION, WRONG_SESSION_EPOCH = 70, 71
 FENCED_INSTANCE, INVALID_RECORD, UNSTABLE_OFFSET, FENCED = 82, 87, 88, 90
 
 
@@ -622,6 +623,84 @@ def test_a_batch_that_is_larger_than_the_limits_is_fetched_all_the_same_if_it_is
     parts.append({**parts[0], "partition": 1})
     first, second = wire.ask("Fetch", **fields).responses[0].partitions
     assert sorted([len(values(first)), len(values(second))]) == [0, 1], "only of the first partition"
+
+
+class Session:
+    """A fetch session of two partitions (KIP-227)."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire, self.topic, self.id, self.epoch = wire, make_topic(wire, 2), 0, 0
+        for _ in range(2):  # who asks first may be told that a leader is still loading
+            self.id = self.epoch = 0
+            self.first = self.ask({0: 0, 1: 0})
+
+    def ask(self, offsets: dict[int, int] | None = None, forget: Sequence[int] = (), **limits: Any) -> Any:
+        """The answer to a request for these offsets, and for what was asked for before."""
+        fields = fetch_fields(self.topic, 0, **limits)
+        (topic,) = fields["topics"]
+        (part,) = topic["partitions"]
+        topic["partitions"] = [{**part, "partition": one, "fetch_offset": at} for one, at in (offsets or {}).items()]
+        fields.update(session_id=self.id, session_epoch=self.epoch, topics=[topic] if offsets else [])
+        fields["forgotten_topics_data"] = [{"topic": self.topic, "partitions": list(forget)}] if forget else []
+        answer = self.wire.ask("Fetch", **fields)
+        self.id, self.epoch = answer.session_id, self.epoch + 1
+        return answer
+
+    def news(self, *arguments: Any, **limits: Any) -> dict[int, list[bytes | None]]:
+        answer = self.ask(*arguments, **limits)
+        assert answer.error_code == 0
+        return {part.partition_index: values(part) for topic in answer.responses for part in topic.partitions}
+
+
+def test_a_fetch_session_says_only_what_is_new_and_is_told_only_what_has_changed(wire: Wire) -> None:
+    session = Session(wire)
+    assert session.id != 0
+    assert [part.partition_index for part in session.first.responses[0].partitions] == [0, 1]
+    assert session.news() == {}
+    produce(wire, session.topic, batch_of(b"a"), 1)
+    assert session.news() == {1: [b"a"]}
+    assert session.news() == {1: [b"a"]}, "the consumer has not moved on"
+    assert session.news({1: 1}) == {}
+    produce(wire, session.topic, batch_of(b"b"), 0)
+    produce(wire, session.topic, batch_of(b"b"), 1)
+    assert session.news({}, [0]) == {1: [b"b"]}
+    assert session.news({0: 0}) == {0: [b"b"], 1: [b"b"]}
+
+
+def test_in_a_fetch_session_what_was_read_waits_for_the_others(wire: Wire) -> None:
+    session = Session(wire)
+    for partition in (0, 1):
+        for value in (b"x", b"y"):
+            produce(wire, session.topic, batch_of(value * 1000), partition)
+    read = []
+    offsets = {0: 0, 1: 0}
+    for _ in range(4):
+        found = session.news(dict(offsets), partition_max_bytes=10, max_bytes=10)
+        ((partition, _),) = [(partition, records) for partition, records in found.items() if records]
+        read.append(partition)
+        offsets[partition] += 1
+    assert read in ([0, 1, 0, 1], [1, 0, 1, 0])
+
+
+def test_a_fetch_session_without_a_partition_ends(wire: Wire) -> None:
+    session = Session(wire)
+    answer = session.ask({}, [0, 1])
+    assert (answer.error_code, answer.session_id, answer.responses) == (0, 0, [])
+
+
+def test_a_fetch_session_that_is_not_known_or_has_gone_on_is_refused(wire: Wire) -> None:
+    session = Session(wire)
+    known = session.id
+    session.epoch += 1
+    assert session.ask().error_code == WRONG_SESSION_EPOCH
+    session.id, session.epoch = known, 1
+    assert session.ask().error_code == 0
+    session.id, session.epoch = known ^ 1 << 20, 1
+    assert session.ask().error_code == UNKNOWN_SESSION
+    session.id, session.epoch = known, -1
+    assert session.ask({0: 0}).session_id == 0, "the consumer ends it"
+    session.id, session.epoch = known, 2
+    assert session.ask().error_code == UNKNOWN_SESSION
 
 
 def test_a_fetch_from_the_middle_of_a_batch_gets_the_whole_batch(wire: Wire) -> None:
