@@ -33,6 +33,10 @@ class NotReachedError(kafka.errors.KafkaConnectionError):  # type: ignore[misc]
     """There is no connection to the host."""
 
 
+NO_ANSWER = (kafka.errors.KafkaTimeoutError, kafka.errors.RequestTimedOutError)
+NOT_REACHED = (NotReachedError, *NO_ANSWER)
+
+
 def explain(error: BaseException, broker: str, settings: Mapping[str, Any], listener: Listener | None = None) -> Cause:
     """Why ``broker`` could not be connected to; ``listener``: what it has said of itself since."""
     protocol, mechanism = settings["security_protocol"], settings["sasl_mechanism"]
@@ -65,8 +69,10 @@ def explain(error: BaseException, broker: str, settings: Mapping[str, Any], list
         if listener.mechanisms and "SASL" not in protocol:
             text = f"{broker} asks for authentication ({', '.join(listener.mechanisms)}); use security_protocol="
             return Cause(f"{text}{_protocol(listener.tls, True)!r}, with sasl_mechanism and credentials", True)
-    if isinstance(error, NotReachedError):
-        return Cause(f"{broker} cannot be reached ({said(error)})")
+    if isinstance(error, NOT_REACHED):
+        return Cause(
+            f"{broker} cannot be reached ({'no answer in time' if isinstance(error, NO_ANSWER) else said(error)})"
+        )
     closed = any(isinstance(each, ConnectionError) for each in _chain(error))
     return Cause(f"{broker} hangs up ({DISCONNECTED if closed else said(error)})")
 

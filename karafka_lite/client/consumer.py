@@ -63,6 +63,7 @@ from karafka_lite.errors import (
     BrokerUnavailableError,
     ClientBrokenError,
     ClusterError,
+    ConfigurationError,
     FetchError,
     KarafkaLiteError,
     PollError,
@@ -167,7 +168,7 @@ class Client:
         settings = {**self.settings, "auto_offset_reset": "none"}
         try:
             consumer = self._connection.open(new, self.bootstrap_servers, settings)
-        except AccessError as error:
+        except ConfigurationError as error:  # which has been right before
             raise (BrokerUnavailableError(str(error)) if self._rebalance.begun else error) from error
         consumer._refresh_committed_offsets = lambda timeout_ms=None: True  # nor does it look for one by itself
         consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]

@@ -25,7 +25,7 @@ from kafka.net.manager import KafkaConnectionManager
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from karafka_lite.client import listeners
-from karafka_lite.client.causes import FILES, Cause, NotReachedError, explain
+from karafka_lite.client.causes import FILES, NOT_REACHED, Cause, NotReachedError, explain
 from karafka_lite.client.receiving import receive_more
 from karafka_lite.client.trouble import Trouble
 from karafka_lite.errors import AccessError, ConfigurationError
@@ -113,12 +113,10 @@ class Network(KafkaConnectionManager):  # type: ignore[misc]
 
         That blocks the thread, which has nothing else to do yet.
         """
-        if isinstance(error, kafka.errors.KafkaTimeoutError | kafka.errors.RequestTimedOutError):
-            error = NotReachedError("no answer in time")
         explained = partial(explain, error, self._name(host), self.config)
         cause = explained()
         offers = isinstance(error, kafka.errors.UnsupportedSaslMechanismError)
-        if offers or not (cause.final or isinstance(error, NotReachedError) or self.config["proxy_url"]):
+        if offers or not (cause.final or isinstance(error, NOT_REACHED) or self.config["proxy_url"]):
             ours = KafkaSSLTransport._build_ssl_context(self.config) if self.ssl_enabled else None
             cause = explained(listeners.ask(host.host, host.port, ours))
         return cause
@@ -152,7 +150,7 @@ class Network(KafkaConnectionManager):  # type: ignore[misc]
         # Only after kafka-python's own turn: it does so itself where there was no connection at all.
         self._net.call_soon(lambda: None if self.connection_delay(node_id) else self.update_backoff(node_id))
         self.causes[node_id] = cause = explain(error, self._name(node), self.config)
-        never = isinstance(error, NotReachedError) and node_id not in self._known
+        never = isinstance(error, NOT_REACHED) and node_id not in self._known
         text = cause.text + "; this address came from the brokers (advertised.listeners)" * never
         self.trouble.not_connected(text)
         self._failed(text, self._trouble_with(node, cause))

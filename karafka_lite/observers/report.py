@@ -199,7 +199,7 @@ class Report:
         log_failure(logging.ERROR, text, event.error)
 
     def _unreachable(self, event: events.Unreachable) -> None:
-        self._warn((event.group_id, "broker", event.reason), "cannot reach a broker, retrying: %s", event.reason)
+        self._warn(("broker", event.reason), "cannot reach a broker, retrying: %s", event.reason)
 
     def _clientlogged(self, event: events.ClientLogged) -> None:
         logging.getLogger("karafka_lite.kafka").debug("%s: %s", event.logger, event.message)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import logging
+import random
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -346,6 +348,29 @@ def test_a_new_client_of_a_member_that_has_worked_waits_where_its_credentials_ar
         client = Client("g", [secure_kafka.address("SASL")], sasl(password=WRONG), member, lambda event: None)
         with pytest.raises(error, match="refuses the credentials"):
             client.connect()
+
+
+# -- one host of several -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Admin, Producer, App])
+def test_a_first_host_that_is_silent_fails_no_start(
+    secure_kafka: SecureKafka, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("karafka_lite.client.network.HOST_S", 0.2)
+    monkeypatch.setattr(random, "shuffle", lambda hosts: None)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        servers = [f"127.0.0.1:{silent.getsockname()[1]}", secure_kafka.address("SASL")]
+        settings = {**sasl(), "bootstrap_timeout_ms": 3000}
+        if kind is App:
+            app = App("group", bootstrap_servers=servers, **settings)
+            app.topic("orders")(lambda batch, ctx: None)
+            app.start()
+            app.stop()
+        else:
+            client = kind(servers, settings)
+            client.connect()
+            client.close()
 
 
 # -- the command line --------------------------------------------------------------------------------------------------

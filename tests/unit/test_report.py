@@ -246,6 +246,10 @@ def test_a_warning_comes_again_after_30_seconds_only(log: Log, event: events.Eve
     assert said == pytest.approx([100.0, 130.1, 160.2], abs=0.11)
 
 
+def test_a_broker_that_several_groups_cannot_reach_is_one_line(log: Log) -> None:
+    assert len(log.say(events.Unreachable("one", "no answer"), events.Unreachable("two", "no answer"))) == 1
+
+
 def test_another_reason_is_said_at_once(log: Log) -> None:
     for kind in (
         lambda why: events.Unreachable("", why),
