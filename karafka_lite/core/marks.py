@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from karafka_lite.core.backoff import Backoff
-from karafka_lite.errors import describe
+from karafka_lite.errors import describe, is_collateral
 
 COMMIT_RETRY = Backoff(100, 1000)
 LASTING_RETRY_S = 5.0
@@ -190,7 +190,8 @@ class Marks:
             return
         self._open.remove(send)
         if failure is not None:
-            self.failure = self.failure or failure
+            if self.failure is None or (is_collateral(self.failure) and not is_collateral(failure)):
+                self.failure = failure  # a fault of its own counts before that of another, in whichever order they come
             self.last_failure = failure
             if send in self._sends:  # else an older one has failed, and this one went with it
                 while self._sends.pop() is not send:

@@ -74,7 +74,8 @@ class Run:
         """Keep what it has failed with. This calls user code, which may take long: not to be called under the lock."""
         self.error = error
         self.reason = "" if error is None else describe(error)
-        self.excused = is_collateral(error)
+        unsent = self.ownership.marks.failure
+        self.excused = is_collateral(error) and (unsent is None or is_collateral(unsent))
 
     def as_call(self, group_id: str, function: str) -> tuple[str, str, int, str, str | None, int, int, int]:
         """The fields of ``events.Call``."""

@@ -37,12 +37,12 @@ COMMIT_RETRY_S = 0.1, 1.0  # the shortest and the longest wait between two tries
 SLACK_S = 5.0  # how late threads may be scheduled, all together, when something has a bound
 
 
-def blameless(run: Run) -> bool:
+def blameless(o: Book, run: Run) -> bool:
     """Whether a run has failed because another message was refused; what user code raises of it says so as well."""
     error = run.error
     while error is not None and not isinstance(error, ProduceError):
         error = error.__cause__ or error.__context__
-    return error is not None and error.collateral
+    return error is not None and error.collateral and not o.own_fault
 
 
 class Violation(AssertionError):
@@ -124,6 +124,7 @@ class Book:
         self.waiting: set[Send] = set()  # sends without an answer
         self.retry_at: dict[Send, int] = {}  # the retry position before it
         self.failed_send = False  # of the code that runs
+        self.own_fault = False  # it was refused what it has sent, and not because of another message
         self.raised = False  # the code that runs has raised
         self.waits_no_more = False  # the code that runs is about to end: it does not wait for answers any longer
         self.unacked_since = 0.0
@@ -678,7 +679,7 @@ class Ledger:
     def gives_up(self, run: Run, result: bool) -> None:
         """The handler has failed; ``result``: the group says that its message is to be given up."""
         o = self.books[run.ownership]
-        if run.hook or o.options.budget is None or blameless(run) or isinstance(run.error, CRITICAL):
+        if run.hook or o.options.budget is None or blameless(o, run) or isinstance(run.error, CRITICAL):
             require(not result, "only what has a budget, and has failed by its own fault, is given up", o)
             return
         first = run.records[0].offset
@@ -727,20 +728,20 @@ class Ledger:
         require(not o.waiting, "a run ends with the answers to what it sent", o)
         require(o.running is run, "a run ends once", o)
         o.running = None
-        o.failed_send = o.waits_no_more = False
+        o.failed_send = o.own_fault = o.waits_no_more = False
         del o.life.process.inside[o.tp]
         return o
 
     def run_ended(self, run: Run, *, failed: bool, now: float) -> None:
         o = self.books[run.ownership]
         unsent = o.failed_send
-        reason = o.raised or unsent
+        reason, excused = o.raised or unsent, blameless(o, run)
         require(run.hook or failed is reason, "a batch fails when it raises or cannot send, and only then", o, failed)
         self._out(run)
         if run.hook:
-            self._hooks_ended(o, run, unsent, now)
+            self._hooks_ended(o, run, unsent, excused, now)
         elif failed:
-            self._batch_failed(o, run, now)
+            self._batch_failed(o, run, excused, now)
         elif o.redirect is not None or run.in_hand is not None:
             self._batch_left(o, run, now)
         else:
@@ -752,11 +753,11 @@ class Ledger:
             if not o.options.manual_offsets and o.ours:
                 self._stored(o, o.done, now)
 
-    def _hooks_ended(self, o: Book, run: Run, unsent: bool, now: float) -> None:
+    def _hooks_ended(self, o: Book, run: Run, unsent: bool, excused: bool, now: float) -> None:
         if unsent and o.seen is State.ASSIGNED and not o.lost:
             self.reached["what a hook could not send came again"] += 1
             o.token = None
-            if not blameless(run):
+            if not excused:
                 o.not_before = max(o.not_before, now + o.options.backoff.delay_ms(1) / 1000)
             if o.sought is None:
                 self._fetch_again_from(o, o.retry_position)
@@ -767,8 +768,8 @@ class Ledger:
         else:
             o.final_hook_done = True
 
-    def _batch_failed(self, o: Book, run: Run, now: float) -> None:
-        if blameless(run):
+    def _batch_failed(self, o: Book, run: Run, excused: bool, now: float) -> None:
+        if excused:
             self.reached["a run failed by the fault of another"] += 1
         else:
             o.not_before = max(o.not_before, now + o.options.backoff.delay_ms(o.attempt) / 1000)
@@ -892,12 +893,13 @@ class Ledger:
         o.trail.append(send)
         o.retry_at[send] = o.retry_position
 
-    def answered(self, o: Book, send: Send, failed: bool, now: float) -> None:
+    def answered(self, o: Book, send: Send, failure: BaseException | None, now: float) -> None:
         if send not in o.waiting:
             self.reached["an answer came after nothing waited for it"] += 1
             return
         o.waiting.remove(send)
-        if failed:
+        if failure is not None:
+            o.own_fault |= not (isinstance(failure, ProduceError) and failure.collateral)
             self.reached["a send failed"] += 1
             self.reached["a send failed, and the marks after it were void"] += send in o.trail and o.trail[-1] != send
             o.send_failed(send)

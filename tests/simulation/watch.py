@@ -59,7 +59,7 @@ class WatchedMarks(Marks):
     def answered(self, send: Send, failure: BaseException | None) -> None:
         book = self.book
         book.life.world.say(book.life, "refused" if failure else "acknowledged", book.ownership)
-        book.ledger.answered(book, send, failure is not None, book.life.world.now)
+        book.ledger.answered(book, send, failure, book.life.world.now)
         super().answered(send, failure)
 
     def give_up_answers(self, failure: BaseException) -> None:

@@ -309,3 +309,16 @@ def test_ranges_are_what_a_set_of_offsets_would_be(steps: list[tuple[str, int, i
         for one in range(30):
             assert marks.past_given_up(one) == next(n for n in range(one, 99) if n not in model)
     assert marks.has_given_up is bool(model)
+
+
+def test_a_send_that_was_refused_counts_before_one_that_failed_with_another_message() -> None:
+    """Else a run that kills the producer again and again would be excused again and again."""
+    own, collateral = ProduceError("too large"), ProduceError("another message was refused")
+    collateral.collateral = True
+    for order in ([own, collateral], [collateral, own]):
+        marks = Marks()
+        marks.begin_at(0, committed=False, commit_start=False)
+        sends = [marks.sending() for _ in order]
+        for send, failure in zip(sends, order, strict=True):
+            marks.answered(send, failure)
+        assert marks.failure is own

@@ -787,3 +787,25 @@ def test_the_texts_name_the_partition() -> None:
     run = begin(made)
     assert str(run) == "topic-0@5..6"
     assert run.as_call("group", "store") == ("group", "topic", 0, "store", None, 5, 6, 1)
+
+
+# -- whose fault it is
+
+
+@pytest.mark.parametrize(("own", "excused"), [(None, True), (ProduceError("too large"), False)])
+def test_who_fails_by_the_fault_of_another_has_no_back_off_and_no_try_less_unless_it_has_a_fault_of_its_own(
+    own: ProduceError | None, excused: bool
+) -> None:
+    collateral = ProduceError("another message was refused")
+    collateral.collateral = True
+    given = ownership(backoff=Backoff(1000, 1000), budget=1)
+    fetch(given, 0)
+    run = begin(given)
+    for failure in filter(None, (collateral, own)):
+        given.marks.answered(given.marks.sending(), failure)
+    run.failed_with(collateral)
+    assert run.excused is excused
+    assert given.gives_up(run) is not excused, "it had one try"
+    given.end(run, failed=True, now=5.0)
+    assert given.ready_at() == (0.0 if excused else 6.0)
+    assert given.retries.attempt == (1 if excused else 2)
