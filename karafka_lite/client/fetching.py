@@ -57,6 +57,9 @@ class Fetching:
     def moved(self) -> None:
         """A partition was paused or resumed."""
         self._moved_at = time.monotonic()
+        current = self._fetcher._next_partition_records
+        if current and self._subscription.is_paused(current.topic_partition):
+            current.rest()
 
     def poll(self, timeout_ms: int, *, paused: bool = False) -> dict[Any, list[Any]]:
         """As ``KafkaConsumer.poll``, but it may return early; ``paused``: early enough for who waits to be resumed."""

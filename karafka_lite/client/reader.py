@@ -114,6 +114,7 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
         self._records: Iterator[Any] = iter(())  # of the batch in hand
         self._ahead: list[Any] = []  # one of them, as long as there are more
         self._otherwise: Callable[[], Iterator[Any]] | None = None  # reads the batch in hand where ``_records`` give up
+        self._resting = False  # the batch in hand has to be read again, from where it was left
         self._error: Exception | None = None  # why what is behind ``_ahead`` cannot be read
         self._end = fetch_offset  # the next offset after the batch in hand, which may be past its last record
 
@@ -143,9 +144,19 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
             raise PollIsFullError
         return taken
 
+    def rest(self) -> None:
+        """Hold no more than what was fetched, until the next ``take``: the partition is paused, perhaps for long."""
+        if self._ahead and self._batch.magic == MAGIC and self._batch.compression_type:
+            self._resting, self._error = True, None
+            self._records, self._otherwise, self._ahead = iter(()), None, []
+
     def _some(self, n: int, room: int) -> list[Any]:
         """At most ``n`` records of one batch, of not much more than ``room`` bytes; perhaps none."""
-        if not self._ahead:
+        if self._resting:
+            self._resting = False
+            again = self._read(self._batch, self._content(self._batch))
+            self._records = itertools.islice(again, self._passed, None)
+        elif not self._ahead:
             if self._error is not None:
                 raise self._error
             batch = self._batches.next_batch()
@@ -175,9 +186,8 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
             if self._otherwise is None:
                 self._error = error
                 return
-            self._records, self._otherwise, self._ahead = self._otherwise(), None, []
-            for _ in itertools.islice(self._records, self._passed):
-                pass
+            self._records = itertools.islice(self._otherwise(), self._passed, None)
+            self._otherwise, self._ahead = None, []
             self._look_ahead(n)
 
     def _open(self, batch: Any) -> None:

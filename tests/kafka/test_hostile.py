@@ -10,7 +10,7 @@ import pytest
 from kafka import KafkaProducer
 from support.client_kafka import ClientKafka
 from support.harness import make_app, running
-from support.member import Member
+from support.member import Member, plan
 from support.observer import PATIENCE_S, Observer, wait_until
 
 from karafka_lite.client import consumer
@@ -130,3 +130,21 @@ def test_a_poll_takes_no_more_bytes_than_it_may(kafka: Observer, monkeypatch: py
 
 def test_without_the_cure_it_takes_all_that_was_fetched(kafka: Observer) -> None:
     assert max(count for count, _ in polls_of_large_messages(kafka)) > 5
+
+
+def test_a_pause_amid_a_compressed_batch_keeps_it_compressed_and_loses_nothing(kafka: Observer) -> None:
+    topic = kafka.topic()
+    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap_servers, compression_type="gzip", linger_ms=10_000)
+    for number in range(9):
+        producer.send(topic, b"%d" % number * 1000)
+    producer.flush()
+    producer.close()
+    with Member(kafka, topic, max_poll_records=3) as member:
+        assert member.read(3) == [(0, 0), (0, 1), (0, 2)]
+        member.client.apply(plan(pause=[(topic, 0)]))
+        left = member.consumer._fetcher._next_partition_records
+        assert left.next_fetch_offset == 3
+        assert left._resting
+        member.poll()
+        member.client.apply(plan(resume=[(topic, 0)]))
+        assert member.read(6) == [(0, offset) for offset in range(3, 9)]

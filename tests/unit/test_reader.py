@@ -8,6 +8,7 @@ import logging
 import re
 import struct
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType, SimpleNamespace
@@ -357,14 +358,22 @@ def as_bytes(record: Any) -> list[tuple[bytes, bytes | None]]:
 
 
 @pytest.mark.parametrize("name", ["pure", "compiled"])
-@given(held=st.lists(hostile_headers, min_size=1, max_size=6), codec=codecs, sizes=st.lists(st.integers(1, 4)))
+@given(
+    held=st.lists(hostile_headers, min_size=1, max_size=6),
+    codec=codecs,
+    sizes=st.lists(st.tuples(st.integers(1, 4), st.booleans())),
+)
 def test_headers_of_any_bytes_are_read_and_keep_them(
-    name: str, held: list[list[tuple[bytes, bytes | None]]], codec: str, sizes: list[int]
+    name: str, held: list[list[tuple[bytes, bytes | None]]], codec: str, sizes: list[tuple[int, bool]]
 ) -> None:
     body = b"".join(with_headers(*headers, offset=offset) for offset, headers in enumerate(held))
     data = batch(body=body, count=len(held), codec=codec, removed_behind=len(held) - 1)
     taken = opened(reader_named(name), data + batch(R(), base=len(held)))
-    records = [record for size in [*sizes, None] for record in taken.take(size)]
+    records = []
+    for size, rests in [*sizes, (None, False)]:
+        records += taken.take(size)
+        if rests:
+            taken.rest()
     assert [as_bytes(record) for record in records] == [*held, []]
     assert [record.offset for record in records] == list(range(len(held) + 1))
 
@@ -625,6 +634,46 @@ def test_so_is_a_batch_in_an_old_format(reader: Any, codec: str) -> None:
     assert len(opened(reader, data, most=200_000).take()) == 10
     with pytest.raises(FetchError, match="holds more than max_decompressed_bytes=99999"):
         opened(reader, data, most=99_999).take()
+
+
+@pytest.mark.parametrize("name", ["pure", "compiled"])
+@given(fetch=fetches(), rests=st.lists(st.booleans(), max_size=8))
+def test_a_reader_that_rests_goes_on_where_it_was(name: str, fetch: Fetch, rests: list[bool]) -> None:
+    taken, steady = (opened(reader_named(name), b"".join(fetch.batches), **fetch.settings) for _ in range(2))
+    for size, rest in itertools.zip_longest(fetch.sizes, rests, fillvalue=1):
+        if rest:
+            taken.rest()
+        assert list(map(fields, taken.take(size))) == list(map(fields, steady.take(size)))
+        assert taken.next_fetch_offset == steady.next_fetch_offset
+    assert list(map(fields, taken.take())) == list(map(fields, steady.take()))
+
+
+def test_so_does_one_in_front_of_what_is_damaged(reader: Any) -> None:
+    held = [R(b"%d" % number * 100) for number in range(9)]
+    data = batch(body=body_of(*held)[:-1], count=9, codec="gzip", removed_behind=8)
+    taken = opened(reader, data)
+    assert len(taken.take(8)) == 8
+    taken.rest()
+    with pytest.raises(FetchError, match="user_events-3@8 cannot be read: a malformed record"):
+        taken.take(8)
+
+
+@pytest.mark.parametrize("codec", [name for name in INSTALLED if name != "none"])
+def test_a_reader_that_rests_holds_only_what_was_fetched(reader: Any, codec: str) -> None:
+    data = batch(*[R(b"x" * (1 << 20))] * 8, codec=codec)
+    taken = opened(reader, data)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        assert len(taken.take(1)) == 1
+        held = tracemalloc.get_traced_memory()[0] - before
+        taken.rest()
+        rests = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert held > 8 << 20
+    assert rests < len(data) + (1 << 20)
+    assert len(taken.take()) == 7
 
 
 def test_a_poll_that_has_enough_bytes_is_ended_and_the_next_one_goes_on(reader: Any) -> None:
