@@ -299,7 +299,7 @@ class Producer:
         if self._has_fatal_error():  # all that was on its way fails, with the error of the message that was refused
             if self._refused is None and sent.batch is not None:
                 self._refused = sent
-            if self._refused is None or sent.batch is not self._refused.batch:
+            if self._refused is None or not self._was_refused(sent, error):
                 refused = f"a message for topic {self._refused.topic}" if self._refused else "another message"
                 text = f"topic {sent.topic} did not take a message, because {refused} was refused ({error!r})"
                 failure = ProduceError(text)
@@ -309,6 +309,12 @@ class Producer:
         failure = ProduceError(_explained(sent.topic, sent.size, self._right_to_write() or error))
         failure.too_large = isinstance(error, TOO_LARGE)
         sent.future.set_exception(failure)
+
+    def _was_refused(self, sent: _Sent, error: Exception) -> bool:
+        """Whether this is what the producer has died of. A batch that is too large was split until it had one message,
+        and those that were in it before know no other batch."""
+        first = self._refused
+        return sent is first or (first is not None and sent.batch is first.batch and not isinstance(error, TOO_LARGE))
 
     def _right_to_write(self) -> Exception | None:
         """Why we may not write to any topic, which kafka-python puts into a text only; None: that is not it."""

@@ -713,6 +713,20 @@ def test_what_fails_with_the_refused_message_of_another_topic_or_partition_is_co
             assert f"because a message for topic {small} was refused" in str(error)
 
 
+def test_what_was_in_one_batch_with_a_message_that_is_too_large_is_collateral_too(kafka: Observer) -> None:
+    small = kafka.topic(max_message_bytes=2000)
+    with connected(kafka) as (producer, _):
+        producer.send(Outgoing(small, b"known")).result(10)
+        with hung(producer):
+            sent = [producer.send(Outgoing(small, b"1" * size)) for size in (1, 5000, 1, 1)]
+            assert len({id(one.batch) for one in producer._open.values()}) == 1
+        errors = [future.exception(20) for future in sent]
+        assert not getattr(errors[1], "collateral", True)
+        assert getattr(errors[1], "too_large", False)
+        for error in errors[:1] + errors[2:]:  # kafka-python splits the batch: what comes before may have arrived
+            assert error is None or (getattr(error, "collateral", False) and not getattr(error, "too_large", True))
+
+
 def test_what_is_still_open_when_a_dead_producer_is_closed_is_collateral_too(kafka: Observer) -> None:
     small = kafka.topic(max_message_bytes=2000)
     with connected(kafka) as (producer, other):

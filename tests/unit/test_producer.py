@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kafka.errors import MessageSizeTooLargeError
+from kafka.errors import InvalidTimestampError
+from kafka.errors import MessageSizeTooLargeError as TooLarge
 
 from karafka_lite.client.producer import Outbox, Producer, _sendable, _Sent, check_outgoing
 from karafka_lite.errors import ProduceError
@@ -138,30 +139,35 @@ def test_the_bound_of_an_answer_follows_from_the_settings() -> None:
 # -- whose fault it is ------------------------------------------------------------------------------------------------
 
 
-def failed(producer: Producer, batch: object, topic: str = "orders") -> ProduceError:
+def failed(producer: Producer, batch: object, topic: str = "orders", cause: type[Exception] = TooLarge) -> ProduceError:
     """What a message of ``batch`` fails with; kafka-python has the same error for all."""
     sent = _Sent(topic, 10, time.monotonic() + 60)
     sent.batch = batch
     number = next(producer._numbers)
     assert producer._enter(number, sent)
-    producer._fail(number, MessageSizeTooLargeError())
+    producer._fail(number, cause())
     error = sent.future.exception(0)
     assert isinstance(error, ProduceError)
     return error
 
 
-def test_of_a_producer_that_has_died_only_the_batch_that_was_refused_fails_by_its_own_fault() -> None:
+@pytest.mark.parametrize(("cause", "whole_batch"), [(TooLarge, False), (InvalidTimestampError, True)])
+def test_of_a_producer_that_has_died_only_what_was_refused_fails_by_its_own_fault(
+    cause: type[Exception], whole_batch: bool
+) -> None:
     producer = Producer([], {}, idempotent=True)
     producer._manager = SimpleNamespace(has_fatal_error=lambda: True)
     refused, other = object(), object()
-    never_sent = failed(producer, None)
-    first, neighbour = failed(producer, refused), failed(producer, refused)
-    same_topic, other_topic = failed(producer, other), failed(producer, object(), "invoices")
+    never_sent = failed(producer, None, cause=cause)
+    first, neighbour = failed(producer, refused, cause=cause), failed(producer, refused, cause=cause)
+    same_topic = failed(producer, other, cause=cause)
+    other_topic = failed(producer, object(), "invoices", cause)
     assert [error.collateral for error in (never_sent, first, neighbour, same_topic, other_topic)] == [
-        *(True, False, False, True, True)
-    ]
-    assert "a message of 10 bytes is too large for topic orders" in str(first)
-    assert (first.too_large, same_topic.too_large) == (True, False)
+        *(True, False, not whole_batch, True, True)
+    ], "a batch that is too large was split until it had one message"
+    if cause is TooLarge:
+        assert "a message of 10 bytes is too large for topic orders" in str(first)
+    assert [error.too_large for error in (first, neighbour, same_topic)] == [cause is TooLarge, False, False]
     assert "topic invoices did not take a message, because a message for topic orders was refused" in str(other_topic)
     assert "because another message was refused" in str(never_sent)
 
