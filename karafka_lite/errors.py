@@ -5,7 +5,7 @@
         ├── ConfigurationError (also a ValueError)   a mistake in code or settings
         │   └── AccessError                          a broker refuses us: credentials, TLS, or a right
         ├── BrokerUnavailableError                   no broker was reached within ``bootstrap_timeout_ms``
-        ├── CommitError                              a blocking mark or commit was not acknowledged in time
+        ├── CommitError                              a blocking mark or commit was refused, or not acknowledged in time
         ├── ProduceError                             a sent message was refused, or not acknowledged in time
         ├── ClusterError                             a query about topics or offsets failed
         ├── DeserializationError                     a payload could not be decoded
@@ -101,11 +101,16 @@ class BrokerUnavailableError(KarafkaLiteError):
 
 
 class CommitError(KarafkaLiteError):
-    """A blocking mark or commit was not acknowledged within ``timeout_ms``; the partition is still ours.
+    """A blocking mark or commit was refused, or not acknowledged within ``timeout_ms``; the partition is still ours.
 
     A timeout does not mean that nothing was committed: the broker may have the offset, and only its answer is missing.
     The offset stays stored and is committed again at the next interval, at a rebalance or at the stop.
     """
+
+    @classmethod
+    def refused(cls, offset: str, reason: str) -> CommitError:
+        """``offset`` cannot be committed as long as nobody removes the ``reason``."""
+        return cls(f"{offset} was refused ({reason}); it is tried again every 5 s, and the partition is still ours")
 
     @classmethod
     def after(cls, timeout_ms: int, offset: str, waits_for: str) -> CommitError:

@@ -478,7 +478,9 @@ class Member:
                     return False
                 if failure := marks.failure or (marks.last_failure is not last_failure and marks.last_failure):
                     raise ProduceError.from_failure(failure)
-                if now >= deadline or marks.is_refused(wanted):
+                if marks.is_refused(wanted):
+                    raise CommitError.refused(where(*ownership.tp, marks.stored), marks.waits_for)
+                if now >= deadline:
                     raise CommitError.after(timeout_ms, where(*ownership.tp, marks.stored), marks.waits_for)
                 self._changed.wait(min(LOOK_AGAIN_S, deadline - now))
                 now = self._now()

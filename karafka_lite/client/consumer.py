@@ -50,7 +50,7 @@ from karafka_lite.client.codecs import MAX_DECOMPRESSED_BYTES
 from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
 from karafka_lite.client.fetching import Fetching
 from karafka_lite.client.leaving import Leaving
-from karafka_lite.client.offsets import Offsets, RefusedError, encode, topic_id_of
+from karafka_lite.client.offsets import Offsets, RefusedError, encode, strays_of, topic_id_of
 from karafka_lite.client.protocol import Fetched, Rebalance, StrayedError
 from karafka_lite.client.reader import POLL_BYTES, PollIsFullError, choose_reader
 from karafka_lite.client.refusals import explained, refused_topics, topics_refused
@@ -82,6 +82,7 @@ IDLE_POLL_MS = 200  # there is no wakeup()
 FETCH_BYTES = 8 << 20  # of one answer, which kafka-python copies a few times; its own 50 MiB are no faster
 REQUEST_MS = 5000  # bound of one blocking request; what failed is asked again
 CLOSE_MS = 5000
+METADATA_S = 5.0  # how old the metadata of a member may be that works
 NO_GENERATION = -1
 MAX_OFFSET = (1 << 63) - 1
 MAX_POLL_INTERVAL_MS: int = KafkaConsumer.DEFAULT_CONFIG["max_poll_interval_ms"]
@@ -141,6 +142,7 @@ class Client:
         self._notifier: Any = self._consumer
         self._fetching: Any = self._consumer
         self._offsets: Any = self._consumer
+        self._works = False  # something was fetched or committed since the metadata were asked for
         self._topic_ids: dict[str, str] = {}  # the last that was known of each
         self._seen_metadata: Any = None
         self._session_s = 0.0
@@ -297,9 +299,10 @@ class Client:
         except PollIsFullError:  # all that it has read was before where we want to begin
             return []
         except kafka.errors.KafkaError as error:
-            if strays := self._strays_of(error):
+            if strays := strays_of(error, self.positions()):
                 raise self._strayed(strays) from error
             raise self._refused(error) from error
+        self._works |= bool(polled)
         return [Fetched(tuple(tp), records, self._end_offset(tp), self._sizes[tp]) for tp, records in polled.items()]
 
     def _refused(self, error: kafka.errors.KafkaError) -> Exception:
@@ -316,29 +319,23 @@ class Client:
         return PollError(str(refusal))
 
     def _look_for_new_topics(self) -> None:
-        """See in the metadata, where there are new ones, whether a topic has another id."""
+        """See in the metadata, where there are new ones, whether a topic has another id.
+
+        A topic that is made anew while nothing is fetched from it shows nowhere else: who works asks from time to time.
+        """
         cluster, before = self._consumer._cluster, self._topic_ids
+        if self._works and time.monotonic() - cluster._last_successful_refresh_ms / 1000 > METADATA_S:
+            self._works = False
+            cluster.request_update()
         if cluster._topic_ids is self._seen_metadata:
             return
         self._seen_metadata = cluster._topic_ids
-        self._topic_ids = {
-            **before,
-            **{topic: known for topic in cluster._topic_ids if (known := topic_id_of(cluster, topic))},
-        }
+        ids = {topic: topic_id_of(cluster, topic) for topic in cluster._topic_ids}
+        self._topic_ids = before | {topic: known for topic, known in ids.items() if known}
         remade = {topic for topic, known in before.items() if self._topic_ids[topic] != known}
         strays = [tp for tp in self._consumer._subscription.assignment if tp.topic in remade]
         if strays:
             raise self._strayed(dict.fromkeys(strays, Stray(None)))
-
-    def _strays_of(self, error: kafka.errors.KafkaError) -> dict[Any, Stray]:
-        """Positions that a fetch has found missing. A join, or a question for offsets, may be answered with the same
-        code, which means nothing there."""
-        if isinstance(error, kafka.errors.OffsetOutOfRangeError) and error.args and isinstance(error.args[0], dict):
-            return {tp: Stray(offset) for tp, offset in error.args[0].items()}
-        if isinstance(error, kafka.errors.LogTruncationError):
-            positions, ends = self.positions(), error.divergent_offsets
-            return {tp: Stray(positions.get(tuple(tp)), end and end.offset) for tp, end in ends.items()}
-        return {}
 
     def _strayed(self, strays: Mapping[Any, Stray]) -> StrayedError:
         self._offsets.distrust_metadata()
@@ -387,16 +384,17 @@ class Client:
         that was made anew is not sent.
         """
         consumer, coordinator = self._consumer, self._coordinator
-        wanted, refusals = {}, dict[TopicPartition, Refusal]()
-        for ownership, offset, _ in commits:
-            if ownership.note.is_of(self._topic_ids.get(ownership.tp[0], "")):
-                wanted[KafkaTP(*ownership.tp)] = OffsetAndMetadata(offset, encode(ownership.note), -1)
-            else:
-                refusals[ownership.tp] = Refusal(ClusterError("the topic was deleted and made anew"), "gone")
+        refusals: dict[TopicPartition, Refusal] = {}
 
-        async def send() -> None:  # the check and the stamp on the request are one step of the IO thread
+        async def send() -> None:  # the checks and the stamp on the request are one step of the IO thread
             if coordinator._generation.generation_id != generation:
                 raise kafka.errors.IllegalGenerationError("the membership has changed since the offsets were marked")
+            wanted = {}
+            for ownership, offset, _ in commits:
+                if ownership.note.is_of(topic_id_of(consumer._cluster, ownership.tp[0])):
+                    wanted[KafkaTP(*ownership.tp)] = OffsetAndMetadata(offset, encode(ownership.note), -1)
+                else:
+                    refusals[ownership.tp] = Refusal(ClusterError("the topic was deleted and made anew"), "gone")
             await coordinator._send_offset_commit_request(wanted)
 
         async def attempt() -> None:
@@ -405,12 +403,12 @@ class Client:
             await consumer._manager.wait_for(consumer._manager.call_soon(send), REQUEST_MS)
 
         try:
-            if wanted:
-                consumer._net.run(attempt)
+            consumer._net.run(attempt)
+            self._works = True
         except RefusedError as answer:
             return {**refusals, **answer.refusals}
         except Exception as error:  # noqa: BLE001 - also what a dying IO thread throws: nothing is committed
-            return {**refusals, **dict.fromkeys(map(tuple, wanted), Refusal(error))}
+            return {**dict.fromkeys((ownership.tp for ownership, _, _ in commits), Refusal(error)), **refusals}
         return refusals
 
     # -- from any thread

@@ -34,7 +34,7 @@ from kafka.protocol.consumer import ListOffsetsRequest, OffsetFetchRequest
 
 from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import SeekTarget, Timestamp
-from karafka_lite.core.starts import Note, Place
+from karafka_lite.core.starts import Note, Place, Stray
 from karafka_lite.errors import describe
 from karafka_lite.messages import TopicPartition
 
@@ -282,6 +282,22 @@ class Offsets:
             with suppress(kafka.errors.UnknownTopicOrPartitionError):
                 coordinator._handle_offset_fetch_response(response)  # raises, and looks for a new coordinator
         return found
+
+
+# -- what a fetch has found --------------------------------------------------------------------------------------------
+
+
+def strays_of(error: Exception, positions: Mapping[TopicPartition, int]) -> dict[Any, Stray]:
+    """Positions that the logs do not have, of what ``poll`` has raised.
+
+    A join, or a question for offsets, may be answered with the same code, which means nothing there.
+    """
+    if isinstance(error, kafka.errors.OffsetOutOfRangeError) and error.args and isinstance(error.args[0], dict):
+        return {tp: Stray(offset) for tp, offset in error.args[0].items()}
+    if isinstance(error, kafka.errors.LogTruncationError):
+        ends = error.divergent_offsets.items()
+        return {tp: Stray(positions.get(tuple(tp)), end and end.offset) for tp, end in ends}
+    return {}
 
 
 # -- what became of a commit -------------------------------------------------------------------------------------------

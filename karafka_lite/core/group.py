@@ -84,11 +84,10 @@ class Group:
 
     # -- assignment
 
-    def assigned(self, tps: Iterable[TopicPartition], now: float) -> list[Ownership]:
+    def assigned(self, tps: Collection[TopicPartition], now: float) -> list[Ownership]:
         """The broker gave us ``tps``. Returns the new ownerships (none while stopping: nothing would be done)."""
         if self.stopping:
             return []
-        tps = list(tps)
         for tp in self.owned.keys() & set(tps):  # never seen; but two ownerships of one partition must not exist
             self._finish(self.owned[tp], State.LOST, now)
         fresh = [self._own(tp) for tp in tps]
@@ -139,6 +138,8 @@ class Group:
                 if not stays:
                     return None
                 ownership = self._own(ownership.tp)
+                ownership.intake.paused = intake.paused  # the client pauses partitions
+                self.paused |= {ownership} if intake.paused else set()
             topic, partition = ownership.tp
             note = self._notes[topic] = note_of(place, self._notes.get(topic), self._reset)
             start = begin(place, partition, self._reset, note.partitions or 0)
@@ -485,9 +486,8 @@ class Group:
     def _finish(self, ownership: Ownership, state: State, now: float) -> None:
         ownership.finish(state)
         del self.owned[ownership.tp]
-        self._unknown.pop(ownership, None)
-        self._leaving.pop(ownership, None)
-        self._refused.pop(ownership, None)
+        for waiting in (self._unknown, self._leaving, self._refused):
+            waiting.pop(ownership, None)
         self.paused.discard(ownership)
         if ownership.busy:
             self.leftovers[ownership.tp] = ownership

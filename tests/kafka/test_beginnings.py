@@ -35,7 +35,8 @@ def offsets(seen: list[tuple[int, int]], partition: int = 0) -> list[int]:
 
 def errors_of(caplog: pytest.LogCaptureFixture, topic: str) -> list[str]:
     """What was said at ERROR of a topic."""
-    found = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    ours = [record for record in caplog.records if record.name == "karafka_lite"]
+    found = [record for record in ours if record.levelno >= logging.ERROR]
     return [text for record in found if topic in (text := record.getMessage())]
 
 
@@ -248,6 +249,32 @@ def test_marks_of_a_topic_that_was_deleted_never_count_for_the_one_that_was_made
     for partition in range(partitions):
         assert sorted(set(offsets(seen, partition))) == list(range(messages))
         assert kafka.committed(group, topic, partition) == messages
+
+
+def test_a_topic_that_was_made_anew_while_nothing_was_fetched_from_it_is_read_from_its_start(
+    kafka: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No fetch fails, and the position exists in the new topic as well: only its id tells."""
+    monkeypatch.setattr("karafka_lite.client.consumer.METADATA_S", 0.5)
+    topic, group, gate, seen = kafka.topic(), kafka.group(), Gate(), list[str]()
+    kafka.produce(topic, [f"old {number}" for number in range(10)])
+    app = make_app(kafka, group, auto_commit_interval_ms=200)
+
+    @app.topic(topic, max_messages=1)
+    def work(batch: Any, ctx: Any) -> None:
+        seen.append(batch.first.value.decode())
+        gate.wait()
+
+    with running(app), opened(gate):
+        gate.reached()
+        member = app._runner.members[0]  # type: ignore[union-attr]
+        wait_until(lambda: member.group.paused, message="its queue is full")
+        kafka.delete_topic(topic)
+        kafka.topic(name=topic)
+        kafka.produce(topic, [f"new {number}" for number in range(30)])
+        gate.open()
+        wait_until(lambda: {f"new {number}" for number in range(30)} <= set(seen), message="all of the new topic")
+    assert kafka.committed(group, topic) == 30
 
 
 def test_a_topic_that_was_made_anew_between_two_runs_is_known_by_what_was_committed(

@@ -8,9 +8,11 @@ from typing import Any
 
 import kafka.errors
 import pytest
+from kafka import OffsetAndMetadata
+from kafka import TopicPartition as KafkaTP
 
-from karafka_lite.client.offsets import Question, RefusedError, _read_commit, decode, encode, topic_id_of
-from karafka_lite.core.starts import Note
+from karafka_lite.client.offsets import Question, RefusedError, _read_commit, decode, encode, strays_of, topic_id_of
+from karafka_lite.core.starts import Note, Stray
 
 ID = uuid.UUID("7f1c8f0a-52b1-4c57-9c1c-2f2d8a5d9e10")
 
@@ -90,3 +92,17 @@ def test_a_question_knows_who_has_not_answered() -> None:
     question.leaders["t", 1] = 3
     assert question.cause(("t", 0)) == "no answer from the group's coordinator"
     assert question.cause(("t", 1)) == "no answer from its leader, broker 3"
+
+
+TP = KafkaTP("t", 0)
+
+
+def test_what_a_fetch_has_found_missing_is_known_by_partition() -> None:
+    cut = kafka.errors.LogTruncationError({TP: OffsetAndMetadata(7, "", 3), KafkaTP("t", 1): None})
+    assert strays_of(kafka.errors.OffsetOutOfRangeError({TP: 9}), {}) == {TP: Stray(9)}
+    assert strays_of(cut, {("t", 0): 9, ("t", 1): 5}) == {TP: Stray(9, 7), KafkaTP("t", 1): Stray(5)}
+
+
+@pytest.mark.parametrize("error", [kafka.errors.OffsetOutOfRangeError(), kafka.errors.KafkaTimeoutError(), OSError()])
+def test_other_errors_have_found_nothing_missing(error: Exception) -> None:
+    assert strays_of(error, {}) == {}

@@ -28,10 +28,12 @@ from karafka_lite import (
     events,
     runner,
 )
+from karafka_lite.client.protocol import StrayedError
 from karafka_lite.core import group as group_module
 from karafka_lite.core.group import Group
 from karafka_lite.core.marks import Refusal
 from karafka_lite.core.ownership import State
+from karafka_lite.core.starts import Place, Stray
 from karafka_lite.errors import ClientBrokenError, Exit, FetchError, PollError
 from karafka_lite.runner import ANSWER_SLACK_S, ExitRequest
 
@@ -65,6 +67,17 @@ def break_down(*arguments: Any, **options: Any) -> Any:
 
 def raise_bug(*arguments: Any, **more: Any) -> Any:
     raise BUG
+
+
+def raise_once(error: Exception, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    errors = [error]
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return otherwise(*arguments, **options)
+
+    return call
 
 
 def once(function: Callable[..., Any], *, before: bool = True) -> Callable[..., Any]:
@@ -489,6 +502,61 @@ def test_a_blocking_mark_raises_in_time_when_no_commit_succeeds() -> None:
     stage.poll()
     stage.work()
     assert "within 1500 ms (OSError: no answer)" in str(caught[0])
+
+
+@pytest.mark.parametrize(
+    ("lasting", "code"), [("gone", Exit.CLEAN), ("denied", Exit.FORCED)], ids=["a topic that has gone", "no right"]
+)
+def test_a_stop_does_not_wait_for_a_commit_that_can_never_succeed(lasting: Any, code: Exit) -> None:
+    stage = stepped(app_of(nothing))
+    stage.cluster.send("t")
+    stage.poll()
+    stage.work()
+    refused = {TP: Refusal(OSError("no"), lasting)}
+    stage.client.commit = lambda commits, generation: refused  # type: ignore[method-assign]
+    began = stage.system.now()
+    stage.system.while_waiting = lambda: stage.member.commit_step(stage.system.now())  # type: ignore[attr-defined]
+    assert stage.member._wind_down() is code
+    assert stage.system.now() - began < 1.0
+    assert [event.lasting for event in stage.of(events.CommitFailed)] == [lasting]
+    uncommitted = [event.offsets for event in stage.of(events.Uncommitted)]
+    assert uncommitted == ([{TP: 1}] if lasting == "denied" else []), "of a topic that has gone nothing comes again"
+
+
+def test_a_blocking_mark_of_what_can_never_be_committed_raises_at_once_and_says_why() -> None:
+    caught: list[CommitError] = []
+
+    def store(batch: Batch, ctx: Context) -> None:
+        began = stage.system.now()
+        for _ in range(2):  # each is tried
+            with pytest.raises(CommitError) as error:
+                ctx.mark_as_consumed(batch.last, sync=True)
+            caught.append(error.value)
+        assert stage.system.now() - began < 1.0
+
+    tried: list[Any] = []
+    stage = stepped(app_of(store, manual_offsets=True))
+    refused = {TP: Refusal(OSError("no right"), "denied")}
+    stage.client.commit = lambda commits, generation: tried.append(commits) or refused  # type: ignore[method-assign,func-returns-value]
+    stage.system.while_waiting = lambda: stage.member.commit_step(stage.system.now())  # type: ignore[attr-defined]
+    stage.cluster.send("t")
+    stage.poll()
+    stage.work()
+    assert ["t-0@1 was refused (OSError: no right)" in str(error) for error in caught] == [True, True]
+    assert len(tried) == 2
+
+
+def test_a_position_that_the_log_does_not_have_is_asked_for_and_the_move_is_said() -> None:
+    stage = stepped(app_of(nothing))
+    stage.cluster.send("t", 3)
+    stage.client.places = lambda tps: dict.fromkeys(tps, Place(2, 3, 3, None))  # type: ignore[method-assign]
+    poll = stage.client.poll
+    stage.client.poll = raise_once(StrayedError({TP: Stray(0)}), poll)  # type: ignore[method-assign]
+    stage.poll(3)
+    assert stage.client.seeks[-1] == (TP, 2)
+    ((moved,),) = [stage.of(events.Moved)]
+    assert (moved.expected, moved.offset, moved.reason, moved.missing) == (0, 2, "deleted", 2)
+    assert len(stage.of(events.Assigned)) == 1, "it goes on, and does not begin"
 
 
 # -- waits have a bound

@@ -257,6 +257,16 @@ def test_a_topic_that_was_made_anew_begins_at_its_start_whatever_was_marked(end:
     assert [(one.offset, one.ownership.note.topic_id) for one in scene.group.commit_batch(9.0)] == [(0, NEW)]
 
 
+def test_who_takes_the_place_of_a_paused_ownership_is_resumed() -> None:
+    scene = running(20)
+    stray(scene, 21, Place(0, 10, 10, None, Note(), NEW))
+    plan = scene.group.poll_plan(scene.now)
+    assert plan.resume == [scene[0]]
+    assert scene.group.paused == {scene[0]}
+    scene.group.applied(plan, scene.now)
+    assert scene.group.paused == set()
+
+
 def test_a_partition_that_is_to_be_given_away_does_not_begin_anew() -> None:
     scene = running(20)
     scene.fetch(0, 21)
