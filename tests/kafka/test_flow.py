@@ -511,8 +511,7 @@ def odd_words(out: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
-def test_nothing_that_a_handler_says_breaks_the_client(kafka: Observer, manual: bool) -> None:
+def test_nothing_that_a_handler_says_breaks_the_client(kafka: Observer) -> None:
     topic, out, group = kafka.topic(), kafka.topic(), kafka.group()
     app, seen, said = make_app(kafka, group, auto_commit_interval_ms=20), list[Any](), 0
     broken: list[Any] = []
@@ -522,11 +521,10 @@ def test_nothing_that_a_handler_says_breaks_the_client(kafka: Observer, manual: 
         if isinstance(event, events.ClientFailed | events.Crashed | events.Lost | events.Stopping):
             broken.append(event)
 
-    @app.topic(topic, manual_offsets=manual, max_messages=1, backoff_ms=1, backoff_max_ms=1)
+    @app.topic(topic, manual_offsets=True, max_messages=1, backoff_ms=1, backoff_max_ms=1)
     def listen(batch: Any, ctx: Any) -> None:
         nonlocal said
-        if manual:
-            ctx.mark_as_consumed(batch.last)
+        ctx.mark_as_consumed(batch.last)
         seen.append(batch.first_offset)
         if said < len(words):
             said += 1
