@@ -47,6 +47,7 @@ are those of ``Moved``.
 class Stalled(Event):
     """The member has been waiting for ``seconds``: ``for_`` offsets, for messages of partitions, to join.
 
+    Or the app, whose ``group_id`` is "" here: for messages to be acknowledged, or for a topic to be created.
     ``cause``: what went wrong last, as far as it is known. After 5 s, and then every 30 s while it lasts.
     """
 

@@ -146,7 +146,7 @@ class Admin:
         return {tuple(tp): at.offset for tp, at in found.items()}
 
     def _ask(self, what: str, question: Callable[[], T]) -> T:
-        deadline = time.monotonic() + self.patience_s
+        deadline = (began := time.monotonic()) + self.patience_s
         while True:
             try:
                 return question()
@@ -155,6 +155,7 @@ class Admin:
                 if not getattr(error, "retriable", True) or time.monotonic() > deadline:
                     why = self._admin._manager.trouble.cause() if isinstance(error, NOT_REACHED) else ""
                     raise ClusterError(f"could not {what} ({why or describe(error)})") from error
+                self._connection.waits(f"the brokers to {what}", began, describe(error))
             time.sleep(ASK_AGAIN_S)
 
 

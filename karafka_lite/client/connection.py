@@ -24,8 +24,9 @@ from kafka.net.compat import KafkaNetClient
 from kafka.net.selector import NetworkSelector
 
 from karafka_lite.client.network import Network, check_files
+from karafka_lite.core.watch import AFTER_S
 from karafka_lite.errors import AccessError, BrokerUnavailableError, ConfigurationError
-from karafka_lite.events import ClientLogged, Event, Unreachable
+from karafka_lite.events import ClientLogged, Event, Stalled, Unreachable
 
 log = logging.getLogger("karafka_lite")
 kafka_log = logging.getLogger("karafka_lite.kafka")
@@ -114,14 +115,29 @@ class Connection:
 
     def failed(self, reason: str, trouble: str) -> None:
         """A connection was not made; each ``trouble`` is said from time to time. Called on kafka-python's thread."""
-        now = time.monotonic()
-        if now - self._said.get(trouble, float("-inf")) > REPEAT_S:
-            self._said = {said: at for said, at in self._said.items() if now - at <= REPEAT_S}
-            self._said[trouble] = now
+        if self._is_due(trouble):
             if self._emit is None:
                 log.warning("a broker cannot be reached, retrying: %s", reason)
             else:
                 self._emit(Unreachable(self._group_id, reason))
+
+    def waits(self, for_: str, since: float, cause: str) -> None:
+        """``for_`` has not come since then, because of ``cause``. To be called again and again; said now and then."""
+        seconds = time.monotonic() - since
+        if seconds >= AFTER_S and self._is_due(for_):
+            if self._emit is None:
+                log.warning("has been waiting for %s for %.0f s (%s)", for_, seconds, cause)
+            else:
+                self._emit(Stalled(self._group_id, f"for {for_}", seconds, cause))
+
+    def _is_due(self, trouble: str) -> bool:
+        """Whether it was not said for a while; it counts as said now."""
+        now = time.monotonic()
+        if now - self._said.get(trouble, float("-inf")) <= REPEAT_S:
+            return False
+        self._said = {said: at for said, at in self._said.items() if now - at <= REPEAT_S}
+        self._said[trouble] = now
+        return True
 
     def logs_on(self, thread_id: int | None) -> bool:
         """Whether the client uses this thread now."""

@@ -74,14 +74,15 @@ class _Values(Serializer):  # type: ignore[misc]
 class _Sent:
     """One message without an answer."""
 
-    __slots__ = ("batch", "future", "overdue_at", "size", "topic")
+    __slots__ = ("batch", "future", "overdue_at", "sent_at", "size", "topic")
 
-    def __init__(self, topic: str, size: int, overdue_at: float) -> None:
+    def __init__(self, topic: str, size: int, answer_timeout_s: float) -> None:
         self.future: Future[Receipt] = Future()
         self.future.set_running_or_notify_cancel()  # a message on its way cannot be cancelled
         self.topic = topic
         self.size = size  # of its key and its value
-        self.overdue_at = overdue_at
+        self.sent_at = time.monotonic()
+        self.overdue_at = self.sent_at + answer_timeout_s
         self.batch: Any = None  # what kafka-python sends it in
 
 
@@ -153,7 +154,7 @@ class Producer:
     def send_checked(self, message: Outgoing, *, anew: bool = False) -> Future[Receipt]:
         """``send`` for what ``check_outgoing`` has seen; ``anew``: after a question which partitions there are now."""
         topic, value, key, headers, partition, timestamp_ms = message
-        sent = _Sent(topic, len(value or b"") + len(key or b""), time.monotonic() + self.answer_timeout_s)
+        sent = _Sent(topic, len(value or b"") + len(key or b""), self.answer_timeout_s)
         number = next(self._numbers)
         self._wait_for(lambda: self._enter(number, sent) or self.dead, self.answer_timeout_s)
         producer = self._producer
@@ -195,6 +196,10 @@ class Producer:
         with self._changed:
             hopeless = itertools.takewhile(lambda number: error or self._open[number].overdue_at < now, self._open)
             numbers = list(hopeless)
+            oldest = next(iter(self._open.values()), None)
+        if oldest is not None and self._trouble is not None:
+            cause = self._trouble.cause() or "nothing is known to be wrong"
+            self._connection.waits(f"topic {oldest.topic} to acknowledge messages", oldest.sent_at, cause)
         for number in numbers:
             self._fail(number, error or kafka.errors.KafkaTimeoutError("kafka-python gave no answer at all"))
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import kafka.errors
 
 OF_INTEREST = {"FindCoordinator", "JoinGroup", "SyncGroup", "OffsetFetch", "ListOffsets", "Fetch", "LeaveGroup"}
-OF_INTEREST |= {"InitProducerId"}
+OF_INTEREST |= {"InitProducerId", "Produce"}
 RECENT_S = 15.0  # an error that did not come again for so long is over
 PENDING_S = 3.0  # before that an answer is only on its way
 DENIED = kafka.errors.TopicAuthorizationFailedError.errno
@@ -135,16 +135,23 @@ def _errors(answer: Any) -> Iterator[tuple[tuple[Any, Any], int]]:
         if (code := getattr(part, "error_code", 0)) not in NO_ERRORS:
             yield (None, None), code
         for topic in (*_list(part, "topics"), *_list(part, "responses")):
-            for partition in topic.partitions:
+            for index, partition in _by_index(topic):
                 if partition.error_code:
-                    yield (_name(topic), partition.partition_index), partition.error_code
+                    yield (_name(topic), index), partition.error_code
 
 
 def _partitions(answer: Any) -> Iterator[tuple[Any, Any]]:
     for part in (answer, *_list(answer, "groups")):
         for topic in (*_list(part, "topics"), *_list(part, "responses")):
-            for partition in topic.partitions:
-                yield _name(topic), partition.partition_index
+            for index, _ in _by_index(topic):
+                yield _name(topic), index
+
+
+def _by_index(topic: Any) -> Iterator[tuple[int, Any]]:
+    for partition in _list(topic, "partitions"):
+        yield partition.partition_index, partition
+    for partition in _list(topic, "partition_responses"):  # so a Produce has it
+        yield partition.index, partition
 
 
 def _list(part: Any, name: str) -> Any:

@@ -89,9 +89,8 @@ class Report:
         self._warn((event.group_id, "topics", names), text, event.group_id, names, command)
 
     def _stalled(self, event: events.Stalled) -> None:
-        log.warning(
-            "group %s: has been waiting %s for %.0f s (%s)", event.group_id, event.for_, event.seconds, event.cause
-        )
+        whose = f"group {event.group_id}: " if event.group_id else ""
+        log.warning("%shas been waiting %s for %.0f s (%s)", whose, event.for_, event.seconds, event.cause)
 
     def _idle(self, event: events.Idle) -> None:
         if event.group_id not in self._idle_groups:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from threading import Thread
 from typing import Any
 
 import kafka.errors
@@ -124,6 +125,35 @@ def test_a_controller_that_moves_ends_no_start(monkeypatch: pytest.MonkeyPatch) 
             first(events, Assigned)
         assert not [event for event in events if isinstance(event, Crashed)]
         assert [event.topics for event in events if isinstance(event, TopicsCreated)] == [("dead",)]
+
+
+@pytest.mark.parametrize(
+    ("api", "code", "waits_for"),
+    [
+        ("Produce", 6, "for topic out to acknowledge messages"),
+        ("CreateTopics", 7, "for the brokers to create topic letters"),
+    ],
+)
+def test_what_is_sent_or_created_in_vain_is_said(
+    monkeypatch: pytest.MonkeyPatch, api: str, code: int, waits_for: str
+) -> None:
+    monkeypatch.setattr("karafka_lite.client.connection.AFTER_S", 0.3)
+    with EmbeddedBroker(topics=["t", "out"], auto_create_topics=False) as broker:
+        Observer(broker.bootstrap_servers).produce("t", [1])
+        broker.fail(api, code, times=1_000_000)
+        app, events = App("group", bootstrap_servers=broker.bootstrap_servers), list[Event]()
+        app.observe(lambda event: events.append(event))
+        app.topic("t", dead_letter="letters")(lambda batch, ctx: ctx.produce("out", 1))
+        starts = Thread(target=app.start)
+        starts.start()
+        try:
+            stalled: Stalled = first(events, Stalled)
+        finally:
+            broker._call(broker._server.faults.clear)
+            starts.join()
+            app.stop()
+    assert stalled.for_ == waits_for
+    assert f"({code})" in stalled.cause or f"[Error {code}]" in stalled.cause
 
 
 def test_a_broker_that_does_not_answer_is_a_cause_too(monkeypatch: pytest.MonkeyPatch) -> None:

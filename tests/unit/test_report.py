@@ -112,6 +112,8 @@ LINES = [
      "WARNING", "t-0@120..124: store has been running for 31 s and holds up a stop, which goes on without it after "
      "drain_timeout_ms=60000. Return when ctx.stopping is True, make batches smaller (max_messages), or raise "
      "drain_timeout_ms"),
+    (events.Stalled("", "for topic out to acknowledge messages", 5.2, "no answer"),
+     "WARNING", "has been waiting for topic out to acknowledge messages for 5 s (no answer)"),
     (events.Stalled("group", "to join the group", 5.2, "JoinGroup has no answer yet"),
      "WARNING", "group group: has been waiting to join the group for 5 s (JoinGroup has no answer yet)"),
     (events.Idle("group"),
