@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import pytest
@@ -17,6 +17,8 @@ from support.observer import BreakableKafka, Observer, wait_until
 
 from karafka_lite import Batch, CommitError, Context, Message
 from karafka_lite.client.consumer import Client
+from karafka_lite.core.answers import Commit
+from karafka_lite.core.marks import Refusal
 
 
 def offsets(batch: Batch) -> list[int]:
@@ -597,14 +599,15 @@ def test_without_a_broker_a_blocking_mark_or_commit_waits_or_raises_but_is_never
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Topics whose commits are refused, as if the group were not authorized; take one out to allow it."""
+    """Topics whose commits are refused; take one out to allow it."""
     topics: set[str] = set()
     commit = Client.commit
 
-    def refusing(client: Client, offsets: dict[tuple[str, int], int], generation: int) -> Exception | None:
-        if topics.isdisjoint(topic for topic, _ in offsets):
-            return commit(client, offsets, generation)
-        return TopicAuthorizationFailedError("not yours")
+    def refusing(client: Client, commits: Sequence[Commit], generation: int) -> Mapping[tuple[str, int], Refusal]:
+        allowed = [one for one in commits if one.ownership.tp[0] not in topics]
+        refusal = Refusal(TopicAuthorizationFailedError("not yours"))
+        refusals = {one.ownership.tp: refusal for one in commits if one not in allowed}
+        return {**refusals, **commit(client, allowed, generation)} if allowed else refusals
 
     monkeypatch.setattr(Client, "commit", refusing)
     return topics
@@ -659,7 +662,7 @@ def test_a_commit_that_fails_is_kept_pending_and_tried_again_and_said_once(
         wait_until(lambda: said("failed, the offsets stay pending"), message="a failed commit")
         refused.remove(topic)
         wait_until(lambda: kafka.committed(group, topic) == 3, message="the retried commit")
-        wait_until(lambda: said("commits work again"), message="the good news")
+        wait_until(lambda: said(f"commits of topic {topic} work again"), message="the good news")
         kafka.produce(topic, range(3))
         wait_until(lambda: kafka.committed(group, topic) == 6, message="the app goes on")
     assert all(marked)
