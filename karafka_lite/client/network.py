@@ -74,8 +74,8 @@ class Network(KafkaConnectionManager):  # type: ignore[misc]
                 left = last - time.monotonic()
                 if self.closed or left <= 0:
                     raise kafka.errors.KafkaTimeoutError("no bootstrap host has answered in time")
-                alone = len(self.cluster.bootstrap_brokers()) == 1
-                if await self._bootstrap_from(host, left if alone else min(round_s, left / (len(hosts) - number))):
+                # Also the only one: a connection that was cut off just now answers nothing, and a new one would.
+                if await self._bootstrap_from(host, min(round_s, left / (len(hosts) - number))):
                     self.cluster.start_refresh_loop()
                     return True
             round_s *= 2

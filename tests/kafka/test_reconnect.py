@@ -75,3 +75,18 @@ def test_a_broker_that_hangs_up_at_once_is_asked_less_and_less_and_said_once() -
                 assert time.monotonic() - began > 0.5
             broker.up()
     assert len([event for event in events if isinstance(event, Unreachable)]) == 1
+
+
+def test_at_the_start_a_connection_that_answers_nothing_is_given_up_and_made_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also with one host only: else a connection that has just been cut off costs the whole bootstrap_timeout_ms."""
+    monkeypatch.setattr("karafka_lite.client.network.HOST_S", 0.5)
+    events: list[Event] = []
+    with EmbeddedBroker(topics=["t"]) as broker:
+        broker.fail("ApiVersions", 10.0)
+        app = App("group", bootstrap_servers=broker.bootstrap_servers, bootstrap_timeout_ms=8000)
+        app.observe(lambda event: events.append(event))
+        app.topic("t")(lambda batch, ctx: None)
+        with running(app):
+            wait_until(lambda: any(isinstance(event, Assigned) for event in events), 5, message="a member")
