@@ -39,6 +39,7 @@ HERE = Path(__file__).parent
 PARTITIONS, MOST_PARTITIONS = 6, 12
 MOST_MEMBERS = 4
 SETTLE_S = 90.0
+JOIN_S = 20.0  # member.py: max_poll_interval_ms, and kafka-python's 5 s
 DISASTERS: dict[str, type[Disaster]] = {"brokers": Brokers, "network": Weather, "topics": TopicLife}
 SESSION_S, CLUSTER_SESSION_S = 4.0, 12.0  # a cluster needs some seconds to replace a killed coordinator
 
@@ -152,6 +153,11 @@ class Chaos:
                 if member.ended() is None:
                     member.kill()
         return self._judged()
+
+    def _is_empty(self, place: tuple[str, int]) -> bool:
+        """All that was written there is deleted: nobody may have anything to commit."""
+        deleted = self.script.deleted.get((self.topics.life(place[0]), place[1]), ())
+        return any(deletion.before >= self._ends[place] for deletion in deleted)
 
     def _all_started(self) -> bool:
         places = [(group, *place) for group in self.readers for place in self.places(group)]
@@ -310,7 +316,7 @@ class Chaos:
                 self.kafka.committed(group, *place) == self._ends[place]
                 for group in self.readers
                 for place in self.places(group)
-                if self._ends[place]
+                if self._ends[place] and not self._is_empty(place)
             )
 
         def all_there() -> bool:
@@ -319,7 +325,8 @@ class Chaos:
 
         with suppress(AssertionError):
             wait_until(all_committed, SETTLE_S, "everything is committed")
-            wait_until(all_there, 2 * self.script.session_s, "every member is in the group")
+            # Who asked to join on a connection that carries nothing any more asks again when the request has expired.
+            wait_until(all_there, JOIN_S + 2 * self.script.session_s, "every member is in the group")
         missing = sum(len(self._members) - len(self.kafka.members(group)) for group in self.readers)
         self.figures["members that are not in the group"] += missing
         self.say(f"settled in {time.time() - began:.1f} s with {len(self._members)} members")

@@ -242,7 +242,7 @@ class _PartitionCase:
             elif offset not in fine:
                 self.verdict.crime("lost", f"{self.name}@{offset}: its only mark was refused, by {refused[offset]}")
         committed = self.script.committed.get(self.place)
-        if end and committed != end:
+        if end and committed != end and self.gone_at(end - 1) == float("inf"):
             self.verdict.crime("not committed at the end", f"{self.name}: {committed}, ends at {end}")
 
     def order(self) -> None:

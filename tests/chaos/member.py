@@ -46,7 +46,9 @@ def main(name: str, folder: str) -> int:
         bootstrap_servers=os.environ["BROKERS"],
         concurrency=4,
         auto_commit_interval_ms=1000,
-        drain_timeout_ms=20_000,
+        drain_timeout_ms=10_000,
+        max_poll_interval_ms=15_000,  # a join without an answer is given up after it
+        request_timeout_ms=15_000,
         session_timeout_ms=int(os.environ["SESSION_MS"]),
         heartbeat_interval_ms=300,
         fetch_max_wait_ms=100,

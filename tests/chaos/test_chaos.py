@@ -31,12 +31,12 @@ def test_members_that_join_leave_are_killed_and_stopped_lose_nothing_and_repeat_
 @pytest.mark.slow
 @pytest.mark.xdist_group("one hog at a time")
 @pytest.mark.timeout(300)
-def test_nor_do_they_while_brokers_die_and_the_network_is_spoilt(tmp_path: Path) -> None:
+def test_nor_do_they_while_brokers_die_the_network_is_spoilt_and_topics_are_deleted(tmp_path: Path) -> None:
     if kafka_source().kind != "java":
         pytest.skip("proxies are put before brokers that are child processes")
     with ProxiedKafka() as server:
         kafka, seed = Observer(server.bootstrap_servers), randrange(10**6)
-        verdict = Chaos(kafka, tmp_path, seed, server, ["brokers", "network"]).run(10)
+        verdict = Chaos(kafka, tmp_path, seed, server, ["brokers", "network", "topics"]).run(10)
         kafka.forget_clients()
     innocent(verdict, seed, tmp_path)
     assert any("network" in figure for figure in verdict.figures)
@@ -159,6 +159,12 @@ def test_what_was_deleted_before_it_was_read_is_not_lost_and_may_be_passed() -> 
     verdict = verdict_on([committed(3, 4)], script=script, a=[run_of(1, 1, 0, 1), run_of(1, 2, 3)])
     assert not verdict.crimes
     assert verdict.figures["deleted before they were processed"] == 1
+
+
+def test_where_all_is_deleted_nothing_has_to_be_committed() -> None:
+    script = Script(SESSION_S)
+    script.deleted[PLACE] = [Deletion(0.5, 4)]
+    assert not verdict_on(script=script, kept=0).crimes
 
 
 @pytest.mark.parametrize(("breakage", "crimes"), [(Pause(1.0, 2.0), []), (Pause(4.0, 5.0), ["repeated"])])
