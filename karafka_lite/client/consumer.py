@@ -22,6 +22,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in
     consumer._coordinator.coordinator_id                leaving while our join is pending needs another connection
     consumer._refresh_committed_offsets                 kafka-python would choose positions by itself
     consumer._cluster._topic_ids                        replaced as a whole by new metadata
+    consumer._cluster._last_successful_refresh_ms       how old the metadata are
     consumer._net, consumer._manager                    a notifier that the listener can await; commits of our own
     consumer._client                                    a close that fails leaves its sockets open
 """

@@ -73,7 +73,8 @@ class Intake:
     def go_to(self, target: SeekTarget) -> None:
         """The next batch begins there, whatever has been fetched."""
         self.clear()
-        self.stray = None
+        if self.stray is not None and self.stray.position is not None:  # else the topic may be another one
+            self.stray = None
         if isinstance(target, int):
             self.target = None
             self.seek_to = self.next_offset = target

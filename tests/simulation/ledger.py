@@ -27,7 +27,7 @@ from karafka_lite.errors import CRITICAL, ProduceError
 from karafka_lite.messages import TopicPartition
 
 if TYPE_CHECKING:
-    from simulated_broker import Broker, Record
+    from simulated_broker import Broker, Log, Record
     from simulated_runner import Life
 
 EPSILON = 1e-6
@@ -80,6 +80,7 @@ class Book:
         self.life = life
         self.ownership = ownership
         self.tp: TopicPartition = ownership.tp
+        self.log = ledger.logs[self.tp]
         self.options = ownership.options
         self.generation = life.client.generation()
         self.predecessors = predecessors  # of this process; their user code must end first
@@ -132,7 +133,7 @@ class Book:
         self.tries: dict[int, list[int]] = {}  # offset -> failures, and those of a batch of one
         self.gone: set[int] = set()  # given up, and not known to be committed
         self.deleted: set[int] = set()  # by retention, before they were fetched
-        self.strayed: int | None = None  # a position that the log does not have
+        self.strayed: Stray | None = None  # a position that the log does not have
         self.refused = False  # the last commit
         self.refused_seq: int | None = None  # a store that was refused for good
         self.commit_not_before = self.commit_retry_at = 0.0  # when the next try comes, after a refusal
@@ -375,18 +376,50 @@ class Ledger:
 
     # -- assignment
 
-    def assigned(self, life: Life, fresh: Iterable[Ownership], tps: Sequence[TopicPartition]) -> None:
+    @property
+    def logs(self) -> dict[TopicPartition, Log]:
+        return self._broker.logs
+
+    @property
+    def committed(self) -> dict[TopicPartition, int]:
+        """What the broker has for the topics that there are."""
+        broker = self._broker
+        return {tp: at for tp, at in broker.committed.items() if broker.notes[tp].topic_id == broker.logs[tp].topic_id}
+
+    def assigned(self, life: Life, tps: Sequence[TopicPartition]) -> None:
         require(life.client.reporting, "an assignment is of the client that is ours", life)
         life.books.has_to_rejoin = False
         self.reached["an assignment came while stopping"] += life.member.group.stopping and bool(tps)
-        for ownership in fresh:
-            over = self._over[life.process, ownership.tp]
-            over[:] = [o for o in over if o.busy]
-            require(ownership not in self.books, "an assignment makes a new ownership", ownership)
-            require(ownership.tp not in life.books.open, "a partition has one ownership at a time", ownership)
-            o = Book(self, life, ownership, list(over))
-            self.books[ownership] = life.books.open[ownership.tp] = o
-            self.reached["an ownership waited for its predecessor's handler"] += bool(over)
+        for tp in tps:
+            require(tp not in life.books.open, "a partition has one ownership at a time", tp)
+
+    def owned(self, life: Life, ownership: Ownership) -> Book:
+        over = self._over[life.process, ownership.tp]
+        over[:] = [o for o in over if o.busy]
+        require(ownership not in self.books, "an assignment makes a new ownership", ownership)
+        require(ownership.tp not in life.books.open, "a partition has one ownership at a time", ownership)
+        self.reached["an ownership waited for its predecessor's handler"] += bool(over)
+        o = Book(self, life, ownership, list(over))
+        self.books[ownership] = life.books.open[ownership.tp] = o
+        return o
+
+    def remade(self, topic: str) -> None:
+        """A topic was deleted and made anew."""
+        self.reached["a topic was made anew"] += 1
+        for tp in [tp for tp in self.logs if tp[0] == topic]:
+            self.covered[tp] = self.logs[tp].start if self._reset == "earliest" else None
+
+    def replaced(self, life: Life, tp: TopicPartition, now: float) -> None:
+        """Another ownership takes the place of one of a topic that was made anew."""
+        o = life.books.open.pop(tp, None)
+        if o is None:
+            return
+        require(o.strayed is not None and o.log is not self.logs[tp], "an ownership is replaced for a reason", o)
+        self.reached["a topic was made anew under a handler"] += o.running is not None
+        self.reached["a topic was made anew with marks pending"] += not o.acked
+        o.lost, o.queued, o.seek_to = True, 0, None
+        self._observe(o, o.ownership.state, now)
+        self._end(o)
 
     def deleted(self, tp: TopicPartition) -> None:
         """Retention has moved a log's start: what was before it is lost to all."""
@@ -396,10 +429,21 @@ class Ledger:
 
     def strayed(self, life: Life, tp: TopicPartition, stray: Stray) -> None:
         o = life.books.open.get(tp)
-        if o is not None and o.start is not None and o.seek_to is None and o.sought is None:
-            o.strayed = stray.position
+        if o is None or o.start is None:
+            return
+        if stray.position is None or (o.seek_to is None and o.sought is None):
+            o.strayed = stray
 
-    def placed(self, o: Book, place: Place, start: Start | None, now: float) -> None:
+    def placed(self, life: Life, o: Book, place: Place, start: Start | None, now: float) -> None:
+        successor = life.books.open.get(o.tp)
+        if o.ownership.state is State.LOST and not o.lost:  # it was to be given away
+            require(o.asked and o.strayed is not None and start is None, "who is not replaced was to be given away", o)
+            o.lost, o.queued, o.seek_to = True, 0, None
+            return
+        if o.strayed is not None and o.ended and successor is not None and successor.start is None and start:
+            o.strayed, successor.automatic = None, False
+            self._begins(successor, place._replace(committed=None), start, now)
+            return
         expected = not o.ended and not o.lost and (o.start is None or o.strayed is not None)
         self.reached["a start came for an earlier ownership"] += not expected
         require(expected or start is None, "an answer to an earlier ownership changes nothing", o, start)
@@ -410,15 +454,15 @@ class Ledger:
         if o.start is None:
             self._begins(o, place, start, now)
             return
-        position, o.strayed = o.strayed, None
-        assert position is not None
-        if position >= place.start:  # it is there after all, or was when the cluster was asked
+        assert o.strayed is not None
+        position, o.strayed = o.strayed.position, None
+        if position is None or position >= place.start:  # it is there after all, or was when the cluster was asked
             require(start is None, "what the log has is read", o, start)
             return
         right = start is not None and start[:4] == (place.start, "deleted", position, place.start - position)
         require(right, "a reader that retention has overtaken goes on at the log's start, which is said", o, start)
         self.reached["retention was faster than a reader"] += 1
-        left = self._broker.logs[o.tp].read(position, 1 << 30)
+        left = o.log.read(position, 1 << 30)
         o.deleted.update(record.offset for record in left if record.offset < place.start)
         o.fetch_next = place.start
         o.seek_to = None if o.asked else place.start
@@ -426,7 +470,14 @@ class Ledger:
     def _begins(self, o: Book, place: Place, start: Start | None, now: float) -> None:
         committed = place.committed
         assert start is not None
-        if committed is not None:
+        require(o.log.topic_id == place.topic_id or o.log is not self.logs[o.tp], "the topic is known", o)
+        if o.log.topic_id != place.topic_id and self.logs[o.tp].topic_id == place.topic_id:
+            o.log = self.logs[o.tp]
+        if start.reason == "recreated":
+            foreign = committed is None or place.note.topic_id != place.topic_id
+            require(foreign, "what was committed for another topic does not count", o, place)
+            wanted = (place.start, "recreated")
+        elif committed is not None:
             wanted = (max(committed, place.start), "deleted" if committed < place.start else "committed")
         elif self._reset == "earliest":
             wanted = (place.start, "earliest")
@@ -542,12 +593,12 @@ class Ledger:
         require(o.queued <= most, "a queue is bounded", o, o.queued)
 
     def _log_has(self, o: Book, position: int, records: Sequence[Record]) -> bool:
-        return list(records) == self._broker.logs[o.tp].read(position, len(records))
+        return list(records) == o.log.read(position, len(records))
 
     def _next_in_log(self, o: Book, count: int) -> list[Record]:
         """What has to be handed over next."""
         left_out = o.gone | o.deleted
-        records = self._broker.logs[o.tp].read(o.hand_next, count + len(left_out))
+        records = o.log.read(o.hand_next, count + len(left_out))
         return [record for record in records if record.offset not in left_out][:count]
 
     def positions(self, life: Life) -> None:
@@ -626,7 +677,7 @@ class Ledger:
         if overdue:
             self.reached["a batch went before an every"] += 1
             require(since <= min(overdue) + EPSILON, "an every goes before a batch that became due later", o, since)
-        if self._reset == "latest":
+        if self._reset == "latest" and o.log is self.logs[o.tp]:
             require(o.tp in self._broker.committed, "a start at the end is committed before anything else", o)
         if not o.handed:
             self._first_batch(o)
@@ -654,12 +705,14 @@ class Ledger:
         return due, max(due, o.queued_since)
 
     def _first_batch(self, o: Book) -> None:
+        if o.log is not self.logs[o.tp]:
+            return
         if o.generation != self._broker.generation or o.life.client.session not in self._broker.sessions:
             self.reached["an evicted member went on before it knew"] += 1
             return
         committed = self._broker.committed.get(o.tp)
         require(
-            committed == o.start or (committed is None and (o.start or 0) <= self._broker.logs[o.tp].start),
+            committed == o.start or (committed is None and (o.start or 0) <= o.log.start),
             "an owner begins at the committed offset, or where auto_offset_reset points to",
             *(o, o.start, committed),
         )
@@ -720,7 +773,7 @@ class Ledger:
 
     def _not_deleted(self, o: Book, position: int) -> int | None:
         """The next message that could be handed over."""
-        records = self._broker.logs[o.tp].read(position, 1 + len(o.deleted))
+        records = o.log.read(position, 1 + len(o.deleted))
         return next((record.offset for record in records if record.offset not in o.deleted), None)
 
     def _out(self, run: Run) -> Book:
@@ -882,6 +935,8 @@ class Ledger:
     def _cover(self, o: Book) -> None:
         """What is backed is processed."""
         covered = self.covered[o.tp]
+        if o.log is not self.logs[o.tp]:
+            return
         assert o.start is not None
         require(covered is not None and o.start <= covered, "an ownership begins where everything before is done", o)
         self.covered[o.tp] = max(o.backed.offset or 0, covered or 0)
@@ -914,12 +969,16 @@ class Ledger:
         for o, offset, seq in batch:
             require(generation == o.generation, "nothing is committed for an earlier ownership", o, generation)
             require(offset in o.stored_ever, "what is committed was stored by the owner", o, offset)
+            if o.log is not self.logs[o.tp]:  # nobody knew of the new topic: the commit says of which one it is
+                self._broker.committed[o.tp], self._broker.notes[o.tp] = offset, o.ownership.note
+                o.applied_seq = max(o.applied_seq, seq)
+                continue
             if o.start_uncommitted and self.covered[o.tp] is None:
-                self.covered[o.tp] = offset
+                self.covered[o.tp] = max(offset, o.log.start)
                 self.reached["a start at the end of the log was committed"] += 1
             covered = self.covered[o.tp]
             require(covered is not None and offset <= covered, "nothing unprocessed is committed", o, offset, covered)
-            committed = self._broker.committed.get(o.tp, 0)
+            committed = self.committed.get(o.tp, 0)
             if not self._backward_marks:
                 require(o.stored is not None and committed <= offset <= o.stored, "committed <= stored", o, offset)
             self.reached["a backward mark was committed"] += offset < committed

@@ -30,8 +30,9 @@ class Record:
 class Log:
     """One partition. Offsets rise, with gaps as compaction and transaction markers leave them, also at the end."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, topic_id: str) -> None:
         self._rng = rng
+        self.topic_id = topic_id
         self.start = self.end = rng.choice([0, 0, 7, 1000])
         self._records: list[Record] = []
         self._offsets: list[int] = []
@@ -76,7 +77,8 @@ class Broker:
         self, rng: random.Random, tps: list[TopicPartition], *, session_timeout: float, rebalance_timeout: float
     ) -> None:
         self._rng = rng
-        self.logs = {tp: Log(rng) for tp in tps}
+        self.topic_ids = {topic: f"{topic} 1" for topic, _ in tps}
+        self.logs = {tp: Log(rng, self.topic_ids[tp[0]]) for tp in tps}
         self.committed: dict[TopicPartition, int] = {}
         self.notes: dict[TopicPartition, Note] = {}  # of these commits
         self.session_timeout = session_timeout
@@ -129,6 +131,14 @@ class Broker:
             self._complete(now)
 
     # -- what happens by itself
+
+    def remake(self, topic: str, number: int) -> None:
+        """Delete a topic, and make it anew. What is committed for it goes with it."""
+        self.topic_ids[topic] = f"{topic} {number}"
+        for tp in [tp for tp in self.logs if tp[0] == topic]:
+            self.logs[tp] = Log(self._rng, self.topic_ids[topic])
+            self.committed.pop(tp, None)
+            self.notes.pop(tp, None)
 
     def rebalance(self, now: float) -> None:
         """Ask everybody to give back what they have and to join."""

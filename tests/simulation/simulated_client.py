@@ -32,7 +32,6 @@ REQUEST_S = 5.0
 JOINING_POLL_S = 1.0
 CLOSE_S = 5.0
 RECORD_BYTES = 7
-TOPIC_ID = "id"
 FINE = "fine"
 
 
@@ -74,6 +73,7 @@ class SimulatedClient:
         self._heard_at = float("-inf")
         self._rebalance_wakes = Signal()
         self._late_commits: list[Callable[[], bool]] = []  # sent, not yet read by the broker; in order
+        self._topic_ids = dict(self._broker.topic_ids)  # as the metadata have them
         self._strays: dict[TopicPartition, Stray] = {}  # of the last fetch
         self.asked_for: dict[TopicPartition, object] = {}  # whose start was asked for last
 
@@ -134,7 +134,7 @@ class SimulatedClient:
             log, committed = broker.logs[tp], broker.committed.get(tp)
             of_topic = [other for other in broker.logs if other[0] == tp[0]]
             places[tp] = Place(
-                *(log.start, log.end, log.end, committed, broker.notes.get(tp, Note()), TOPIC_ID, len(of_topic)),
+                *(log.start, log.end, log.end, committed, broker.notes.get(tp, Note()), log.topic_id, len(of_topic)),
                 siblings=[broker.notes[other] for other in of_topic if other in broker.notes],
             )
         self.asked_for = {tp: self._life.books.open.get(tp) for tp in tps}
@@ -194,6 +194,8 @@ class SimulatedClient:
                 self._join()
                 if rng.random() < 0.5:
                     return []
+            if not self._given_back:
+                self._look_for_new_topics()
             if not self._given_back and (fetched := self._take_records()):
                 break
             if self._strays:
@@ -215,6 +217,14 @@ class SimulatedClient:
         self._point()
         if self.broken:
             raise Broken
+
+    def _look_for_new_topics(self) -> None:
+        if self.link_down:
+            return
+        before, self._topic_ids = self._topic_ids, dict(self._broker.topic_ids)
+        strays = {tp: Stray(None) for tp in self.assignment if before[tp[0]] != self._topic_ids[tp[0]]}
+        if strays:
+            raise StrayedError(strays)
 
     def _take_records(self) -> list[Fetched]:
         if self.link_down:
@@ -400,6 +410,8 @@ class SimulatedClient:
     def _refusal_of(self, sent: Sent) -> Refusal | None:
         """Of that partition alone."""
         topic = sent.book.tp[0]
+        if sent.book.ownership.note.topic_id != self._topic_ids[topic]:
+            return Refusal(errors.CommitError("of a topic that was made anew"), "gone")
         if self._world.now >= self._world.refused_until.get(topic, 0.0):
             return None
         lasting = self._world.refused_for_good.get(topic)

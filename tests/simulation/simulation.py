@@ -117,6 +117,9 @@ SITUATIONS = (
     "retention was faster",
     "retention was faster at a start",
     "retention was faster than a reader",
+    "a topic was made anew",
+    "a topic was made anew under a handler",
+    "a topic was made anew with marks pending",
     "revoke while already ending by stop",
     "stop while already ending by revoke",
     "the broker evicted a silent member",
@@ -317,7 +320,7 @@ class World(Scheduler):
 
     def _unprocessed(self) -> list[str]:
         """Partitions whose last message is not committed."""
-        committed = self.broker.committed
+        committed = self.ledger.committed
         return [
             f"{place} ends with {log.last}, committed is {committed.get(place)}"
             for place, log in self.broker.logs.items()
@@ -343,7 +346,7 @@ class World(Scheduler):
         """Some kinds of trouble are left out, so that others go on undisturbed."""
         trouble = [
             *(self._evict, self._cut_link, self._freeze, self._refuse, self._break),
-            *(self._stop_one, self._crash, self._hide, self._ask_for_positions, self._delete_old),
+            *(self._stop_one, self._crash, self._hide, self._ask_for_positions, self._delete_old, self._remake),
         ]
         acts = [self._start_one, self._rebalance, *trouble]
         weights = [5, self.rng.choice([1, 5, 10]), *(self.rng.choice([0, 0, 1, 3]) for _ in trouble)]
@@ -354,7 +357,8 @@ class World(Scheduler):
     def _growth(self) -> None:
         while not self.calm:
             self.pause(self.now + self.rng.expovariate(1 / self.settings.growth))
-            self._grow()
+            if not self.calm:
+                self._grow()
 
     def _grow(self) -> None:
         tp = self.rng.choice(list(self.broker.logs))
@@ -416,6 +420,12 @@ class World(Scheduler):
         log.delete_before(self.rng.randint(log.start, log.end))
         self.ledger.deleted(tp)
         self.say("world", "deletes", tp, "before", log.start)
+
+    def _remake(self) -> None:
+        topic = self.rng.choice(list(self.policies))
+        self.broker.remake(topic, self.next_number())
+        self.ledger.remade(topic)
+        self.say("world", "makes anew", topic)
 
     def _stop_one(self) -> None:
         if lives := self._lives():

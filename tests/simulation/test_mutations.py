@@ -21,7 +21,7 @@ from karafka_lite.core.marks import Marks
 from karafka_lite.core.options import Hook
 from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.core.retries import Retries
-from karafka_lite.core.starts import Start
+from karafka_lite.core.starts import Note, Place, Start
 from karafka_lite.errors import CommitError
 from karafka_lite.messages import next_offset_after
 from karafka_lite.runner import Member
@@ -305,7 +305,7 @@ def _(patch: Patch) -> None:
     unrest=5.0,
     interrupts=0.8,
     favourite="answer",
-    first_seed=5000,
+    first_seed=30_000,
 )
 def _(patch: Patch) -> None:
     def commit(method: Callable[..., Any], member: Member, ownership: Ownership, timeout_ms: int) -> Any:
@@ -488,6 +488,37 @@ def _(patch: Patch) -> None:
 @wrong("a reader that retention has overtaken drops what it has in hand")
 def _(patch: Patch) -> None:
     patch.setattr(Intake, "fetch_from", lambda intake, offset: intake.stray and intake.go_to(offset))
+
+
+@wrong("a topic that was made anew is taken for the old one")
+def _(patch: Patch) -> None:
+    patch.setattr(Note, "is_of", lambda note, topic_id: True)
+
+
+@wrong("marks of a topic that was made anew count for the next ownership")
+def _(patch: Patch) -> None:
+    patch.setattr(Place, "after", lambda place, began_at, next_offset, note: place._replace(committed=next_offset))
+
+
+@wrong("who takes the place of an ownership does not wait for its handler")
+def _(patch: Patch) -> None:
+    def own(group: Group, tp: Any) -> None:
+        if group._placing:  # type: ignore[attr-defined]
+            group.owned[tp].predecessor = None
+
+    after(patch, Group, "_own", own)
+
+
+@wrong("a paused ownership that is replaced is never resumed")
+def _(patch: Patch) -> None:
+    def place(method: Callable[..., Any], group: Group, ownership: Ownership, *args: Any) -> Any:
+        start = method(group, ownership, *args)
+        successor = group.owned.get(ownership.tp)
+        if successor is not None and successor is not ownership:
+            successor.intake.paused = False
+        return start
+
+    instead(patch, Group, "_place", place)
 
 
 @wrong("a start that was chosen is not committed")

@@ -89,15 +89,19 @@ class WatchedGroup(Group):
             life.books,
             partial(life.world.say, life),
         )
+        self._placing = False
         super().__init__(*args, **options, limits=life.limits)
 
-    def assigned(self, tps: Iterable[TopicPartition], now: float) -> list[Ownership]:
-        tps = list(tps)
-        fresh = super().assigned(tps, now)
-        self.ledger.assigned(self.life, fresh, tps)
-        for ownership in fresh:
-            ownership.marks.book = self.ledger[ownership]  # type: ignore[attr-defined]
-        return fresh
+    def assigned(self, tps: Collection[TopicPartition], now: float) -> list[Ownership]:
+        self.ledger.assigned(self.life, tps)
+        return super().assigned(tps, now)
+
+    def _own(self, tp: TopicPartition) -> Ownership:
+        self.ledger.replaced(self.life, tp, self.life.world.now)
+        ownership = super()._own(tp)
+        book = ownership.marks.book = self.ledger.owned(self.life, ownership)  # type: ignore[attr-defined]
+        book.automatic = self._placing
+        return ownership
 
     @contextmanager
     def _marking(self, ownership: Ownership) -> Iterator[None]:
@@ -109,12 +113,14 @@ class WatchedGroup(Group):
 
     def placed(self, places: Mapping[Ownership, Place], now: float) -> dict[TopicPartition, Start]:
         self.say("knows the places of", *places)
+        self._placing = True
         with ExitStack() as stack:
             for ownership in places:
                 stack.enter_context(self._marking(ownership))
             starts = super().placed(places, now)
+        self._placing = False
         for ownership, place in places.items():
-            self.ledger.placed(self.ledger[ownership], place, starts.get(ownership.tp), now)
+            self.ledger.placed(self.life, self.ledger[ownership], place, starts.get(ownership.tp), now)
         return starts
 
     def stray(self, strays: Mapping[TopicPartition, Stray], now: float) -> None:

@@ -257,6 +257,17 @@ def test_a_topic_that_was_made_anew_begins_at_its_start_whatever_was_marked(end:
     assert [(one.offset, one.ownership.note.topic_id) for one in scene.group.commit_batch(9.0)] == [(0, NEW)]
 
 
+def test_a_batch_that_fails_does_not_make_forget_that_the_topic_may_be_another_one() -> None:
+    scene = running(20)
+    scene.fetch(0, 21)
+    run = scene.begin()
+    scene.group.stray({TP: Stray(None)}, 0.0)
+    scene.group.redirect(scene[0], 5, 0.0)
+    scene.end(run, failed=True)
+    assert scene.group.unplaced() == [scene[0]]
+    assert scene.place({scene[0]: Place(0, 10, 10, None, Note(), NEW)}) == {TP: Start(0, "recreated", 5)}
+
+
 def test_who_takes_the_place_of_a_paused_ownership_is_resumed() -> None:
     scene = running(20)
     stray(scene, 21, Place(0, 10, 10, None, Note(), NEW))
