@@ -13,6 +13,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), with tests in tests
 
     consumer._fetcher._create_fetch_requests            a fetch for idle partitions keeps a busy one waiting
     consumer._fetcher._nodes_with_pending_fetch_requests, _session_handlers, and the fields of a FetchRequest
+    consumer._fetcher._clear_pending_fetch_request      a fetch that fails at once is repeated without a pause
     consumer._fetcher.fetch_records                     the part of ``poll`` that does not walk over all partitions
     all that ``_state`` reads
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import copy
 import time
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any
 
@@ -53,6 +55,8 @@ class Fetching:
         self._cluster.update_partition_leader = self._update_leader
         self._stock_create = self._fetcher._create_fetch_requests
         self._fetcher._create_fetch_requests = self._create
+        self._stock_clear = self._fetcher._clear_pending_fetch_request
+        self._fetcher._clear_pending_fetch_request = self._clear
 
     def moved(self) -> None:
         """A partition was paused or resumed."""
@@ -148,6 +152,18 @@ class Fetching:
             requests[node] = (request, offsets)
         return requests
 
+    def _clear(self, node: Any, answer: Any) -> None:
+        """A fetch has ended: ``node`` can be asked again; in a moment only, where it has answered nothing but errors.
+
+        kafka-python asks a broker that answers so at once a thousand times a second.
+        """
+        if _is_in_vain(answer):
+            rest_s = self._consumer.config["retry_backoff_ms"] / 1000
+            with suppress(RuntimeError):  # closed meanwhile
+                self._consumer._net.call_later(rest_s, lambda: self._stock_clear(node, answer))
+                return
+        self._stock_clear(node, answer)
+
     def _wait_ms(self) -> int:
         """How long a fetch may wait for news."""
         if not self._left_out:
@@ -167,6 +183,11 @@ class Fetching:
     def _is_at_its_end(self, tp: Any) -> bool:
         state = self._subscription.assignment[tp]
         return bool(state.highwater == state.position.offset)
+
+
+def _is_in_vain(answer: Any) -> bool:
+    partitions = [partition for topic in getattr(answer, "responses", None) or () for partition in topic.partitions]
+    return any(partition.error_code for partition in partitions) and not any(each.records for each in partitions)
 
 
 def _needs_nothing(state: tuple[Any, ...]) -> bool:

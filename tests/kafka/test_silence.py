@@ -127,6 +127,17 @@ def test_a_controller_that_moves_ends_no_start(monkeypatch: pytest.MonkeyPatch) 
         assert [event.topics for event in events if isinstance(event, TopicsCreated)] == [("dead",)]
 
 
+@pytest.mark.parametrize("code", [6, 74, 103])
+def test_a_fetch_that_fails_at_once_is_not_repeated_without_a_pause(code: int) -> None:
+    with EmbeddedBroker(topics=["t"]) as broker, on(broker) as (_, events):
+        first(events, Assigned)
+        broker.fail("Fetch", code, times=1_000_000)
+        wait_until(lambda: len(broker._server.faults["Fetch"]) < 1_000_000, message="a fetch")
+        before, began = len(broker._server.faults["Fetch"]), time.monotonic()
+        wait_until(lambda: time.monotonic() - began > 1)
+        assert 2 < before - len(broker._server.faults["Fetch"]) < 40
+
+
 @pytest.mark.parametrize(
     ("api", "code", "waits_for"),
     [
