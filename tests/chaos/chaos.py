@@ -37,7 +37,7 @@ from topics import Topics
 
 HERE = Path(__file__).parent
 PARTITIONS, MOST_PARTITIONS = 6, 12
-MOST_MEMBERS = 4
+MOST_MEMBERS = 5
 SETTLE_S = 90.0
 JOIN_S = 20.0  # member.py: max_poll_interval_ms, and kafka-python's 5 s
 DISASTERS: dict[str, type[Disaster]] = {"brokers": Brokers, "network": Weather, "topics": TopicLife}
@@ -186,16 +186,17 @@ class Chaos:
                 self.say("two more topics")
             if now >= next_act:
                 self._act()
-                next_act = now + self._dice.uniform(0.7, 3.5)
+                next_act = now + self._dice.uniform(0.5, 2.5)
             time.sleep(0.05)
-        self.figures["rebalances asked for"] = sum(self.figures[act] for act in ("joins", "leaves", "kills", "stops"))
+        acts = sum(self.figures[act] for act in ("joins", "leaves", "kills", "stops"))
+        self.figures["rebalances asked for"] = acts * len(self.readers)  # a member is in each group
 
     def _act(self) -> None:
         session_s = self.script.session_s
         awake = [member for member in self._members if member.paused_at is None and member.at_work()]
         acts = {"join": 4.0 * (len(self._members) < MOST_MEMBERS)}
         if len(awake) > 1:
-            acts.update(leave=2.0, kill=2.0, stop=0.8)
+            acts.update(leave=2.0, kill=2.5, stop=0.8)
         (act,) = self._dice.choices(list(acts), list(acts.values())) if sum(acts.values()) else [None]
         victim = self._dice.choice(awake) if awake else None
         if act == "join":
