@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from random import randrange
+from random import Random, randrange
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from judge import Deletion, Pause, Script, Sent, Verdict, judge
 from network import ProxiedKafka
 from support.kafka_server import kafka_source
 from support.observer import Observer
+from topics import Topics
 
 PLACE = ("topic", 0)
 SESSION_S = 4.0
@@ -186,3 +188,20 @@ def test_a_topic_that_is_gone_is_not_judged_for_losses_but_for_order() -> None:
     script = Script(SESSION_S, ended={"topic#2": 3.0})
     work = [{**fact, "topic": "topic#2"} for fact in run_of(1, 1, 0, 2)]
     assert list(verdict_on(script=script, a=[run_of(1, 1, 0, 1, 2, 3), work]).crimes) == ["order"]
+
+
+def test_facts_are_of_the_life_of_a_topic_that_their_message_was_sent_to() -> None:
+    kafka: Any = SimpleNamespace(topic=lambda *_, **__: "", end_offset=lambda *_: 0, delete_topic=lambda _: None)
+    topics, dice = Topics(kafka), Random(0)
+    for number in (1, 2):
+        topics.make("t", 1)
+        topics.choose(number, dice)
+        topics.answered("t")
+        topics.delete("t")
+    first, second = topics.lives
+    told = topics.of_members([{"number": number, "topic": "t"} for number in (1, 2)])
+    assert [fact["topic"] for fact in told] == ["t", "t#2"]
+    first.ended, second.began, second.ended = 10.0, 11.0, 20.0
+    first.began = 0.0
+    seen = topics.of_watcher([{"topic": "t", "at": at} for at in (5.0, 10.5, 11.5, 15.0, 25.0)])
+    assert [(fact["at"], fact["topic"]) for fact in seen] == [(5.0, "t"), (15.0, "t#2")]
