@@ -47,6 +47,11 @@ class Shell(Protocol):
     def send(self, run: Run, message: Outgoing) -> Future[tuple[int, int]]:
         """Send a message; what ``run`` marks from now on waits for it. Raises ProduceError: an earlier one failed."""
 
+    def dead_letter(
+        self, run: Run, message: Outgoing, offset: int, attempts: int, reason: str
+    ) -> Future[tuple[int, int]]:
+        """As ``send``; the message at ``offset`` of ``run`` counts as marked once everything before it is."""
+
 
 class Context:
     """The second argument of a handler and the only one of a hook; a new one for each call.
@@ -276,7 +281,9 @@ class Context:
         return self._shell.send(self._run, Outgoing(topic, encoded(value), key, pairs, partition, timestamp_ms))
 
     def dead_letter(self, message: Message, reason: str = "") -> Future[tuple[int, int]]:
-        """Send ``message`` to the route's dead-letter topic, by hand; it is not marked.
+        """Send ``message`` to the route's dead-letter topic, by hand: it counts as done.
+
+        In automatic mode nothing more is needed. In manual mode it is marked as soon as everything before it is.
 
         It keeps key, value and headers, and gets the headers ``source-topic``, ``source-partition``, ``source-offset``,
         ``source-group``, ``attempts`` (this try included) and ``error`` (``reason``, up to 2,000 characters).
@@ -292,8 +299,9 @@ class Context:
             if "id" not in message.payload:
                 ctx.dead_letter(message, "no id")
         """
-        attempts = self._ownership.retries.tries_of(getattr(message, "offset", -1)).all + 1
-        return self._shell.send(self._run, self.as_dead_letter(message, reason, attempts))
+        attempts = self._ownership.retries.tries_of(getattr(message, "offset", -1)) + 1
+        outgoing = self.as_dead_letter(message, reason, attempts)
+        return self._shell.dead_letter(self._run, outgoing, message.offset, attempts, reason[:REASON_CHARACTERS])
 
     def as_dead_letter(self, message: Message, reason: str, attempts: int) -> Outgoing:
         """What is sent for ``message`` to the route's dead-letter topic."""

@@ -100,6 +100,7 @@ class CallEnded(Call):
         error: what it raised, or why a message that it sent was refused; None where it succeeded.
         retry_offset: where the next try begins; None where there is none (success, a hook, a partition that ends).
         retry_s: seconds until then.
+        given_up: offset of the message that was given up, which a ``DeadLettered`` is about; None without one.
     """
 
     seconds: float
@@ -107,6 +108,7 @@ class CallEnded(Call):
     error: BaseException | None = None
     retry_offset: int | None = None
     retry_s: float = 0.0
+    given_up: int | None = None
 
     @property
     def critical(self) -> bool:
@@ -115,16 +117,26 @@ class CallEnded(Call):
 
 
 @dataclass(frozen=True)
-class DeadLettered(CallEnded):
-    """A call has failed at its only message once too often, and the message was given up.
+class DeadLettered(Event):
+    """A message was given up: its handler failed once too often, or passed it to ``ctx.dead_letter``.
 
     Attributes:
+        topic, partition, offset: the message.
+        function: the handler's name.
         attempts: how often it was tried.
+        reason: the exception of the last try, or what the handler said.
         dead_letter: where it is now, as (topic, partition, offset of the dead letter); None with ``dead_letter=False``.
+        error: what the last try raised; None where the handler passed it to ``ctx.dead_letter``.
     """
 
-    attempts: int = 0
+    topic: str
+    partition: int
+    offset: int
+    function: str
+    attempts: int
+    reason: str
     dead_letter: tuple[str, int, int] | None = None
+    error: BaseException | None = None
 
 
 @dataclass(frozen=True)

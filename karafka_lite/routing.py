@@ -18,7 +18,7 @@ from karafka_lite.context import Context
 from karafka_lite.core.backoff import Backoff
 from karafka_lite.core.options import Hook, Options, RegisteredHook
 from karafka_lite.core.ownership import Run
-from karafka_lite.errors import ConfigurationError
+from karafka_lite.errors import ConfigurationError, DeserializationError
 from karafka_lite.messages import Batch, Deserializer, Loads, as_deserializer
 from karafka_lite.settings import group_id_mistakes, int_mistakes, refuse, safe_repr
 
@@ -28,6 +28,7 @@ DeadLetter = str | Literal[False] | None
 HandlerT = TypeVar("HandlerT", bound=Handler)
 HookT = TypeVar("HookT", bound=HookFunction)
 DEFAULT_MAX_RETRIES = 3  # with a dead_letter
+NO_RETRY: tuple[type[BaseException], ...] = (DeserializationError,)
 
 
 class Router:
@@ -58,6 +59,7 @@ class Router:
         backoff_max_ms: int = 30_000,
         max_retries: int | None = None,
         dead_letter: DeadLetter = None,
+        no_retry: type[BaseException] | tuple[type[BaseException], ...] | None = None,
     ) -> Callable[[HandlerT], HandlerT]:
         """Register a handler for ``topics``; returns the function unchanged.
 
@@ -76,7 +78,9 @@ class Router:
             backoff_max_ms: the longest such wait.
             dead_letter: where to send a message that keeps failing: a topic (headers say where it came from and why);
                 False: log and skip it; None: retry it forever.
-            max_retries: how often a batch, and then each of its messages alone, is retried before that (default: 3).
+            max_retries: how often a message is retried before that (default: 3).
+            no_retry: exceptions after which a retry is pointless: the message is given up at once (default:
+                ``DeserializationError``).
 
         Raises:
             ConfigurationError: a topic name or an option is invalid, the group already has one of the topics, or the
@@ -97,9 +101,10 @@ class Router:
                 f"deserializer must be a function of bytes, a module with loads (such as json) or None, "
                 f"got {safe_repr(deserializer)}"
             )
-        refuse(*_dead_letter_mistakes(dead_letter, max_retries, topics))
+        refuse(*_dead_letter_mistakes(dead_letter, max_retries, no_retry, topics))
         backoff = Backoff(backoff_ms, backoff_max_ms)
         budget = None if dead_letter is None else 1 + (DEFAULT_MAX_RETRIES if max_retries is None else max_retries)
+        pointless = NO_RETRY if no_retry is None else no_retry if isinstance(no_retry, tuple) else (no_retry,)
         options = Options(manual_offsets, max_messages, batch_timeout_ms, backoff, budget=budget)
 
         def register(handler: HandlerT) -> HandlerT:
@@ -108,7 +113,7 @@ class Router:
             # All routes of a handler share one list, so that a hook reaches also those registered after the hook.
             first = self._route_of(handler)
             hooks = first.hooks if first else []
-            self._routes.append(Route(topics, handler, group, options, decode, hooks, dead_letter))
+            self._routes.append(Route(topics, handler, group, options, decode, hooks, dead_letter, pointless))
             return handler
 
         return register
@@ -199,6 +204,7 @@ class Route:
     deserialize: Deserializer | None
     hooks: list[RegisteredHook]
     dead_letter: DeadLetter = None
+    no_retry: tuple[type[BaseException], ...] = NO_RETRY
 
     @functools.cached_property
     def name(self) -> str:
@@ -246,11 +252,17 @@ def _topic_mistakes(topics: tuple[object, ...]) -> Iterator[str]:
             yield f"topic {topic!r} is given twice in one @app.topic"
 
 
-def _dead_letter_mistakes(dead_letter: object, max_retries: object, topics: Sequence[str]) -> Iterator[str]:
+def _dead_letter_mistakes(
+    dead_letter: object, max_retries: object, no_retry: object, topics: Sequence[str]
+) -> Iterator[str]:
     if dead_letter is None:
-        if max_retries is not None:
-            yield "max_retries requires dead_letter=: name a topic, or pass False to log and skip"
+        for name, value in (("max_retries", max_retries), ("no_retry", no_retry)):
+            if value is not None:
+                yield f"{name} requires dead_letter=: name a topic, or pass False to log and skip"
         return
+    for kind in no_retry if isinstance(no_retry, tuple) else () if no_retry is None else (no_retry,):
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            yield f"no_retry must be an exception class or a tuple of them, got {safe_repr(kind)}"
     if max_retries is not None:
         yield from int_mistakes("max_retries", max_retries, least=0)
     if dead_letter is False:

@@ -361,12 +361,13 @@ class Member:
             error = unsent
             if run.hooks:
                 self._news.hook_ended(run, None, self._now() - run.began, unsent)
-        if error is None or isinstance(error, errors.CRITICAL) or not self._gives_up(run):
+        pointless = isinstance(error, route.no_retry)
+        if error is None or isinstance(error, errors.CRITICAL) or not self._gives_up(run, pointless):
             self._end(run, error)
         elif route.dead_letter:
             self._send_dead_letter(run, route, context, error)
         else:
-            self._end(run, error, given_up=True)
+            self._end_without_culprit(run, error, describe(error), None)
         if isinstance(error, errors.CRITICAL) and not run.hooks:
             self._shared.requests.put(ExitRequest(Exit.ERROR))
 
@@ -401,31 +402,40 @@ class Member:
                 self._changed.wait(LOOK_AGAIN_S)
             outbox.check()
 
-    def _gives_up(self, run: Run) -> bool:
+    def _gives_up(self, run: Run, pointless: bool) -> bool:
         with self.lock:
+            run.pointless = pointless
             return run.ownership.gives_up(run)
 
     def _send_dead_letter(self, run: Run, route: Route, context: Context, error: BaseException) -> None:
-        """Give the only message of ``run`` up once its dead letter is acknowledged; else the run has failed."""
-        attempts = run.ownership.retries.tries_of(run.records[0].offset).all
+        """Give the culprit of ``run`` up once its dead letter is acknowledged; else the run has failed."""
         try:
-            dead_letter = context.as_dead_letter(route.batch_of(run).first, describe(error), attempts)
+            (message,) = (message for message in route.batch_of(run) if message.offset == run.culprit)
+            attempts, reason = run.ownership.retries.tries_of(message.offset), describe(error)
+            dead_letter = context.as_dead_letter(message, reason, attempts)
             sent = self.send(run, dead_letter, after_failure=True)
             self._await_answers(run)
-            partition, offset = sent.result(0)
+            at = (dead_letter.topic, *sent.result(0))
         except Exception as refused:  # noqa: BLE001 - whatever it is, the run has to end
             reason = f"could not send to the dead-letter topic ({describe(refused)})"
             self._end(run, ProduceError(f"{reason}; handler error was {describe(error)}"))
         else:
-            self._end(run, error, given_up=True, at=(dead_letter.topic, partition, offset))
+            self._end_without_culprit(run, error, reason, at)
 
-    def _end(self, run: Run, error: BaseException | None, given_up: bool = False, at: DeadLetter = None) -> None:
-        """End the run; ``at``: where the dead letter of the message is that is given up."""
+    def _end(self, run: Run, error: BaseException | None) -> None:
         with self.locked() as now:
-            end = self.group.give_up if given_up else partial(self.group.end, failed=error is not None)
-            outcome = end(run, now=now)
+            outcome = self.group.end(run, failed=error is not None, now=now)
             if not run.hooks:  # they have been reported one by one
-                self._news.batch_ended(run, outcome, error, at)
+                self._news.batch_ended(run, outcome, error)
+
+    def _end_without_culprit(self, run: Run, error: BaseException, reason: str, at: DeadLetter) -> None:
+        """End the run, and give its culprit up; ``at``: where its dead letter is."""
+        with self.locked() as now:
+            culprit = run.culprit
+            assert culprit is not None
+            attempts = run.ownership.retries.tries_of(culprit)
+            self._news.batch_ended(run, self.group.give_up(run, culprit, now=now), error)
+            self._news.given_up(run, culprit, attempts, reason, at, error)
 
     # -- what a context asks (``context.Shell``), on the thread of user code
 
@@ -505,6 +515,20 @@ class Member:
             self._answered(ownership, send, None)
             raise
         future.add_done_callback(lambda done: self._answered(ownership, send, done.exception()))
+        return future
+
+    def dead_letter(
+        self, run: Run, message: Outgoing, offset: int, attempts: int, reason: str
+    ) -> Future[tuple[int, int]]:
+        future = self.send(run, message)
+        with self.lock:
+            run.ownership.mark_given_up(run, offset)
+
+        def acknowledged(done: Future[tuple[int, int]]) -> None:  # on the producer's thread, which does not emit
+            if done.exception() is None:
+                self._news.given_up(run, offset, attempts, reason, (message.topic, *done.result()))
+
+        future.add_done_callback(acknowledged)
         return future
 
     def _answered(self, ownership: Ownership, send: Send, failure: BaseException | None) -> None:

@@ -99,7 +99,7 @@ UNSUPPORTED: dict[str, str] = {
 
 TOPIC_OPTIONS = {
     *("manual_offsets", "max_messages", "batch_timeout_ms", "deserializer"),
-    *("backoff_ms", "backoff_max_ms", "max_retries", "dead_letter"),
+    *("backoff_ms", "backoff_max_ms", "max_retries", "dead_letter", "no_retry"),
 }
 """Options of ``@app.topic``, which are sometimes passed to App by mistake."""
 

@@ -267,10 +267,11 @@ class Group:
             return Outcome(seconds, done, retry_offset=ownership.intake.next_offset, retry_s=retry_s)
         return Outcome(seconds, done)
 
-    def give_up(self, run: Run, *, now: float) -> Outcome:
+    def give_up(self, run: Run, culprit: int, *, now: float) -> Outcome:
         """The message at which ``run`` failed once too often is given up: go on without it."""
-        outcome = Outcome(now - run.began, attempts=run.ownership.retries.tries_of(run.records[0].offset).all)
-        run.ownership.give_up(run)
+        ownership = run.ownership
+        outcome = Outcome(now - run.began, ownership.processed(run, failed=True), given_up=culprit)
+        ownership.give_up(run, culprit)
         self.changed = True
         self._ended(run, now)
         return outcome

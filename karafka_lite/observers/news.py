@@ -85,13 +85,18 @@ class News:
         call = run.as_call(self._group_id, function or self._name(run))
         self.waiting.append(events.CallEnded(*call, seconds, error=error))
 
-    def batch_ended(self, run: Run, outcome: Outcome, error: BaseException | None, at: DeadLetter = None) -> None:
-        """The call of a handler has ended. Where its message was given up, ``at`` is where its dead letter is."""
-        call = *self._call(run), outcome.seconds, outcome.messages, error, outcome.retry_offset, outcome.retry_s
-        if outcome.attempts:
-            self.waiting.append(events.DeadLettered(*call, outcome.attempts, at))
-        else:
-            self.waiting.append(events.CallEnded(*call))
+    def batch_ended(self, run: Run, outcome: Outcome, error: BaseException | None) -> None:
+        """The call of a handler has ended."""
+        seconds, messages, retry_offset, retry_s, given_up = outcome
+        call = *self._call(run), seconds, messages, error, retry_offset, retry_s, given_up
+        self.waiting.append(events.CallEnded(*call))
+
+    def given_up(
+        self, run: Run, offset: int, attempts: int, reason: str, at: DeadLetter, error: BaseException | None = None
+    ) -> None:
+        """The message at ``offset`` was given up; ``at``: where its dead letter is."""
+        message = *run.ownership.tp, offset
+        self.add(events.DeadLettered, *message, self._name(run), attempts, reason, at, error)
 
     def _call(self, run: Run) -> tuple[str, str, int, str, str | None, int, int, int]:
         return run.as_call(self._group_id, self._name(run))

@@ -20,7 +20,7 @@ class Totals:
     messages: int = 0  # that the handler has processed; after a failure those that it marked
     batches: int = 0
     failures: int = 0  # batches whose handler raised
-    given_up: int = 0  # messages at which it failed once too often: in the dead-letter topic, or skipped
+    given_up: int = 0  # messages that are in the dead-letter topic, or skipped with dead_letter=False
     seconds: float = 0.0  # in the handler
     unmarked: int = 0  # processed, and past the last mark at the end of the run
     hook_failures: int = 0
@@ -52,6 +52,9 @@ class Progress:
             text = describe(event.error) if event.error else ""  # not under the lock: a user's __str__ may take long
             with self._lock:
                 self._count(event, text)
+        elif isinstance(event, DeadLettered):
+            with self._lock:
+                self._totals[event.group_id][event.topic].given_up += 1
         elif isinstance(event, Unreadable):
             with self._lock:
                 self._errors[event.group_id][event.topic, event.partition] = describe(event.error)
@@ -69,8 +72,7 @@ class Progress:
         totals.messages += call.messages
         totals.batches += call.error is None
         totals.failures += call.error is not None
-        totals.given_up += isinstance(call, DeadLettered)
-        if call.error is not None and not isinstance(call, DeadLettered):  # which ends the trouble with it
+        if call.error is not None and call.given_up is None:  # giving up ends the trouble with it
             errors[call.tp] = error
         elif errors:
             errors.pop(call.tp, None)

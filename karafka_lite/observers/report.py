@@ -82,6 +82,8 @@ class Report:
             text = "marks made after that send were discarded" if unsent else "everything else goes on"
             trace = None if unsent else _info(error)
             log.error("%s: %s failed, %s; %s", event, event.function, describe(error), text, exc_info=trace)
+        elif event.given_up is not None:
+            pass  # DeadLettered says it
         elif event.critical:
             log.critical(
                 "%s: %s raised %s; nothing more is marked, the app stops", event, event.function, describe(error)
@@ -93,11 +95,13 @@ class Report:
             self._failed(event, error, f"failed at attempt {event.attempt}", again)
 
     def _deadlettered(self, event: events.DeadLettered) -> None:
-        then = f"skipped after {event.attempts} failed attempts (dead_letter=False)"
-        if event.dead_letter is not None:
-            then = f"sent to {where(*event.dead_letter)} after {event.attempts} failed attempts"
-        assert event.error is not None
-        self._failed(event, event.error, "failed", then)
+        message, tries = where(event.topic, event.partition, event.offset), event.attempts
+        then = f"sent to {where(*event.dead_letter)}" if event.dead_letter else "skipped (dead_letter=False)"
+        if event.error is None:
+            log.warning("%s: %s gave the message up (%s); %s", message, event.function, event.reason, then)
+        else:
+            failed = f"{event.function} failed {tries} time{'s' * (tries > 1)}"
+            log.error("%s: %s, %s; %s", message, failed, event.reason, then)
 
     def _failed(self, event: events.CallEnded, error: BaseException, how: str, then: str) -> None:
         """A traceback is logged for an error of the user's own, and once while it repeats."""

@@ -306,6 +306,7 @@ def _(patch: Patch) -> None:
     unrest=5.0,
     interrupts=0.8,
     favourite="answer",
+    seed=1100,  # it is rare
 )
 def _(patch: Patch) -> None:
     def commit(method: Callable[..., Any], member: Member, ownership: Ownership, timeout_ms: int) -> Any:
@@ -325,6 +326,19 @@ def _(patch: Patch) -> None:
         "begin_at",
         lambda method, *args, committed, **_: method(*args, committed=committed, commit_start=False),
     )
+
+
+@wrong("a failed send leaves the message given up whose dead letter it was")
+def _(patch: Patch) -> None:
+    keeping(patch, Marks, "answered", "_given_up")
+
+
+@wrong("a message is given up although others before it are not marked")
+def _(patch: Patch) -> None:
+    def mark(ownership: Ownership, run: Run, offset: int) -> None:
+        ownership.marks.mark(next_offset_after(offset))
+
+    after(patch, Ownership, "mark_given_up", mark)
 
 
 @wrong("what was given up comes again")
@@ -350,14 +364,14 @@ def _(patch: Patch) -> None:
     keeping(patch, Retries, "back_off", "not_before")
 
 
-@wrong("a message is given up for failures of its batch")
+@wrong("a message is tried once more than its budget says")
 def _(patch: Patch) -> None:
     patch.setattr(
-        Retries, "is_exhausted", lambda retries, offset: retries.tries_of(offset).all >= (retries._budget or FOREVER)
+        Retries, "is_exhausted", lambda retries, offset: retries.tries_of(offset) > (retries._budget or FOREVER)
     )
 
 
-@wrong("a batch that failed too often stays a batch")
+@wrong("a batch that has failed stays a batch")
 def _(patch: Patch) -> None:
     patch.setattr(Retries, "limit", lambda retries, upcoming, most: most)
 
@@ -481,7 +495,8 @@ def _(patch: Patch) -> None:
 @pytest.mark.xdist_group("mutations")
 @pytest.mark.parametrize("what", MUTATIONS)
 def test_the_simulation_notices_when(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    mutation, settings = MUTATIONS[what]
+    mutation, settings = MUTATIONS[what][0], dict(MUTATIONS[what][1])
     mutation(monkeypatch)
     with pytest.raises(Violation):
-        simulate(1, EVENTS, **settings)
+        seed = int(settings.pop("seed", 1))
+        simulate(seed, EVENTS, **settings)

@@ -72,6 +72,15 @@ class WatchedOwnership(Ownership):
         self.marks.book.ledger.gives_up(run, result)  # type: ignore[attr-defined]
         return result
 
+    def mark_given_up(self, run: Run, offset: int) -> None:
+        book = self.marks.book  # type: ignore[attr-defined]
+        by_hand = not book.automatic
+        if by_hand:
+            book.ledger.given_up_by_hand(book, offset, book.life.world.now)
+            book.automatic = True
+        super().mark_given_up(run, offset)
+        book.automatic = not by_hand
+
 
 class WatchedGroup(Group):
     """Everything else."""
@@ -185,11 +194,11 @@ class WatchedGroup(Group):
             self.ledger.ended(self.ledger[run.ownership], run, outcome, failed, now)
         return outcome
 
-    def give_up(self, run: Run, *, now: float) -> Outcome:
-        self.say("gives up", run)
-        self.ledger.given_up(run, now)
+    def give_up(self, run: Run, culprit: int, *, now: float) -> Outcome:
+        self.say("gives up", run, culprit)
+        self.ledger.given_up(run, culprit, now)
         with self._marking(run.ownership):
-            return super().give_up(run, now=now)
+            return super().give_up(run, culprit, now=now)
 
     def redirect(self, ownership: Ownership, target: SeekTarget, now: float) -> bool:
         running = ownership.run

@@ -141,14 +141,16 @@ def test_a_batch_has_ended() -> None:
     scene.fetch(0, 3, 4)
     run = scene.begin()
     news.batch_ended(run, Outcome(0.5, 2), None)
-    news.batch_ended(run, Outcome(0.5, 1, 0, 4, 2.0), error)
-    news.batch_ended(run, Outcome(0.5, attempts=4), error, ("dead", 0, 9))
+    news.batch_ended(run, Outcome(0.5, 1, 4, 2.0), error)
+    news.batch_ended(run, Outcome(0.5, given_up=3), error)
+    news.given_up(run, 3, 4, "ValueError: bad", ("dead", 0, 9), error)
     news.emit()
     call = ("group", "topic", 0, "store", None, 3, 4, 1)
     assert news.events == [
         events.CallEnded(*call, 0.5, 2),
         events.CallEnded(*call, 0.5, 1, error, 4, 2.0),
-        events.DeadLettered(*call, 0.5, 0, error, attempts=4, dead_letter=("dead", 0, 9)),
+        events.CallEnded(*call, 0.5, 0, error, given_up=3),
+        events.DeadLettered("group", "topic", 0, 3, "store", 4, "ValueError: bad", ("dead", 0, 9), error),
     ]
 
 

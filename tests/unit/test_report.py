@@ -49,8 +49,8 @@ def ended(error: BaseException | None, attempt: int = 1, **more: Any) -> events.
     return events.CallEnded(*CALL, attempt, 0.5, error=error, **more)
 
 
-def given_up(error: BaseException, dead_letter: tuple[str, int, int] | None) -> events.DeadLettered:
-    return events.DeadLettered(*CALL, 4, 0.5, error=error, attempts=4, dead_letter=dead_letter)
+def given_up(error: BaseException | None, dead_letter: tuple[str, int, int] | None) -> events.DeadLettered:
+    return events.DeadLettered("group", "t", 0, 122, "store", 4, "ValueError: bad", dead_letter, error)
 
 
 def raised(error: BaseException) -> BaseException:
@@ -85,9 +85,11 @@ LINES = [
     (ended(SystemExit(3)),
      "CRITICAL", "t-0@120..124: store raised SystemExit: 3; nothing more is marked, the app stops"),
     (given_up(ValueError("bad"), None),
-     "ERROR", "t-0@120..124: store failed; skipped after 4 failed attempts (dead_letter=False)"),
+     "ERROR", "t-0@122: store failed 4 times, ValueError: bad; skipped (dead_letter=False)"),
     (given_up(ValueError("bad"), ("t.dead", 2, 9)),
-     "ERROR", "t-0@120..124: store failed; sent to t.dead-2@9 after 4 failed attempts"),
+     "ERROR", "t-0@122: store failed 4 times, ValueError: bad; sent to t.dead-2@9"),
+    (given_up(None, ("t.dead", 2, 9)),
+     "WARNING", "t-0@122: store gave the message up (ValueError: bad); sent to t.dead-2@9"),
     (events.CallEnded(*HOOK, 0.5, error=ValueError("bad")),
      "ERROR", "t-0 every: flush failed, ValueError: bad; everything else goes on"),
     (events.CallEnded(*HOOK, 0.5, error=ProduceError("out: too large")),
