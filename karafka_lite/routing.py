@@ -12,7 +12,9 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, overload
+
+from typing_extensions import TypedDict, Unpack
 
 from karafka_lite.context import Context
 from karafka_lite.core.backoff import Backoff
@@ -22,13 +24,34 @@ from karafka_lite.errors import ConfigurationError, DeserializationError
 from karafka_lite.messages import Batch, Deserializer, Loads, as_deserializer
 from karafka_lite.settings import group_id_mistakes, int_mistakes, refuse, safe_repr
 
-Handler = Callable[[Batch, Context], object]
+Handler = Callable[[Batch[Any], Context], object]
 HookFunction = Callable[[Context], object]
 DeadLetter = str | Literal[False] | None
-HandlerT = TypeVar("HandlerT", bound=Handler)
+T = TypeVar("T")
+R = TypeVar("R")
 HookT = TypeVar("HookT", bound=HookFunction)
 DEFAULT_MAX_RETRIES = 3  # with a dead_letter
 NO_RETRY: tuple[type[BaseException], ...] = (DeserializationError,)
+
+
+class TopicOptions(TypedDict, total=False):
+    """What ``@app.topic`` takes beside names and a deserializer; there they are explained."""
+
+    manual_offsets: bool
+    group_id: str | None
+    max_messages: int
+    batch_timeout_ms: int
+    backoff_ms: int
+    backoff_max_ms: int
+    max_retries: int | None
+    dead_letter: DeadLetter
+    no_retry: type[BaseException] | tuple[type[BaseException], ...] | None
+
+
+class Registers(Protocol[T]):
+    """A decorator of handlers of ``Batch[T]``."""
+
+    def __call__(self, handler: Callable[[Batch[T], Context], R], /) -> Callable[[Batch[T], Context], R]: ...
 
 
 class Router:
@@ -47,6 +70,14 @@ class Router:
             groups.setdefault(route.group_id, {}).update(dict.fromkeys(route.topics, route))
         return groups
 
+    @overload
+    def topic(
+        self, *topics: str, deserializer: Callable[[bytes], T], **options: Unpack[TopicOptions]
+    ) -> Registers[T]: ...
+    @overload
+    def topic(self, *topics: str, deserializer: None, **options: Unpack[TopicOptions]) -> Registers[bytes]: ...
+    @overload
+    def topic(self, *topics: str, deserializer: Loads = json, **options: Unpack[TopicOptions]) -> Registers[Any]: ...
     def topic(
         self,
         *topics: str,
@@ -60,7 +91,7 @@ class Router:
         max_retries: int | None = None,
         dead_letter: DeadLetter = None,
         no_retry: type[BaseException] | tuple[type[BaseException], ...] | None = None,
-    ) -> Callable[[HandlerT], HandlerT]:
+    ) -> Registers[Any]:
         """Register a handler for ``topics``; returns the function unchanged.
 
             @app.topic("user_events", batch_timeout_ms=1000)
@@ -107,7 +138,7 @@ class Router:
         pointless = NO_RETRY if no_retry is None else no_retry if isinstance(no_retry, tuple) else (no_retry,)
         options = Options(manual_offsets, max_messages, batch_timeout_ms, backoff, budget=budget)
 
-        def register(handler: HandlerT) -> HandlerT:
+        def register(handler: Callable[[Batch[Any], Context], R], /) -> Callable[[Batch[Any], Context], R]:
             refuse(*_function_mistakes("@app.topic", handler, ("batch", "ctx")))
             refuse(*_taken_mistakes(self.groups.get(group, {}), topics, handler))
             # All routes of a handler share one list, so that a hook reaches also those registered after the hook.
