@@ -35,7 +35,8 @@ class App(Router):
         group_id: consumer group of the app's topics, unless a topic names another.
         bootstrap_servers: ``"host:port,…"`` or a list. ``--broker`` of the command line wins over the environment's
             ``KARAFKA_LITE_BOOTSTRAP_SERVERS``, which wins over this.
-        concurrency: worker threads, shared by all groups. Partitions run side by side, none beside itself.
+        concurrency: how many calls of one handler may run at the same time, each for another partition. With 1 a
+            function never runs beside itself. Each handler has threads of its own; ``@app.topic(concurrency=N)`` wins.
         auto_commit_interval_ms: how often what is stored is committed.
         drain_timeout_ms: how long running handlers may take when the app stops or a partition is taken away; must be
             below ``max_poll_interval_ms``.
@@ -62,7 +63,7 @@ class App(Router):
         group_id: str,
         *,
         bootstrap_servers: str | Sequence[str] = "localhost:9092",
-        concurrency: int = 5,
+        concurrency: int = 1,
         auto_commit_interval_ms: int = 5000,
         drain_timeout_ms: int = 60_000,
         **settings: Unpack[Settings],

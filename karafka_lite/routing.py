@@ -39,6 +39,7 @@ class TopicOptions(TypedDict, total=False):
 
     manual_offsets: bool
     group_id: str | None
+    concurrency: int | None
     max_messages: int
     batch_timeout_ms: int
     backoff_ms: int
@@ -83,6 +84,7 @@ class Router:
         *topics: str,
         manual_offsets: bool = False,
         group_id: str | None = None,
+        concurrency: int | None = None,
         max_messages: int = 500,
         batch_timeout_ms: int = 0,
         deserializer: Deserializer | Loads | None = json,
@@ -102,6 +104,8 @@ class Router:
             topics: one or more names. A topic may be in several groups, once in each.
             manual_offsets: commit only what the handler marks, instead of each batch that it has finished.
             group_id: consumer group of these topics; None: the app's own.
+            concurrency: how many calls of this handler and its hooks may run at the same time, each for another
+                partition; None: as the App says (1).
             max_messages: maximum number of messages in a batch.
             batch_timeout_ms: how long to wait for ``max_messages``; 0 passes on what has arrived.
             deserializer: ``bytes -> payload``, or a module with ``loads``; None leaves the payload as bytes.
@@ -132,6 +136,8 @@ class Router:
                 f"deserializer must be a function of bytes, a module with loads (such as json) or None, "
                 f"got {safe_repr(deserializer)}"
             )
+        if concurrency is not None:
+            refuse(*int_mistakes("concurrency", concurrency))
         refuse(*_dead_letter_mistakes(dead_letter, max_retries, no_retry, topics))
         backoff = Backoff(backoff_ms, backoff_max_ms)
         budget = None if dead_letter is None else 1 + (DEFAULT_MAX_RETRIES if max_retries is None else max_retries)
@@ -143,8 +149,14 @@ class Router:
             refuse(*_taken_mistakes(self.groups.get(group, {}), topics, handler))
             # All routes of a handler share one list, so that a hook reaches also those registered after the hook.
             first = self._route_of(handler)
+            if first and first.concurrency != concurrency:
+                refuse(
+                    f"{name_of(handler)} has concurrency={first.concurrency} for {', '.join(first.topics)}: all topics "
+                    f"of a handler share its threads; give each @app.topic of it the same concurrency"
+                )
             hooks = first.hooks if first else []
-            self._routes.append(Route(topics, handler, group, options, decode, hooks, dead_letter, pointless))
+            dead_letters = dead_letter, pointless
+            self._routes.append(Route(topics, handler, group, options, decode, hooks, *dead_letters, concurrency))
             return handler
 
         return register
@@ -236,6 +248,7 @@ class Route:
     hooks: list[RegisteredHook]
     dead_letter: DeadLetter = None
     no_retry: tuple[type[BaseException], ...] = NO_RETRY
+    concurrency: int | None = None
 
     @functools.cached_property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
     poller      one per group   the poll step in a loop, also while handlers run; at the end it winds down and leaves
     committer   one per group   the commit step in a loop: the only caller of ``Client.commit``
-    workers     ``concurrency`` user code; they never touch a client
+    workers     per handler, up to its ``concurrency``: user code; they never touch a client
     main                        waits for a reason to stop, and stops in order
     kafka-python's IO thread    calls ``on_assigned``, ``on_revoke`` and ``on_lost`` at a rebalance; must not be blocked
     kafka-python's sender       calls ``_answered`` for messages that user code has sent
@@ -75,20 +75,24 @@ class System:
 
 
 class Workers:
-    """``concurrency`` threads for user code, shared by all groups of a process."""
+    """Threads for the user code of one handler: up to ``concurrency``, made when they are needed."""
 
-    def __init__(self, system: System, concurrency: int) -> None:
-        self._thread_id = system.thread_id
-        self._jobs = system.queue()
-        self.inside: dict[int, Run] = {}  # thread id -> the user code that it runs
-        self._threads = [system.thread(f"karafka-worker-{number}", self._work) for number in range(concurrency)]
-
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+    def __init__(self, system: System, name: str, concurrency: int, inside: dict[int, Run]) -> None:
+        self._system, self._name, self._concurrency = system, name, concurrency
+        self.inside = inside  # thread id -> the user code that it runs
+        self._jobs, self._lock = system.queue(), system.lock()
+        self._idle = 0  # threads that have nothing to do, less jobs that wait
+        self._threads: list[Any] = []
 
     def put(self, member: Member, ownership: Ownership) -> None:
-        self._jobs.put((member, ownership))
+        with self._lock:
+            self._jobs.put((member, ownership))
+            self._idle -= 1
+            if self._idle < 0 and len(self._threads) < self._concurrency:
+                name = f"karafka-worker-{self._name}-{len(self._threads)}"
+                self._threads.append(self._system.thread(name, self._work))
+                self._threads[-1].start()
+                self._idle += 1
 
     def stop(self) -> None:
         """End the threads and wait for them, but not for those that are stuck in user code."""
@@ -101,10 +105,11 @@ class Workers:
         while (job := self._jobs.get()) is not None:
             member, ownership = job
             try:
-                member.run(ownership, self._thread_id(), self.inside)
+                member.run(ownership, self._system.thread_id(), self.inside)
             except BaseException as bug:  # noqa: BLE001 - user code is caught further in, so this is a bug of ours
-                member.crash("worker", bug)
-                return
+                member.crash("worker", bug)  # the app stops; it still needs this thread for what is due before its end
+            with self._lock:
+                self._idle += 1
 
 
 class Shared(NamedTuple):
@@ -112,7 +117,8 @@ class Shared(NamedTuple):
 
     config: Config
     system: System
-    workers: Workers
+    workers_of: Callable[[Route], Workers]  # the same for all routes of a handler, in whatever group
+    inside: Mapping[int, Run]  # thread id -> the user code that it runs
     outbox: Outbox
     make_client: Callable[[Member], Client]
     emit: Callable[[events.Event], None]
@@ -135,6 +141,7 @@ class Member:
         self._shared = shared
         self._now = system.now
         self._routes, self.topics = routes, list(routes)
+        self._workers = {topic: shared.workers_of(route) for topic, route in routes.items()}
         self._drain_s = config.drain_timeout_ms / 1000
         self._client = shared.make_client(self)
         self._connected = False
@@ -184,15 +191,15 @@ class Member:
             self._news.lost(self.group.lose(now, rejoin=True))
 
     def _dispatch(self) -> None:
-        """Pass on what the group has decided: to workers, and to who waits."""
-        for ownership in self.group.take_ready():
-            self._shared.workers.put(self, ownership)
+        """Pass on what the group has decided: to who waits, and to workers."""
         if self.group.changed:
             self.group.changed = False
             self._changes += 1
             self._changed.notify_all()
             if self._handing_over:
                 self._client.wake_rebalance()
+        for ownership in self.group.take_ready():
+            self._workers[ownership.tp[0]].put(self, ownership)
 
     def _repeat(self, step: Callable[[float], float | None]) -> None:
         """Call ``step`` with the time, and rest as long as it says, until it returns None."""
@@ -367,7 +374,7 @@ class Member:
         elif route.dead_letter:
             self._send_dead_letter(run, route, context, error)
         else:
-            self._end_without_culprit(run, error, describe(error), None)
+            self._end(run, error, (describe(error), None))
         if isinstance(error, errors.CRITICAL) and not run.hooks:
             self._shared.requests.put(ExitRequest(Exit.ERROR))
 
@@ -420,22 +427,17 @@ class Member:
             reason = f"could not send to the dead-letter topic ({describe(refused)})"
             self._end(run, ProduceError(f"{reason}; handler error was {describe(error)}"))
         else:
-            self._end_without_culprit(run, error, reason, at)
+            self._end(run, error, (reason, at))
 
-    def _end(self, run: Run, error: BaseException | None) -> None:
+    def _end(self, run: Run, error: BaseException | None, given_up: tuple[str, DeadLetter] | None = None) -> None:
+        """End the run; ``given_up``: why its culprit is given up, and where its dead letter is."""
         with self.locked() as now:
-            outcome = self.group.end(run, failed=error is not None, now=now)
+            end = self.group.give_up if given_up else partial(self.group.end, failed=error is not None)
+            outcome = end(run, now=now)
             if not run.hooks:  # they have been reported one by one
                 self._news.batch_ended(run, outcome, error)
-
-    def _end_without_culprit(self, run: Run, error: BaseException, reason: str, at: DeadLetter) -> None:
-        """End the run, and give its culprit up; ``at``: where its dead letter is."""
-        with self.locked() as now:
-            culprit = run.culprit
-            assert culprit is not None
-            attempts = run.ownership.retries.tries_of(culprit)
-            self._news.batch_ended(run, self.group.give_up(run, culprit, now=now), error)
-            self._news.given_up(run, culprit, attempts, reason, at, error)
+            if given_up and outcome.given_up:
+                self._news.given_up(run, *outcome.given_up, *given_up, error)
 
     # -- what a context asks (``context.Shell``), on the thread of user code
 
@@ -628,7 +630,7 @@ class Member:
         self.begin_stop()
         self._repeat(self.wind_down_step)
         with self.locked() as now:
-            stuck = stacks(self._shared.workers.inside, self.group.leftovers.values())
+            stuck = stacks(self._shared.inside, self.group.leftovers.values())
             uncommitted = [o for o in self._at_stop if o.state is State.REVOKED and o.marks.pending]
             self._news.uncommitted(uncommitted)
             self._news.stuck(stuck, self._drain_s * 1000)
@@ -661,13 +663,18 @@ class Runner:
         self._deliveries = Deliveries(self.progress.observe, report_delivery(), observers)
         emit = self._deliveries.emit
         self._requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()  # ``put`` may be called by signal handlers
-        self._workers = Workers(system, config.concurrency)
+        self._inside: dict[int, Run] = {}
+        self._workers: dict[int, Workers] = {}  # by the list of hooks that all routes of a handler share
         self._outbox = producer.Outbox(bootstrap_servers, config.settings, emit)
 
         def make_client(member: Member) -> Client:
             return consumer.Client(member.group_id, bootstrap_servers, config.settings, member, emit)
 
-        shared = Shared(config, system, self._workers, self._outbox, make_client, emit, self._requests)
+        def workers_of(route: Route) -> Workers:
+            workers = Workers(system, route.name, route.concurrency or config.concurrency, self._inside)
+            return self._workers.setdefault(id(route.hooks), workers)
+
+        shared = Shared(config, system, workers_of, self._inside, self._outbox, make_client, emit, self._requests)
         self.members = [Member(shared, name, topics, leftovers.get(name, ())) for name, topics in routes.items()]
         self.ended = threading.Event()  # handlers that are stuck may still be running
         self._exit, self._crashed = Exit.CLEAN, False
@@ -675,7 +682,6 @@ class Runner:
     def start(self) -> None:
         """Start all threads; the pollers connect."""
         self._deliveries.start()
-        self._workers.start()
         for member in self.members:
             member.poller.start()
 
@@ -705,7 +711,8 @@ class Runner:
                 member.begin_stop()
                 if not member.connected.is_set():
                     left.add(member)  # nothing was joined: its thread ends by itself when the client gives up
-        self._workers.stop()
+        for workers in self._workers.values():
+            workers.stop()
         self._outbox.close()
         self._deliveries.stop()
         self.ended.set()
@@ -718,7 +725,7 @@ class Runner:
     def stop(self) -> Exit:
         """Stop and wait for the end. User code only asks: the end waits for it."""
         self.ask_to_stop()
-        if threading.get_ident() in self._workers.inside:
+        if threading.get_ident() in self._inside:
             return Exit.CLEAN
         self.ended.wait()
         return self._exit

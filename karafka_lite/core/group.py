@@ -267,11 +267,10 @@ class Group:
             return Outcome(seconds, done, retry_offset=ownership.intake.next_offset, retry_s=retry_s)
         return Outcome(seconds, done)
 
-    def give_up(self, run: Run, culprit: int, *, now: float) -> Outcome:
-        """The message at which ``run`` failed once too often is given up: go on without it."""
-        ownership = run.ownership
-        outcome = Outcome(now - run.began, ownership.processed(run, failed=True), given_up=culprit)
-        ownership.give_up(run, culprit)
+    def give_up(self, run: Run, *, now: float) -> Outcome:
+        """The culprit, at which ``run`` failed once too often, is given up: go on without it."""
+        ownership, done = run.ownership, run.ownership.processed(run, failed=True)
+        outcome = Outcome(now - run.began, done, given_up=ownership.give_up(run))
         self.changed = True
         self._ended(run, now)
         return outcome

@@ -266,12 +266,19 @@ class Ownership:
             return False
         return run.pointless or self.retries.is_exhausted(culprit)
 
-    def give_up(self, run: Run, culprit: int) -> None:
-        """The message at which ``run`` has failed is given up: go on without it. What is unmarked comes again."""
+    def give_up(self, run: Run) -> tuple[int, int]:
+        """The culprit of ``run`` is given up: go on without it. What is unmarked comes again.
+
+        Returns its offset, and how often it was tried.
+        """
+        culprit = run.culprit
+        assert culprit is not None, "who is not known is not given up"
+        tries = self.retries.tries_of(culprit)
         self._end_run()
         self.mark_given_up(run, culprit)
         self.retries.succeeded(record for record in run.records if record.offset == culprit)
         self._repeat(run)
+        return culprit, tries
 
     def mark_given_up(self, run: Run, offset: int) -> None:
         """The message at ``offset`` of ``run`` counts as marked as soon as everything before it is."""

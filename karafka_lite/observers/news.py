@@ -88,7 +88,7 @@ class News:
     def batch_ended(self, run: Run, outcome: Outcome, error: BaseException | None) -> None:
         """The call of a handler has ended."""
         seconds, messages, retry_offset, retry_s, given_up = outcome
-        call = *self._call(run), seconds, messages, error, retry_offset, retry_s, given_up
+        call = *self._call(run), seconds, messages, error, retry_offset, retry_s, given_up and given_up[0]
         self.waiting.append(events.CallEnded(*call))
 
     def given_up(

@@ -659,10 +659,12 @@ class Ledger:
         self.reached["a culprit was given up, and the others stayed a batch"] += result and len(run.records) > 1
         self.reached["a message was given up at once"] += result and run.pointless
 
-    def given_up(self, run: Run, culprit: int, now: float) -> None:
-        """The message at which ``run`` has failed is in safety."""
-        o = self._out(run)
-        require(culprit == _culprit(run), "the culprit is given up, and nobody else", o, culprit)
+    def given_up(self, run: Run, now: float) -> tuple[int, int]:
+        """The message at which ``run`` has failed is in safety. Returns its offset, and how often it was tried."""
+        o, culprit = self._out(run), _culprit(run)
+        require(culprit is not None, "who is not known is not given up", o, run)
+        assert culprit is not None
+        tries = o.tries[culprit]
         o.attempt, o.token = 1, None
         o.is_done_with(culprit)
         self.reached["a message was given up"] += 1
@@ -671,6 +673,7 @@ class Ledger:
             self._redirect(o, o.redirect)
         else:
             self._go_on_at(o, run, o.retry_position)
+        return culprit, tries
 
     def given_up_by_hand(self, o: Book, offset: int, now: float) -> None:
         """User code has sent the message to the dead letters."""

@@ -497,6 +497,6 @@ def _(patch: Patch) -> None:
 def test_the_simulation_notices_when(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mutation, settings = MUTATIONS[what][0], dict(MUTATIONS[what][1])
     mutation(monkeypatch)
+    seed = int(settings.pop("seed", 1))
     with pytest.raises(Violation):
-        seed = int(settings.pop("seed", 1))
         simulate(seed, EVENTS, **settings)

@@ -194,11 +194,13 @@ class WatchedGroup(Group):
             self.ledger.ended(self.ledger[run.ownership], run, outcome, failed, now)
         return outcome
 
-    def give_up(self, run: Run, culprit: int, *, now: float) -> Outcome:
-        self.say("gives up", run, culprit)
-        self.ledger.given_up(run, culprit, now)
+    def give_up(self, run: Run, *, now: float) -> Outcome:
+        self.say("gives up", run, run.culprit)
+        tries = self.ledger.given_up(run, now)
         with self._marking(run.ownership):
-            return super().give_up(run, culprit, now=now)
+            outcome = super().give_up(run, now=now)
+        require(outcome.given_up == tries, "the culprit is given up, and nobody else", run, outcome)
+        return outcome
 
     def redirect(self, ownership: Ownership, target: SeekTarget, now: float) -> bool:
         running = ownership.run

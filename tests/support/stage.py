@@ -236,8 +236,18 @@ class Stage:
         self.under_lock: list[Event] = []  # what was emitted under the lock
         self.requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()
         self.seen_requests: list[ExitRequest] = []
-        self.workers = Workers(system, concurrency or app.config.concurrency)
-        shared = Shared(app.config, system, self.workers, self.outbox, self._make_client, self._emit, self.requests)
+        self.workers = Workers(system, "worker", concurrency or app.config.concurrency, {})
+        inside = self.workers.inside
+        shared = Shared(
+            app.config,
+            system,
+            lambda _: self.workers,
+            inside,
+            self.outbox,
+            self._make_client,
+            self._emit,
+            self.requests,
+        )
         self.member = Member(shared, self.group_id, routes)
         self.lock: Any = self.member.lock
 
@@ -312,7 +322,6 @@ class Noted(dict[int, Run]):
 def running(app: App, *topics: str, concurrency: int | None = None) -> Iterator[Stage]:
     """A member with its own threads, which are stopped after the block."""
     stage = Stage(app, Threads(), *topics, concurrency=concurrency)
-    stage.workers.start()
     stage.member.poller.start()
     try:
         yield stage

@@ -371,7 +371,7 @@ def test_the_outcome_names_the_message_that_was_given_up() -> None:
     scene.fetch(0, 0)
     run = scene.begin()
     assert run.ownership.gives_up(run)
-    assert scene.group.give_up(run, 0, now=2.0) == (2.0, 0, None, 0.0, 0)
+    assert scene.group.give_up(run, now=2.0) == (2.0, 0, None, 0.0, (0, 1))
     assert scene[0].marks.stored == 1
 
 

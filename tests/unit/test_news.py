@@ -142,7 +142,7 @@ def test_a_batch_has_ended() -> None:
     run = scene.begin()
     news.batch_ended(run, Outcome(0.5, 2), None)
     news.batch_ended(run, Outcome(0.5, 1, 4, 2.0), error)
-    news.batch_ended(run, Outcome(0.5, given_up=3), error)
+    news.batch_ended(run, Outcome(0.5, given_up=(3, 4)), error)
     news.given_up(run, 3, 4, "ValueError: bad", ("dead", 0, 9), error)
     news.emit()
     call = ("group", "topic", 0, "store", None, 3, 4, 1)

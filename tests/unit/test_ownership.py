@@ -468,8 +468,7 @@ def give_up(given: Ownership, now: float = 99.0) -> list[int]:
     """The next message fails for the last time."""
     run = begin(given, now)
     assert given.gives_up(run)
-    assert run.culprit is not None
-    given.give_up(run, run.culprit)
+    given.give_up(run)
     return offsets_of(run)
 
 
@@ -507,7 +506,7 @@ def test_the_known_culprit_leaves_alone_and_the_rest_stays_a_batch() -> None:
         assert made.gives_up(run) is last
         if not last:
             made.end(run, failed=True, now=0.0)
-    made.give_up(run, 1)
+    assert made.give_up(run) == (1, 2)
     assert made.marks.stored == 2
     assert process(made, now=99.0) == [2, 3]
 
@@ -518,7 +517,7 @@ def test_a_culprit_with_unmarked_messages_before_it_leaves_and_they_come_again()
     run = begin(made)
     run.in_hand = 2  # a loop over ``each(batch[2:])``
     assert made.gives_up(run)
-    made.give_up(run, 2)
+    assert made.give_up(run) == (2, 1)
     assert made.marks.stored is None
     assert process(made, now=99.0) == [0, 1, 3]
     assert made.marks.stored == 4
@@ -559,14 +558,14 @@ def test_one_bad_message_of_an_unknown_culprit_costs_its_back_offs_and_no_more()
     made = ownership(budget=4)
     fetch(made, 0, 1, 2)
     now, seen = 0.0, []
-    while not made.marks.stored == 3:
+    while made.marks.stored != 3:
         now = max(now, made.ready_at() or now)
         run = begin(made, now)
         seen.append((now, offsets_of(run), run.attempt))
         if 1 not in offsets_of(run):
             made.end(run, failed=False, now=now)
         elif made.gives_up(run):
-            made.give_up(run, 1)
+            made.give_up(run)
         else:
             made.end(run, failed=True, now=now)
     assert seen == [

@@ -201,7 +201,7 @@ def test_a_message_given_up_is_counted_and_is_no_trouble() -> None:
     scene.polled([0], 1)
     run = scene.next_run()
     assert scene.ownership.gives_up(run)
-    scene.ended(run, OSError("no"), scene.group.give_up(run, 0, now=scene.now))
+    scene.ended(run, OSError("no"), scene.group.give_up(run, now=scene.now))
     scene.news.given_up(run, 0, 1, "OSError: no", None)
     scene.news.emit()
     assert (scene.totals.failures, scene.totals.given_up, scene.totals.messages) == (1, 1, 0)
