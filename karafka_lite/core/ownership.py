@@ -252,7 +252,7 @@ class Ownership:
             self.handed = True
             self.every_at = {hook: now + hook.every_ms / 1000 for hook in self.options.hooks_of(Hook.EVERY)}
         if not self.options.manual_offsets:
-            marks.retry_position = first
+            marks.retry_position = intake.next_offset
         attempt = self.retries.attempt_at(first)
         return Run(self, attempt, now, chunk, begin_offset=intake.next_offset, version=marks.version)
 

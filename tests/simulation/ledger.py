@@ -602,7 +602,7 @@ class Ledger:
         o.lowest = min(o.lowest, records[0].offset)
         o.highest = max(o.highest, o.hand_next)
         if not o.options.manual_offsets:
-            o.retry_position = records[0].offset
+            o.retry_position = o.began_at
 
     def batch_due(self, o: Book) -> tuple[float, float]:
         """When the next batch may be handed over, and since when it waits."""
