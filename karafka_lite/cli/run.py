@@ -78,7 +78,9 @@ def add_to(commands: Commands) -> None:
         help=f"with --drain: exit with 4 after this long without progress (default: {DRAIN_TIMEOUT_S:g})",
     )
     group = parser.add_argument_group("processing")
-    group.add_argument("--concurrency", metavar="N", type=int, help="overrides the App's concurrency")
+    group.add_argument(
+        "--concurrency", metavar="N", type=int, help="calls of one handler at a time, each for another partition"
+    )
     group.add_argument(
         "--no-gc-tuning", action="store_true", help=f"do not raise Python's GC threshold to {GC_THRESHOLD:,}"
     )

@@ -28,7 +28,8 @@ def test_the_options_win_and_the_banner_shows_them(run: Run, write: Write) -> No
     ended = run("orders", "--broker", "kafka-1:9092,kafka-2:9092", "--concurrency", "9")
     assert ended.app is not None
     assert ended.app.brokers() == ["kafka-1:9092", "kafka-2:9092"]
-    assert "9 workers, brokers: kafka-1:9092, kafka-2:9092" in ended.err
+    assert "brokers: kafka-1:9092, kafka-2:9092" in ended.err
+    assert "up to 9 calls of a handler at a time" in ended.err
 
 
 @pytest.mark.parametrize(
