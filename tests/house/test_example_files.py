@@ -1,4 +1,4 @@
-"""The numbered examples are short, complete, and listed in the README."""
+"""The numbered examples are short, complete, and listed in their README."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def named_groups(source: str) -> list[str]:
     return re.findall(r'(?:App\(|group_id=)"([^"]+)"', source)
 
 
-def test_the_readme_lists_them_in_their_order() -> None:
-    listed = re.findall(r"^\| `(e\d\d_\w+\.py)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+def test_their_readme_lists_them_in_their_order() -> None:
+    listed = re.findall(r"^\| `(e\d\d_\w+\.py)` \|", (ROOT / "examples" / "README.md").read_text(), re.MULTILINE)
     assert listed == [path.name for path in EXAMPLES]
