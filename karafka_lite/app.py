@@ -6,19 +6,21 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from types import FrameType
 from typing import TypeVar
 
 from typing_extensions import Unpack
 
 from karafka_lite.client.reader import choose_reader
+from karafka_lite.draining import Drain, Drained
 from karafka_lite.errors import ConfigurationError, Exit
 from karafka_lite.observers.delivery import Observer
 from karafka_lite.observers.progress import Progress, Snapshot
 from karafka_lite.routing import Router, check_function
 from karafka_lite.runner import Member, Runner
-from karafka_lite.settings import Config, Settings, resolve_bootstrap_servers
+from karafka_lite.settings import Config, Settings, int_mistakes, refuse, resolve_bootstrap_servers
 
 ObserverT = TypeVar("ObserverT", bound=Observer)
 
@@ -117,8 +119,12 @@ class App(Router):
         """
         if not logging.getLogger().handlers:
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        return self._serve()
+
+    def _serve(self, *, main_thread: bool = True) -> int:
+        """Run on this thread, with signal handlers; False: also where there can be none."""
         runner = self._new_runner()
-        with _signals(runner):
+        with _signals(runner, required=main_thread):
             self._runner = runner
             runner.start()
             return runner.serve().value
@@ -142,6 +148,37 @@ class App(Router):
             (named in the log). Called from a handler or a hook it only asks for the stop and returns True at once.
         """
         return self._runner is None or self._runner.stop() is not Exit.FORCED
+
+    def drain(self, *, idle_timeout_ms: int = 60_000) -> Drained:
+        """Process what is in the topics now, to the end of every partition, and stop. For scripts and schedulers.
+
+        It may be called on any thread; on the main one SIGINT and SIGTERM stop it in good order. Messages that come
+        meanwhile are processed while it runs, and do not delay its end.
+
+        Args:
+            idle_timeout_ms: how long it waits without any progress while no handler runs.
+
+        Returns:
+            What was done, in all and by topic.
+
+        Raises:
+            DrainError: it did not come to the end; its ``errors`` say why, by partition.
+            BrokerUnavailableError: none could be reached within ``bootstrap_timeout_ms``.
+            ConfigurationError: a topic does not exist, no topic is registered, or the app runs already.
+
+        Example::
+
+            drained = app.drain(idle_timeout_ms=30_000)
+            print(drained.messages, drained.topics["orders"].dead_letters)
+        """
+        refuse(*int_mistakes("idle_timeout_ms", idle_timeout_ms))
+        self._check_that_it_can_run()  # before the cluster is asked
+        with closing(Drain(self, partial(self._serve, main_thread=False), idle_timeout_ms / 1000)) as drain:
+            drain.prepare()
+            drain.run()
+        if mistakes := [member.error for member in self.members if member.error is not None]:
+            raise mistakes[0]
+        return drain.result()
 
     # -- what the command line asks
 
@@ -172,19 +209,25 @@ class App(Router):
                 snapshots.append(progress.snapshot(member.group, member.group_id, member.topics))
         return snapshots
 
-    def _new_runner(self) -> Runner:
+    def _check_that_it_can_run(self) -> None:
         if not self.groups:
             raise ConfigurationError('no topic is registered: decorate a function with @app.topic("name")')
         if self._runner is not None and not self._runner.ended.is_set():
             raise ConfigurationError("this app runs already; stop() it first")
         choose_reader()  # raises here, before anything is started
+
+    def _new_runner(self) -> Runner:
+        self._check_that_it_can_run()
         leftovers = {member.group_id: list(member.group.leftovers.values()) for member in self.members}
         return Runner(self.config, self.brokers(), self.groups, self._observers, leftovers)
 
 
 @contextmanager
-def _signals(runner: Runner) -> Iterator[None]:
-    """The first signal asks for the stop, a second one ends the process. The previous handlers are restored on exit."""
+def _signals(runner: Runner, *, required: bool) -> Iterator[None]:
+    """The first signal asks for the stop, a second one ends the process. The previous handlers are restored on exit.
+
+    ``required``: raise a ConfigurationError where there can be none, which is on any thread but the main one.
+    """
     seen = 0
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -201,7 +244,9 @@ def _signals(runner: Runner) -> Iterator[None]:
     try:
         before = {number: signal.signal(number, on_signal) for number in SIGNALS}
     except ValueError:
-        raise ConfigurationError("app.run() is for the main thread; in another one use app.start()") from None
+        if required:
+            raise ConfigurationError("app.run() is for the main thread; in another one use app.start()") from None
+        before = {}
     try:
         yield
     finally:

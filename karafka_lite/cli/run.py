@@ -11,10 +11,10 @@ from contextlib import closing, contextmanager
 
 from karafka_lite.app import App
 from karafka_lite.cli import broker, console, importer
-from karafka_lite.cli.drain import NOT_DRAINED, Drain
 from karafka_lite.cli.feed import Feed, feed
 from karafka_lite.cli.options import Commands, add_command, add_image, add_log_level, seconds
 from karafka_lite.client.reader import choose_reader
+from karafka_lite.draining import NOT_DRAINED, Drain
 
 DRAIN_TIMEOUT_S = 60.0
 GC_THRESHOLD = 10_000
@@ -116,7 +116,7 @@ def _tune_gc() -> None:
 
 def _drain(app: App, timeout_s: float) -> int:
     began = time.monotonic()
-    with closing(Drain(app, timeout_s)) as drain:
+    with closing(Drain(app, app.run, timeout_s)) as drain:
         try:
             with broker.sigterm_as_ctrl_c():
                 drain.prepare()

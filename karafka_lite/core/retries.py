@@ -57,6 +57,11 @@ class Retries:
         """Whether there are messages at which the handler has failed."""
         return bool(self._tries)
 
+    @property
+    def has_tries_left(self) -> bool:
+        """Whether a message that has failed will be done or given up after some more tries."""
+        return self._budget is not None and any(tries < self._budget for tries in self._tries.values())
+
     def count(self, records: Sequence[Record], culprit: int | None, retry_position: int) -> None:
         """Count a failed try of the ``culprit``, or of each of ``records`` where it is not known.
 

@@ -35,7 +35,7 @@ class Snapshot(NamedTuple):
     committed: dict[TopicPartition, int]  # as far as this ownership knows
     errors: dict[TopicPartition, str]  # of the last call or fetch, where it failed
     totals: dict[str, Totals]  # by topic
-    running: bool  # user code runs, or a batch waits for its batch_timeout_ms
+    running: bool  # user code runs, or a batch waits for its batch_timeout_ms, or for a try that it has left
 
 
 class Progress:
@@ -90,5 +90,5 @@ class Progress:
                 {tp: o.marks.committed for tp, o in owned.items() if o.marks.committed is not None},
                 {tp: errors[tp] for tp in owned if tp in errors},
                 {topic: replace(totals[topic]) for topic in topics},
-                any(ownership.run is not None or ownership.collects for ownership in inside),
+                any(o.run is not None or o.collects or o.retries.has_tries_left for o in inside),
             )

@@ -122,6 +122,11 @@ def test_a_message_has_as_many_tries_as_its_budget_says_alone_or_not(tries: list
     assert retries.is_exhausted(0) is exhausted
 
 
+@pytest.mark.parametrize(("budget", "tries", "left"), [(None, 1, False), (3, 0, False), (3, 2, True), (3, 3, False)])
+def test_whether_the_end_of_a_message_is_near_is_known(budget: int | None, tries: int, left: bool) -> None:
+    assert counted(*[([0], 0)] * tries, budget=budget).has_tries_left is left
+
+
 @pytest.mark.parametrize(
     ("bad", "limit"),
     [([], 5), ([0], 1), ([1], 1), ([2], 2), ([4], 4), ([0, 1], 1), ([9], 5)],
