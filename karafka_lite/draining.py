@@ -166,8 +166,8 @@ class Drain:
         partitions = self._admin.partitions(sorted(topics))
         if missing := sorted(topics - {topic for topic, _ in partitions}):
             raise ConfigurationError(
-                f"--drain: missing topics: {', '.join(missing)} (or no Describe permission). Create them, for example "
-                f"with karafka-lite produce {missing[0]} FILE, or omit --drain to wait for them"
+                f"missing topics: {', '.join(missing)} (or no Describe permission). Create them, for example "
+                f"with karafka-lite produce {missing[0]} FILE, or use run, which waits for them"
             )
         ends, earliest = self._admin.end_offsets(partitions), self._admin.earliest_offsets(partitions)
         latest = self._app.config.settings.get("auto_offset_reset") == "latest"
@@ -279,7 +279,7 @@ class Drain:
                 goal.readable.update((tp, start) for tp, (start, _) in spans.items() if tp not in finished)
         except KarafkaLiteError as error:
             self._query_at = time.monotonic() + PATIENCE_S
-            log.warning("--drain: %s; retrying", error)
+            log.warning("the ends of other members' partitions are not known: %s; retrying", error)
         return False
 
     def _explain(self, snapshots: list[Snapshot], left: dict[str, list[TopicPartition]]) -> str:

@@ -25,7 +25,7 @@ def test_each_is_short_and_begins_with_what_it_shows_and_the_command_that_runs_i
     said = (ast.get_docstring(ast.parse(source)) or "").splitlines()
     assert re.fullmatch(r"\S.*[.]", said[0]), "what it shows, in one sentence"
     assert [said[1], said[3]] == ["", ""]
-    runs = rf"karafka-lite run examples\.{path.stem}:app --broker embedded --feed \S+ --drain"
+    runs = rf"karafka-lite run examples\.{path.stem}:app --broker embedded --feed \S+ --until-end"
     assert re.fullmatch(rf"    ({runs}|pytest examples/{path.name})", said[2])
 
 

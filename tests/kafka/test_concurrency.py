@@ -102,7 +102,16 @@ def test_a_script_that_writes_a_csv_file_at_module_level_writes_exactly_its_line
         "    for message in batch:\n"
         "        writer.writerow([message.partition, message.payload['n'], message.payload['text']])\n"
     )
-    command = [sys.executable, "-m", "karafka_lite", "run", "script", "--broker", kafka.bootstrap_servers, "--drain"]
+    command = [
+        sys.executable,
+        "-m",
+        "karafka_lite",
+        "run",
+        "script",
+        "--broker",
+        kafka.bootstrap_servers,
+        "--until-end",
+    ]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

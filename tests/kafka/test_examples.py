@@ -48,7 +48,7 @@ def karafka_lite(arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_first_command_of_the_readme_ends_with_a_summary_of_all_earthquakes() -> None:
     (command,) = re.findall(
-        r"^pip install -e \. && karafka-lite (.*--drain)$", (ROOT / "README.md").read_text(), re.MULTILINE
+        r"^pip install -e \. && karafka-lite (.*--until-end)$", (ROOT / "README.md").read_text(), re.MULTILINE
     )
     done = karafka_lite(command)
     assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ def test_the_first_command_of_the_readme_ends_with_a_summary_of_all_earthquakes(
 
 def test_the_buffer_writes_by_size_and_the_rest_at_the_end() -> None:
     done = karafka_lite(
-        "run examples.e11_every:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain"
+        "run examples.e11_every:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --until-end"
     )
     assert done.returncode == 0, done.stderr
     sizes = [int(size) for size in re.findall(r"writing (\d+) earthquakes", done.stdout)]

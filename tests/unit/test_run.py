@@ -122,7 +122,7 @@ QUICK = "='quick' must be pure or compiled, or unset"
     ("decoder", "options", "told"),
     [
         ("compiled", [], "=compiled: gone; install it with pip install 'karafka-lite[speed]'"),
-        ("quick", ["--drain", "--feed", "user_events=events.jsonl"], QUICK),
+        ("quick", ["--until-end", "--feed", "user_events=events.jsonl"], QUICK),
         ("quick", ["--broker", "embedded"], QUICK),
     ],
     ids=["missing", "unknown, with a file to send", "unknown, with a broker to start"],
