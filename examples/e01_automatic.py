@@ -1,6 +1,6 @@
 """Automatic mode: a batch is marked when its handler returns, and delivered again when it raises.
 
-    karafka-lite run examples.e01_automatic:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
+    karafka-lite run examples.e01_automatic:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --until-end
 
 The handler does not deal with offsets. If it ends early, by an exception or a crash, the whole batch is delivered
 again, so it must be safe to process a message twice.

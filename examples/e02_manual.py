@@ -1,6 +1,6 @@
 """Manual mode: each message is marked when it is done, so that after a failure only the rest is repeated.
 
-    karafka-lite run examples.e02_manual:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
+    karafka-lite run examples.e02_manual:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --until-end
 
 A mark costs less than a microsecond and stores the offset in memory. Stored offsets are committed every 5 s (App's
 ``auto_commit_interval_ms``), before another member gets the partition, and at the stop.

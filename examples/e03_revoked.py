@@ -1,6 +1,6 @@
 """Stop when a mark returns False: the partition, and the rest of the batch, belong to another member now.
 
-    karafka-lite run examples.e03_revoked:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
+    karafka-lite run examples.e03_revoked:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --until-end
 
 False means that nothing was stored. The new owner starts at the last commit and processes this message and all messages
 after it. A handler that continues does work that is done twice.

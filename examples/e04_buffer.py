@@ -1,6 +1,6 @@
 """Write earthquakes to SQLite in chunks, and the rest before the partition is revoked or the app stops.
 
-    karafka-lite run examples.e04_buffer:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
+    karafka-lite run examples.e04_buffer:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --until-end
 
 EARTHQUAKES_DB names the file; by default it is in the temp folder. Messages are marked after SQLite's commit: if the
 process is killed in between, the rows are written again and replace those with the same key. After a failure the

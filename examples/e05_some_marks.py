@@ -1,6 +1,6 @@
 """Automatic mode with a mark after every tenth message: a failure repeats at most nine finished messages.
 
-    karafka-lite run examples.e05_some_marks:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
+    karafka-lite run examples.e05_some_marks:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --until-end
 
 The end of the batch is marked automatically when the handler returns, if the partition is still ours.
 """

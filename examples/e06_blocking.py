@@ -1,6 +1,6 @@
 """Blocking marks and commits: continue when the offset is on the broker.
 
-    karafka-lite run examples.e06_blocking:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
+    karafka-lite run examples.e06_blocking:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --until-end
 
 Each costs a round trip, so use them for work that should rarely be done twice, such as waking somebody up, or before
 telling others that something is done. A crash between the work and the acknowledgement still repeats the message.

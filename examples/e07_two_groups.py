@@ -1,6 +1,6 @@
 """Two groups read one topic in one process, each with its own offsets, mode and pace.
 
-    karafka-lite run examples.e07_two_groups:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
+    karafka-lite run examples.e07_two_groups:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --until-end
 
 A failure in one does not delay the other. Each can be reset by its group's name, or moved to a process of its own.
 """

@@ -1,6 +1,6 @@
 """Retries, then dead letters: a message that cannot be processed is sent away, and the others go on.
 
-    karafka-lite run examples.e08_retry:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
+    karafka-lite run examples.e08_retry:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --until-end
 
 A message that is known to be wrong is sent to the dead-letter topic by the handler. A message that raises is retried,
 in its batch and then alone, and is then sent to the same topic, with the exception in its headers. As each message is

@@ -1,6 +1,6 @@
 """ctx.each marks each message when the loop asks for the next one, and ends early at a stop or a rebalance.
 
-    karafka-lite run examples.e09_each:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
+    karafka-lite run examples.e09_each:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --until-end
 
 So a stop or a rebalance waits for one message, not for the batch. Messages that were not yielded are not marked, not
 even in automatic mode, nor is the message at which the loop raises or is left by break or return.

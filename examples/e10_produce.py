@@ -1,6 +1,6 @@
 """Send messages to another topic: no input is committed before its output is acknowledged.
 
-    karafka-lite run examples.e10_produce:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
+    karafka-lite run examples.e10_produce:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --until-end
 
 The handler need not wait for the futures: the run ends when all messages are acknowledged, and fails if one is refused.
 A repeated batch sends its messages again; consumers recognise them by their id. The key keeps a region's earthquakes in

@@ -1,6 +1,6 @@
 """Write earthquakes in chunks: when there are 200 of them, once a second, and at the end.
 
-    karafka-lite run examples.e11_every:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain
+    karafka-lite run examples.e11_every:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --until-end
 
 Messages in the buffer are not marked, so they are not committed: whatever happens, they are delivered again. ctx.state
 belongs to one partition, ends with its ownership, and is emptied before a failed batch is retried. If write raises when

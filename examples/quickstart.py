@@ -1,4 +1,4 @@
-"""Count a week of real earthquakes, after: karafka-lite produce earthquakes examples/earthquakes.jsonl.
+"""Count a week of real earthquakes by magnitude, after: karafka-lite produce earthquakes examples/earthquakes.jsonl.
 
     karafka-lite run examples.quickstart:app
 
@@ -12,17 +12,14 @@ from karafka_lite import App
 app = App("earthquake-counter")
 
 
-@app.topic("earthquakes", manual_offsets=True)
+@app.topic("earthquakes")
 def count(batch, ctx):
-    regions = ctx.state.setdefault("regions", Counter())
-    for message in batch:
-        regions[message.payload["region"]] += 1
-        if not ctx.mark_as_consumed(message):  # the partition is no longer ours: its new owner continues
-            return
-    print(f"{regions.total()} earthquakes so far, most of them in {regions.most_common(1)[0][0]}", flush=True)
+    magnitudes = ctx.state.setdefault("magnitudes", Counter())
+    magnitudes.update(int(quake["magnitude"]) for quake in batch.payloads)
+    print(f"{magnitudes.total()} earthquakes so far, {magnitudes[6]} of magnitude 6", flush=True)
 
 
 @app.on_shutdown(count)
 def report(ctx):
-    for region, earthquakes in ctx.state.get("regions", Counter()).most_common(10):
-        print(f"{earthquakes:6} {region}")
+    for magnitude, earthquakes in sorted(ctx.state.get("magnitudes", Counter()).items()):
+        print(f"magnitude {magnitude}: {earthquakes:4} {'█' * (earthquakes // 20)}")

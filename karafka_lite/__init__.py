@@ -10,6 +10,7 @@ with warnings.catch_warnings():  # kafka-python 3.0 reads a file of its own in a
     from karafka_lite.app import App
 
 from karafka_lite.context import Context
+from karafka_lite.draining import Drained, DrainError, TopicTotals
 from karafka_lite.errors import (
     AccessError,
     BrokerUnavailableError,
@@ -29,12 +30,15 @@ __all__ = [  # noqa: RUF022 - grouped: what one writes, what one receives, what 
     "Batch",
     "Context",
     "Message",
+    "Drained",
+    "TopicTotals",
     "AccessError",
     "BrokerUnavailableError",
     "ClusterError",
     "CommitError",
     "ConfigurationError",
     "DeserializationError",
+    "DrainError",
     "FetchError",
     "KarafkaLiteError",
     "ProduceError",

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any, TypeVar
 
 from typing_extensions import Unpack
 
 from karafka_lite import forks
 from karafka_lite.client.reader import choose_reader
+from karafka_lite.draining import Drain, Drained
 from karafka_lite.errors import ConfigurationError, Exit
 from karafka_lite.observers.delivery import Observer
 from karafka_lite.observers.progress import Progress, Snapshot
 from karafka_lite.routing import Router, check_function
 from karafka_lite.runner import Member, Runner, System
-from karafka_lite.settings import Config, Settings, resolve_bootstrap_servers
+from karafka_lite.settings import Config, Settings, int_mistakes, refuse, resolve_bootstrap_servers
 from karafka_lite.signals import Signals
 
 ObserverT = TypeVar("ObserverT", bound=Observer)
@@ -31,7 +34,8 @@ class App(Router):
         group_id: consumer group of the app's topics, unless a topic names another.
         bootstrap_servers: ``"host:port,…"`` or a list. ``--broker`` of the command line wins over the environment's
             ``KARAFKA_LITE_BOOTSTRAP_SERVERS``, which wins over this.
-        concurrency: worker threads, shared by all groups. Partitions run side by side, none beside itself.
+        concurrency: how many calls of one handler may run at the same time, each for another partition. With 1 a
+            function never runs beside itself. Each handler has threads of its own; ``@app.topic(concurrency=N)`` wins.
         auto_commit_interval_ms: how often what is stored is committed.
         drain_timeout_ms: how long running handlers may take when the app stops or a partition is taken away; must be
             below ``max_poll_interval_ms``.
@@ -58,7 +62,7 @@ class App(Router):
         group_id: str,
         *,
         bootstrap_servers: str | Sequence[str] = "localhost:9092",
-        concurrency: int = 5,
+        concurrency: int = 1,
         auto_commit_interval_ms: int = 5000,
         drain_timeout_ms: int = 60_000,
         **settings: Unpack[Settings],
@@ -115,7 +119,11 @@ class App(Router):
         """
         if not log.hasHandlers():
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        with Signals() as signals:
+        return self._serve()
+
+    def _serve(self, *, main_thread: bool = True) -> int:
+        """Run on this thread, with signal handlers; ``main_thread`` False: where there can be some."""
+        with Signals(required=main_thread) as signals:
             runner = self._claim()
             signals.ask_to_stop(runner)
             runner.start()
@@ -144,6 +152,37 @@ class App(Router):
         """
         self._check_process()
         return self._runner is None or self._runner.stop() is not Exit.FORCED
+
+    def drain(self, *, idle_timeout_ms: int = 60_000) -> Drained:
+        """Process what is in the topics now, to the end of every partition, and stop. For scripts and schedulers.
+
+        It may be called on any thread; on the main one SIGINT and SIGTERM stop it in good order. Messages that come
+        meanwhile are processed while it runs, and do not delay its end.
+
+        Args:
+            idle_timeout_ms: how long it waits without any progress while no handler runs.
+
+        Returns:
+            What was done, in all and by topic.
+
+        Raises:
+            DrainError: it did not come to the end; its ``errors`` say why, by partition.
+            BrokerUnavailableError: none could be reached within ``bootstrap_timeout_ms``.
+            ConfigurationError: a topic does not exist, no topic is registered, or the app runs already.
+
+        Example::
+
+            drained = app.drain(idle_timeout_ms=30_000)
+            print(drained.messages, drained.topics["orders"].dead_letters)
+        """
+        refuse(*int_mistakes("idle_timeout_ms", idle_timeout_ms))
+        self._check_that_it_can_run()  # before the cluster is asked
+        with closing(Drain(self, partial(self._serve, main_thread=False), idle_timeout_ms / 1000)) as drain:
+            drain.prepare()
+            drain.run()
+        if mistakes := [member.error for member in self.members if member.error is not None]:
+            raise mistakes[0]
+        return drain.result()
 
     # -- what the command line asks
 
@@ -185,17 +224,21 @@ class App(Router):
                 snapshots.append(progress.snapshot(member.group, member.group_id, member.topics))
         return snapshots
 
+    def _check_that_it_can_run(self) -> None:
+        self._check_process()
+        if not self.groups:
+            raise ConfigurationError('no topic is registered: decorate a function with @app.topic("name")')
+        if self._runner is not None and not self._runner.ended.is_set():
+            raise ConfigurationError("this app runs already; stop() it first")
+        choose_reader()  # raises here, before anything is started
+
     def _claim(self) -> Runner:
         """A new runner, which is this app's from now on: of two threads that start it at once one is refused."""
         self._check_process()
         if not self._claiming.acquire(blocking=False):
             raise ConfigurationError("another thread is starting this app; start it once")
         try:
-            if not self.groups:
-                raise ConfigurationError('no topic is registered: decorate a function with @app.topic("name")')
-            if self._runner is not None and not self._runner.ended.is_set():
-                raise ConfigurationError("this app runs already; stop() it first")
-            choose_reader()  # raises here, before anything is started
+            self._check_that_it_can_run()
             leftovers = {member.group_id: list(member.group.leftovers.values()) for member in self.members}
             self._runner = Runner(self.config, self.brokers(), self.groups, self._observers, leftovers)
             forks.in_child(self, App._was_forked)

@@ -45,6 +45,11 @@ class Shell(Protocol):
     def send(self, run: Run, message: Outgoing) -> Future[tuple[int, int]]:
         """Send a message; what ``run`` marks from now on waits for it. Raises ProduceError: an earlier one failed."""
 
+    def dead_letter(
+        self, run: Run, message: Outgoing, offset: int, attempts: int, reason: str
+    ) -> Future[tuple[int, int]]:
+        """As ``send``; the message at ``offset`` of ``run`` counts as marked once everything before it is."""
+
 
 class Context:
     """The second argument of a handler and the only one of a hook; a new one for each call.
@@ -271,7 +276,9 @@ class Context:
         return self._shell.send(self._run, outgoing(topic, value, key, headers, partition, timestamp_ms))
 
     def dead_letter(self, message: Message, reason: str = "") -> Future[tuple[int, int]]:
-        """Send ``message`` to the route's dead-letter topic, by hand; it is not marked.
+        """Send ``message`` to the route's dead-letter topic, by hand: it counts as done.
+
+        In automatic mode nothing more is needed. In manual mode it is marked as soon as everything before it is.
 
         It keeps key, value and headers, and gets the headers ``source-topic``, ``source-partition``, ``source-offset``,
         ``source-timestamp`` (milliseconds), ``source-group``, ``attempts`` (this try included) and ``error``
@@ -288,7 +295,9 @@ class Context:
             if "id" not in message.payload:
                 ctx.dead_letter(message, "no id")
         """
-        return self._shell.send(self._run, self.as_dead_letters(message, reason, uncounted=1)[0])
+        letter = self.as_dead_letters(message, reason, uncounted=1)[0]
+        attempts = self._ownership.retries.tries_of(message.offset) + 1
+        return self._shell.dead_letter(self._run, letter, message.offset, attempts, cut(reason))
 
     def as_dead_letters(self, message: Message, reason: str, *, uncounted: int = 0) -> list[Outgoing]:
         """What is sent for ``message`` to the route's dead-letter topic; each is for where the one before is too large.
@@ -309,7 +318,7 @@ class Context:
             "source-offset": str(message.offset),
             "source-timestamp": str(message.timestamp_ms),
             "source-group": self.group_id,
-            "attempts": str(self._ownership.retries.tries_of(message.offset).all + uncounted),
+            "attempts": str(self._ownership.retries.tries_of(message.offset) + uncounted),
             "error": cut(reason),
         }
         own = [(name, value or b"") for name, value in message.headers]  # kafka-python sends no header of null

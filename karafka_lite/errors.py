@@ -140,6 +140,11 @@ class ProduceError(KarafkaLiteError):
         return error
 
     @classmethod
+    def unanswered(cls, run: str, limit_s: float) -> ProduceError:
+        """A message that ``run`` has sent was not acknowledged in time."""
+        return cls(f"{run}: a message was not acknowledged within {limit_s:.0f} s; it may have arrived")
+
+    @classmethod
     def of_dead_letter(cls, refused: BaseException, reason: str) -> ProduceError:
         """The dead-letter topic did not take a message, at which the handler had failed for ``reason``."""
         error = cls(f"could not send to the dead-letter topic ({describe(refused)}); handler error was {reason}")

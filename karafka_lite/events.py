@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from karafka_lite.errors import CRITICAL
-from karafka_lite.messages import TopicPartition
+from karafka_lite.messages import TopicPartition, where
 
 __all__ = ["Assigned", "Call", "CallEnded", "ClientFailed", "ClientLogged", "CommitFailed", "Committed", "Crashed"]
 __all__ += ["DeadLettered", "Event", "Idle", "Left", "Lost", "Moved", "PollFailed", "Revoked", "Stalled", "Stopping"]
@@ -147,6 +147,7 @@ class CallEnded(Call):
         retry_offset: where the next try begins; None where there is none (success, a hook, a partition that ends).
         retry_s: seconds until then.
         reason: type and text of ``error`` in one line of at most 2,000 characters; "" without one.
+        given_up: offset of the message that was given up, which a ``DeadLettered`` is about; None without one.
     """
 
     seconds: float
@@ -155,6 +156,7 @@ class CallEnded(Call):
     retry_offset: int | None = None
     retry_s: float = 0.0
     reason: str = ""
+    given_up: int | None = None
 
     @property
     def critical(self) -> bool:
@@ -163,18 +165,31 @@ class CallEnded(Call):
 
 
 @dataclass(frozen=True)
-class DeadLettered(CallEnded):
-    """A call has failed at its only message once too often, and the message was given up.
+class DeadLettered(Event):
+    """A message was given up: its handler failed once too often, or passed it to ``ctx.dead_letter``.
 
     Attributes:
+        topic, partition, offset: the message.
+        function: the handler's name.
         attempts: how often it was tried.
+        reason: the exception of the last try, or what the handler said.
         dead_letter: where it is now, as (topic, partition, offset of the dead letter); None with ``dead_letter=False``.
         left_out: headers that the dead letter lacks, because with them it would be too large for its topic.
+        error: what the last try raised; None where the handler passed it to ``ctx.dead_letter``.
     """
 
-    attempts: int = 0
+    topic: str
+    partition: int
+    offset: int
+    function: str
+    attempts: int
+    reason: str
     dead_letter: tuple[str, int, int] | None = None
     left_out: tuple[str, ...] = ()
+    error: BaseException | None = None
+
+    def __str__(self) -> str:
+        return where(self.topic, self.partition, self.offset)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from enum import Enum
-from typing import Any, NamedTuple, Protocol, cast, overload
+from typing import Any, Generic, NamedTuple, Protocol, cast, overload
+
+from typing_extensions import TypeVar
 
 from karafka_lite.errors import DeserializationError, describe
 
@@ -26,6 +28,8 @@ class Loads(Protocol):
 
 
 Deserializer = Callable[[bytes], Any]
+T = TypeVar("T", default=Any)  # of a payload
+D = TypeVar("D")
 
 
 class Record(Protocol):
@@ -83,8 +87,8 @@ class _Missing(Enum):
 _MISSING: Any = _Missing.MISSING
 
 
-class Message:
-    """One message, as Kafka has it.
+class Message(Generic[T]):
+    """One message, as Kafka has it. ``T`` is the type of its payload.
 
     Make one in a test with ``Message("user_events", 0, 5, value=b'{"id": 1}')``.
 
@@ -107,7 +111,7 @@ class Message:
         value: bytes | None = None,
         headers: Iterable[tuple[str, bytes]] = (),
         timestamp_ms: int = -1,
-        deserializer: Deserializer | Loads | None = json,
+        deserializer: Callable[[bytes], T] | Loads | None = json,
     ) -> None:
         self.topic: str = topic
         # An offset of 5.0 would be equal to that of a message, and no commit of it could be sent.
@@ -121,7 +125,7 @@ class Message:
         self._payload = _MISSING
 
     @property
-    def payload(self) -> Any:
+    def payload(self) -> T:
         """The decoded value: decoded at the first access and kept; None for a tombstone.
 
         Raises:
@@ -129,7 +133,7 @@ class Message:
         """
         if self._payload is _MISSING:
             self._payload = self._decode()
-        return self._payload
+        return cast("T", self._payload)
 
     @property
     def tombstone(self) -> bool:
@@ -140,6 +144,14 @@ class Message:
     def next_offset(self) -> int:
         """The offset that is stored when this message is marked: the next one to read."""
         return next_offset_after(self.offset)
+
+    @overload
+    def header(self, name: str) -> bytes | None: ...
+    @overload
+    def header(self, name: str, default: D) -> bytes | D: ...
+    def header(self, name: str, default: Any = None) -> Any:
+        """The value of the last header of that name, as Kafka's clients have it; ``default`` where there is none."""
+        return next((value for own, value in reversed(self.headers) if own == name), default)
 
     def __eq__(self, other: object) -> bool:
         """Equal where all that Kafka knows of them is."""
@@ -183,8 +195,10 @@ class Message:
         return f"<Message {self} key={self.key!r} value={_short(self.value)}>"
 
 
-class Batch(Sequence[Message]):
+class Batch(Sequence[Message[T]], Generic[T]):
     """An immutable sequence of messages of **one** topic-partition in offset order, never empty.
+
+    ``T`` is the type of their payloads, as the deserializer of the topic returns it: ``Batch[Order]``.
 
     Make one in a test from messages: ``Batch([Message("user_events", 0, 5, value=b"{}")])``. A Message is built when it
     is asked for and kept, so ``len``, ``last``, ``values`` and the offsets cost nothing per message.
@@ -193,9 +207,9 @@ class Batch(Sequence[Message]):
         ValueError: no message, messages of two partitions, or offsets that do not rise.
     """
 
-    __slots__ = ("_deserialize", "_end", "_messages", "_payloads", "_records", "partition", "topic")
+    __slots__ = ("_deserialize", "_end", "_messages", "_payloads", "_records", "_values", "partition", "topic")
 
-    def __init__(self, messages: Iterable[Message], *, end_offset: int | None = None) -> None:
+    def __init__(self, messages: Iterable[Message[T]], *, end_offset: int | None = None) -> None:
         given = list(messages)
         if not given:
             raise ValueError("a batch has at least one message")
@@ -206,22 +220,23 @@ class Batch(Sequence[Message]):
                 raise ValueError(f"a batch is of one partition: {before} and {after} are not")
             if after.offset <= before.offset:
                 raise ValueError(f"a batch is in offset order: {after} comes after {before}")
-        self._messages: list[Message | None] = list(given)
-        self._records: Sequence[Message | Record] = given
-        self._payloads: list[Any] | None = None
+        self._messages: list[Message[T] | None] = list(given)
+        self._records: Sequence[Message[T] | Record] = given
+        self._payloads: tuple[T, ...] | None = None
+        self._values: tuple[bytes | None, ...] | None = None
         self._end = end_offset
         self._deserialize: Deserializer | None = None
 
     @classmethod
     def of_records(
         cls, place: TopicPartition, records: Sequence[Record], end_offset: int | None, deserialize: Deserializer | None
-    ) -> Batch:
+    ) -> Batch[T]:
         """A batch over fetched records of ``place``; ``end_offset`` is the partition's end when they were fetched."""
         batch = cls.__new__(cls)
         batch.topic, batch.partition = place
         batch._records = records
         batch._messages = [None] * len(records)
-        batch._payloads = None
+        batch._payloads = batch._values = None
         batch._end = end_offset
         batch._deserialize = deserialize
         return batch
@@ -231,12 +246,12 @@ class Batch(Sequence[Message]):
         return self._records is records and (self.topic, self.partition) == tp
 
     @property
-    def first(self) -> Message:
+    def first(self) -> Message[T]:
         """The message with the lowest offset."""
         return self[0]
 
     @property
-    def last(self) -> Message:
+    def last(self) -> Message[T]:
         """The message with the highest offset; marking it marks the batch."""
         return self[-1]
 
@@ -251,16 +266,18 @@ class Batch(Sequence[Message]):
         return self._records[-1].offset
 
     @property
-    def payloads(self) -> list[Any]:
+    def payloads(self) -> tuple[T, ...]:
         """Decoded values, in order, each decoded once. Raises DeserializationError at the first that cannot be."""
         if self._payloads is None:
             self._payloads = self._decoded()
-        return self._payloads.copy()
+        return self._payloads
 
     @property
-    def values(self) -> list[bytes | None]:
+    def values(self) -> tuple[bytes | None, ...]:
         """Raw values, in order; None for a tombstone."""
-        return [record.value for record in self._records]
+        if self._values is None:
+            self._values = tuple([record.value for record in self._records])
+        return self._values
 
     @property
     def lag(self) -> int:
@@ -268,10 +285,10 @@ class Batch(Sequence[Message]):
         return max(0, (self._end or 0) - next_offset_after(self.last_offset))
 
     @overload
-    def __getitem__(self, index: int) -> Message: ...
+    def __getitem__(self, index: int) -> Message[T]: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Message]: ...
-    def __getitem__(self, index: int | slice) -> Message | Sequence[Message]:
+    def __getitem__(self, index: slice) -> Sequence[Message[T]]: ...
+    def __getitem__(self, index: int | slice) -> Message[T] | Sequence[Message[T]]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self._records)))]
         message = self._messages[index]
@@ -279,7 +296,7 @@ class Batch(Sequence[Message]):
             message = self._messages[index] = self._build(index)
         return message
 
-    def __iter__(self) -> Iterator[Message]:
+    def __iter__(self) -> Iterator[Message[T]]:
         for index, message in enumerate(self._messages):
             if message is None:
                 message = self._messages[index] = self._build(index)
@@ -291,16 +308,16 @@ class Batch(Sequence[Message]):
     def __repr__(self) -> str:
         return f"<Batch {where(self.topic, self.partition)}@{self.first_offset}..{self.last_offset} of {len(self)}>"
 
-    def _decoded(self) -> list[Any]:
+    def _decoded(self) -> tuple[T, ...]:
         # Without messages, where none was asked for; below an error is raised with the name of its message.
         if (decode := self._deserialize) is not None and not any(self._messages):
             with suppress(Exception):
-                return [None if value is None else decode(value) for value in self.values]
-        return [message.payload for message in self]
+                return tuple([cast("T", None) if value is None else decode(value) for value in self.values])
+        return tuple([message.payload for message in self])
 
-    def _build(self, index: int) -> Message:
+    def _build(self, index: int) -> Message[T]:
         record: Any = self._records[index]
-        message = Message.__new__(Message)
+        message: Message[T] = Message.__new__(Message)
         message.topic, message.partition = self.topic, self.partition
         message.offset = record.offset
         message.key = record.key

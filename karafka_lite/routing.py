@@ -11,22 +11,47 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, overload
+
+from typing_extensions import TypedDict, Unpack
 
 from karafka_lite.context import Context
 from karafka_lite.core.backoff import Backoff
 from karafka_lite.core.options import Hook, Options, RegisteredHook
 from karafka_lite.core.ownership import Run
-from karafka_lite.errors import ConfigurationError
+from karafka_lite.errors import ConfigurationError, DeserializationError
 from karafka_lite.messages import TOPIC, Batch, Deserializer, Loads, as_deserializer
 from karafka_lite.settings import group_id_mistakes, int_mistakes, refuse, safe_repr
 
-Handler = Callable[[Batch, Context], object]
+Handler = Callable[[Batch[Any], Context], object]
 HookFunction = Callable[[Context], object]
 DeadLetter = str | Literal[False] | None
-HandlerT = TypeVar("HandlerT", bound=Handler)
+T = TypeVar("T")
+R = TypeVar("R")
 HookT = TypeVar("HookT", bound=HookFunction)
 DEFAULT_MAX_RETRIES = 3  # with a dead_letter
+NO_RETRY: tuple[type[BaseException], ...] = (DeserializationError,)
+
+
+class TopicOptions(TypedDict, total=False):
+    """What ``@app.topic`` takes beside names and a deserializer; there they are explained."""
+
+    manual_offsets: bool
+    group_id: str | None
+    concurrency: int | None
+    max_messages: int
+    batch_timeout_ms: int
+    backoff_ms: int
+    backoff_max_ms: int
+    max_retries: int | None
+    dead_letter: DeadLetter
+    no_retry: type[BaseException] | tuple[type[BaseException], ...] | None
+
+
+class Registers(Protocol[T]):
+    """A decorator of handlers of ``Batch[T]``."""
+
+    def __call__(self, handler: Callable[[Batch[T], Context], R], /) -> Callable[[Batch[T], Context], R]: ...
 
 
 class Router:
@@ -45,11 +70,20 @@ class Router:
             groups.setdefault(route.group_id, {}).update(dict.fromkeys(route.topics, route))
         return groups
 
+    @overload
+    def topic(
+        self, *topics: str, deserializer: Callable[[bytes], T], **options: Unpack[TopicOptions]
+    ) -> Registers[T]: ...
+    @overload
+    def topic(self, *topics: str, deserializer: None, **options: Unpack[TopicOptions]) -> Registers[bytes]: ...
+    @overload
+    def topic(self, *topics: str, deserializer: Loads = json, **options: Unpack[TopicOptions]) -> Registers[Any]: ...
     def topic(
         self,
         *topics: str,
         manual_offsets: bool = False,
         group_id: str | None = None,
+        concurrency: int | None = None,
         max_messages: int = 500,
         batch_timeout_ms: int = 0,
         deserializer: Deserializer | Loads | None = json,
@@ -57,7 +91,8 @@ class Router:
         backoff_max_ms: int = 30_000,
         max_retries: int | None = None,
         dead_letter: DeadLetter = None,
-    ) -> Callable[[HandlerT], HandlerT]:
+        no_retry: type[BaseException] | tuple[type[BaseException], ...] | None = None,
+    ) -> Registers[Any]:
         """Register a handler for ``topics``; returns the function unchanged.
 
             @app.topic("user_events", batch_timeout_ms=1000)
@@ -68,6 +103,8 @@ class Router:
             topics: one or more names. A topic may be in several groups, once in each.
             manual_offsets: commit only what the handler marks, instead of each batch that it has finished.
             group_id: consumer group of these topics; None: the app's own.
+            concurrency: how many calls of this handler and its hooks may run at the same time, each for another
+                partition; None: as the App says (1).
             max_messages: maximum number of messages in a batch.
             batch_timeout_ms: how long to wait for ``max_messages``; 0 passes on what has arrived.
             deserializer: a function ``bytes -> payload``, or a module with ``loads``; None leaves the payload as bytes.
@@ -75,7 +112,9 @@ class Router:
             backoff_max_ms: the longest such wait.
             dead_letter: where to send a message that keeps failing: a topic (headers say where it came from and why);
                 False: log and skip it; None: retry it forever.
-            max_retries: how often a batch, and then each of its messages alone, is retried before that (default: 3).
+            max_retries: how often a message is retried before that (default: 3).
+            no_retry: exceptions after which a retry is pointless: the message is given up at once (default:
+                ``DeserializationError``).
 
         Raises:
             ConfigurationError: a topic name or an option is invalid, the group already has one of the topics, or the
@@ -94,18 +133,27 @@ class Router:
         refuse(*int_mistakes("backoff_max_ms", backoff_max_ms, least=backoff_ms, why=" (backoff_ms)"))
         if decode is not None:
             refuse(*_deserializer_mistakes(deserializer, decode))
-        refuse(*_dead_letter_mistakes(dead_letter, max_retries, topics))
+        if concurrency is not None:
+            refuse(*int_mistakes("concurrency", concurrency))
+        refuse(*_dead_letter_mistakes(dead_letter, max_retries, no_retry, topics))
         backoff = Backoff(backoff_ms, backoff_max_ms)
         budget = None if dead_letter is None else 1 + (DEFAULT_MAX_RETRIES if max_retries is None else max_retries)
+        pointless = NO_RETRY if no_retry is None else no_retry if isinstance(no_retry, tuple) else (no_retry,)
         options = Options(manual_offsets, max_messages, batch_timeout_ms, backoff, budget=budget)
 
-        def register(handler: HandlerT) -> HandlerT:
+        def register(handler: Callable[[Batch[Any], Context], R], /) -> Callable[[Batch[Any], Context], R]:
             refuse(*_function_mistakes("@app.topic", handler, ("batch", "ctx")))
             refuse(*_taken_mistakes(self.groups.get(group, {}), topics, handler))
             # All routes of a handler share one list, so that a hook reaches also those registered after the hook.
             first = self._route_of(handler)
+            if first and first.concurrency != concurrency:
+                refuse(
+                    f"{name_of(handler)} has concurrency={first.concurrency} for {', '.join(first.topics)}: all topics "
+                    f"of a handler share its threads; give each @app.topic of it the same concurrency"
+                )
             hooks = first.hooks if first else []
-            self._routes.append(Route(topics, handler, group, options, decode, hooks, dead_letter))
+            dead_letters = dead_letter, pointless
+            self._routes.append(Route(topics, handler, group, options, decode, hooks, *dead_letters, concurrency))
             return handler
 
         return register
@@ -196,6 +244,8 @@ class Route:
     deserialize: Deserializer | None
     hooks: list[RegisteredHook]
     dead_letter: DeadLetter = None
+    no_retry: tuple[type[BaseException], ...] = NO_RETRY
+    concurrency: int | None = None
 
     @functools.cached_property
     def name(self) -> str:
@@ -214,6 +264,10 @@ class Route:
     def batch_of(self, run: Run) -> Batch:
         """The messages of a call of the handler."""
         return Batch.of_records(run.ownership.tp, run.records, run.chunk.end_offset, self.deserialize)
+
+
+Routes = Mapping[str, Mapping[str, Route]]
+"""Group id -> topic -> route."""
 
 
 def check_function(decorator: str, function: object, parameters: tuple[str, ...]) -> None:
@@ -243,11 +297,17 @@ def _topic_mistakes(topics: tuple[object, ...]) -> Iterator[str]:
             yield f"topic {topic!r} is given twice in one @app.topic"
 
 
-def _dead_letter_mistakes(dead_letter: object, max_retries: object, topics: Sequence[str]) -> Iterator[str]:
+def _dead_letter_mistakes(
+    dead_letter: object, max_retries: object, no_retry: object, topics: Sequence[str]
+) -> Iterator[str]:
     if dead_letter is None:
-        if max_retries is not None:
-            yield "max_retries requires dead_letter=: name a topic, or pass False to log and skip"
+        for name, value in (("max_retries", max_retries), ("no_retry", no_retry)):
+            if value is not None:
+                yield f"{name} requires dead_letter=: name a topic, or pass False to log and skip"
         return
+    for kind in no_retry if isinstance(no_retry, tuple) else () if no_retry is None else (no_retry,):
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            yield f"no_retry must be an exception class or a tuple of them, got {safe_repr(kind)}"
     if max_retries is not None:
         yield from int_mistakes("max_retries", max_retries, least=0)
     if dead_letter is False:

@@ -2,14 +2,14 @@
 
     poller      one per group   the poll step in a loop, also while handlers run; at the end it winds down and leaves
     committer   one per group   the commit step in a loop: the only caller of ``Client.commit``
-    workers     ``concurrency`` user code; they never touch a client
+    workers     per handler, up to its ``concurrency``: user code; they never touch a client
     main                        waits for a reason to stop, and stops in order
     kafka-python's IO thread    calls ``on_assigned``, ``on_revoke`` and ``on_lost`` at a rebalance; must not be blocked
     kafka-python's sender       calls ``_answered`` for messages that user code has sent
 
-What is decided, ``core/`` decides; what knows Kafka is ``client/``; what people are shown comes from ``observers/``. A
-step takes the time and returns the seconds to rest. ``testing`` and the simulation of the tests drive the same steps.
-Under a group's lock nothing is logged, sent, or called back. Events are collected there and emitted after its release.
+What is decided, ``core/`` decides; what knows Kafka is ``client/``. A step takes the time and returns the seconds to
+rest; ``testing`` and the simulation drive the same steps. Under a group's lock nothing is logged, sent, or called back:
+events are collected there, and emitted after its release.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from karafka_lite.context import Context
 from karafka_lite.core.group import Group
 from karafka_lite.core.marks import Send
 from karafka_lite.core.options import SeekTarget
-from karafka_lite.core.ownership import Ownership, Run, State
+from karafka_lite.core.ownership import Leftovers, Ownership, Run, State
 from karafka_lite.errors import CommitError, Exit, KarafkaLiteError, ProduceError
 from karafka_lite.messages import Outgoing, TopicPartition, where
 from karafka_lite.observers.delivery import Deliveries, Observer
@@ -37,7 +37,7 @@ from karafka_lite.observers.frames import stacks
 from karafka_lite.observers.news import DeadLetter, News
 from karafka_lite.observers.progress import Progress
 from karafka_lite.observers.report import report_delivery
-from karafka_lite.routing import Route, name_of
+from karafka_lite.routing import Route, Routes, name_of
 from karafka_lite.settings import Config
 
 LOOK_AGAIN_S = 0.1  # how late a thread that waits sees that the membership was lost
@@ -46,6 +46,7 @@ SIGNALS_S = 0.5  # how late a signal may be seen that came at a bad moment
 SPINS = 1000  # tries of a mark to get the lock before it waits in the lock's queue
 THREAD_END_S, STUCK_END_S = 5.0, 0.1  # for a thread of ours that has nothing to do any more, and for a stuck one
 ANSWER_SLACK_S = 5.0  # beyond delivery_timeout_ms: then nothing waits for an answer any longer
+Sent = Future[tuple[int, int]]  # (partition, offset) of what was sent
 
 
 class ExitRequest(NamedTuple):
@@ -56,11 +57,8 @@ class ExitRequest(NamedTuple):
     crashed: bool = False  # by a bug of ours: no later request changes the exit code
 
 
-# -- what the members of a run share: tests pass others ----------------------------------------------------------------
-
-
 class System:
-    """Locks, threads and the clock of the operating system."""
+    """Locks, threads and the clock of the operating system; tests pass others."""
 
     now = staticmethod(time.monotonic)
     lock = staticmethod(threading.Lock)
@@ -70,41 +68,43 @@ class System:
     thread_id = staticmethod(threading.get_ident)
     yield_now = staticmethod(partial(time.sleep, 0))
 
-    def thread(self, name: str, function: Callable[[], None]) -> Any:
+    def thread(self, name: str, function: Callable[[], object]) -> Any:
         return threading.Thread(target=function, name=name, daemon=True)  # not started yet
 
 
 class Workers:
-    """``concurrency`` threads for user code, shared by all groups of a process."""
+    """Threads for the user code of one handler, made when needed. ``_idle``: those without a job, less waiting jobs."""
 
-    def __init__(self, system: System, concurrency: int) -> None:
-        self._thread_id = system.thread_id
-        self._jobs = system.queue()
-        self.inside: dict[int, Run] = {}  # thread id -> the user code that it runs
-        self._threads = [system.thread(f"karafka-worker-{number}", self._work) for number in range(concurrency)]
-
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+    def __init__(self, system: System, name: str, concurrency: int, inside: dict[int, Run]) -> None:
+        self._system, self._name, self._concurrency, self.inside = system, name, concurrency, inside
+        self.jobs, self.threads, self._lock, self._idle = system.queue(), list[Any](), system.lock(), 0
 
     def put(self, member: Member, ownership: Ownership) -> None:
-        self._jobs.put((member, ownership))
+        with self._lock:
+            self.jobs.put((member, ownership))
+            self._idle -= 1
+            if self._idle < 0 and len(self.threads) < self._concurrency:
+                name = f"karafka-worker-{self._name}-{len(self.threads)}"
+                self.threads.append(self._system.thread(name, self._work))
+                self._idle += 1
+                self.threads[-1].start()
 
     def stop(self) -> None:
         """End the threads and wait for them, but not for those that are stuck in user code."""
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
+        for _ in self.threads:
+            self.jobs.put(None)
+        for thread in self.threads:
             thread.join(STUCK_END_S if thread.ident in self.inside else THREAD_END_S)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self.jobs.get()) is not None:
             member, ownership = job
             try:
-                member.run(ownership, self._thread_id(), self.inside)
+                member.run(ownership, self._system.thread_id(), self.inside)
             except BaseException as bug:  # noqa: BLE001 - user code is caught further in, so this is a bug of ours
-                member.crash("worker", bug)
-                return
+                member.crash("worker", bug)  # the app stops; it still needs this thread for what is due before its end
+            with self._lock:
+                self._idle += 1
 
 
 class Shared(NamedTuple):
@@ -112,7 +112,8 @@ class Shared(NamedTuple):
 
     config: Config
     system: System
-    workers: Workers
+    workers_of: Callable[[Route], Workers]  # the same for all routes of a handler, in whatever group
+    inside: dict[int, Run]  # thread id -> the user code that it runs
     outbox: Outbox
     make_client: Callable[[Member], Client]
     emit: Callable[[events.Event], None]
@@ -135,23 +136,22 @@ class Member:
         self._shared = shared
         self._now = system.now
         self._routes, self.topics = routes, list(routes)
+        self._workers = {topic: shared.workers_of(route) for topic, route in routes.items()}
         self._drain_s = config.drain_timeout_ms / 1000
         self._client = shared.make_client(self)
-        self._connected = self._closed = self.begun = False
+        self._connected = self._closed = self.begun = self.positions_wanted = self._handing_over = False
         self._subscribed: set[str] = set()
-        self._look_for_topics_at = 0.0
-        self.positions_wanted = False
+        self._look_for_topics_at = self._wind_down_until = 0.0
         options, reset = {topic: route.options for topic, route in routes.items()}, self._client.reset
         self.group = Group(options, **config.of_group, reset=reset, leftovers=leftovers, now=self._now(), name=group_id)
         self.lock = system.lock()
         self._changed = system.condition(self.lock)
         self._changes = 0  # how often ``_changed`` was notified
         self._news = News(group_id, lambda run: routes[run.ownership.tp[0]].name_of_call(run), shared.emit)
-        self._handing_over = False  # a rebalance waits for us
         self._at_stop: list[Ownership] = []  # what was ours when the stop began
-        self._wind_down_until = 0.0
         self.poller = system.thread(f"karafka-poller-{group_id}", self._live)
-        self._committer = system.thread(f"karafka-committer-{group_id}", self._commit_until_closed)
+        commit = partial(self._tell_how_it_ends, "committer", partial(self._repeat, self.commit_step))
+        self._committer = system.thread(f"karafka-committer-{group_id}", commit)
         forks.watch(self)
 
     # -- the lock
@@ -182,15 +182,15 @@ class Member:
             self._news.lost(self.group.lose(now, rejoin=True))
 
     def _dispatch(self) -> None:
-        """Pass on what the group has decided: to workers, and to who waits."""
-        for ownership in self.group.take_ready():
-            self._shared.workers.put(self, ownership)
+        """Pass on what the group has decided: to who waits, and to workers."""
         if self.group.changed:
             self.group.changed = False
             self._changes += 1
             self._changed.notify_all()
             if self._handing_over:
                 self._client.wake_rebalance()
+        for ownership in self.group.take_ready():
+            self._workers[ownership.tp[0]].put(self, ownership)
 
     def _repeat(self, step: Callable[[float], float | None]) -> None:
         """Call ``step`` with the time, and rest as long as it says, until it returns None."""
@@ -270,14 +270,12 @@ class Member:
         self._apply_plan()
         try:
             fetched = self._client.poll(paused=bool(self.group.paused))
-        except errors.FetchError as error:
+        except (errors.FetchError, StrayedError) as error:
             with self.locked() as now:
-                if (wait := self.group.fetch_failed((error.topic, error.partition), now)) is not None:
+                if isinstance(error, StrayedError):
+                    self.group.stray(error.strays, now)
+                elif (wait := self.group.fetch_failed((error.topic, error.partition), now)) is not None:
                     self._news.add(events.Unreadable, error.topic, error.partition, error, wait)
-            return 0.0
-        except StrayedError as gone:
-            with self.locked() as now:
-                self.group.stray(gone.strays, now)
             return 0.0
         if fetched or self.positions_wanted:
             with self.locked() as now:
@@ -361,7 +359,7 @@ class Member:
             error = unsent
             if run.hooks:
                 self._news.hook_ended(run, None, self._now() - run.began, unsent)
-        run.failed_with(error)
+        run.failed_with(error, pointless=isinstance(error, route.no_retry))
         gives_up = False
         if error is not None:
             with self.lock:
@@ -398,27 +396,27 @@ class Member:
                 if not marks.in_flight:
                     return marks.failure
                 if self._now() >= deadline:
-                    late = f"{run}: a message was not acknowledged within {limit_s:.0f} s; it may have arrived"
-                    marks.give_up_answers(ProduceError(late))
+                    marks.give_up_answers(ProduceError.unanswered(str(run), limit_s))
                     continue
                 self._changed.wait(LOOK_AGAIN_S)
             outbox.check()
 
     def _send_dead_letter(self, run: Run, route: Route, context: Context) -> None:
-        """Give the only message of ``run`` up once its dead letter is acknowledged; else the run has failed."""
-        at: DeadLetter = None
+        """Give the culprit of ``run`` up once its dead letter is acknowledged; else the run has failed."""
+        given_up: DeadLetter = None
         try:
-            letters = context.as_dead_letters(route.batch_of(run).first, run.reason)
-            letter, sent = letters[0], Future[tuple[int, int]]()
+            (message,) = (message for message in route.batch_of(run) if message.offset == run.culprit)
+            letters = context.as_dead_letters(message, run.reason)
+            letter, sent = letters[0], Sent()
             for letter in letters:  # each smaller than the one before
                 sent = self.send(run, letter, after_failure=True)
                 self._await_answers(run)
                 if not getattr(sent.exception(0), "too_large", False):
                     break
-            at = (letter.topic, *sent.result(0)), letter.left_out(letters[0])
+            given_up = (letter.topic, *sent.result(0)), letter.left_out(letters[0])
         except Exception as refused:  # noqa: BLE001 - whatever it is, the run has to end
             run.failed_with(ProduceError.of_dead_letter(refused, run.reason))
-        self._end(run, at is not None, at)
+        self._end(run, given_up is not None, given_up)
 
     def _end(self, run: Run, given_up: bool = False, letter: DeadLetter = None) -> None:
         """End the run; ``letter``: the dead letter of the message that is given up."""
@@ -494,7 +492,7 @@ class Member:
         with self.locked() as now:
             return self.group.pause(ownership, now + ms / 1000, now)
 
-    def send(self, run: Run, message: Outgoing, *, after_failure: bool = False) -> Future[tuple[int, int]]:
+    def send(self, run: Run, message: Outgoing, *, after_failure: bool = False) -> Sent:
         ownership = run.ownership
         with self.lock:
             if ownership.run is not run:
@@ -508,6 +506,14 @@ class Member:
             self._answered(ownership, send, None)
             raise
         future.add_done_callback(lambda done: self._answered(ownership, send, done.exception()))
+        return future
+
+    def dead_letter(self, run: Run, message: Outgoing, offset: int, attempts: int, reason: str) -> Sent:
+        future = self.send(run, message)
+        with self.lock:
+            run.ownership.mark_given_up(run, offset)
+        tell = partial(self._news.given_up, run, offset, attempts, reason)
+        future.add_done_callback(lambda done: done.exception() or tell(((message.topic, *done.result()), ())))
         return future
 
     def _answered(self, ownership: Ownership, send: Send, failure: BaseException | None) -> None:
@@ -530,9 +536,6 @@ class Member:
             self.group.committed(commits, refusals, now)
             self._news.committed(commits, refusals)
         return 0.0
-
-    def _commit_until_closed(self) -> None:
-        self._tell_how_it_ends("committer", partial(self._repeat, self.commit_step))
 
     # -- a rebalance, on the client's IO thread. Calls of a replaced client change nothing; nothing is emitted.
 
@@ -586,10 +589,8 @@ class Member:
                 self._news.add(events.Stopping, error)
 
     def wind_down_step(self, now: float) -> float | None:
-        """Wait for handlers, ``on_shutdown`` hooks and the last commit, inside the bounds. None: that is over.
-
-        Nothing is polled meanwhile: heartbeats go on, and no new assignment can come in between.
-        """
+        """Wait for handlers, ``on_shutdown`` hooks and the last commit, inside the bounds. None: that is over."""
+        # Nothing is polled meanwhile: heartbeats go on, and no new assignment can come in between.
         with self.locked() as now:
             self._wind_down_until = self._wind_down_until or now + self._drain_s
             self.group.advance(now)
@@ -602,21 +603,17 @@ class Member:
         self.begin_stop()
         self._repeat(self.wind_down_step)
         with self.locked() as now:
-            stuck = stacks(self._shared.workers.inside, self.group.leftovers.values())
+            stuck = stacks(self._shared.inside, self.group.leftovers.values())
             uncommitted = [o for o in self._at_stop if o.state is State.REVOKED and o.marks.uncommitted]
             self._news.uncommitted(uncommitted)
             self._news.stuck(stuck, self._drain_s * 1000)
             self._closed = True
             self.group.close(now)
-            self.group.changed = True
         if self._committer.ident is not None:
             self._committer.join(self._drain_s)
             error = self._client.close()
             self._news.emit_now(events.Left, {ownership.tp: ownership.unmarked for ownership in self._at_stop}, error)
         return Exit.FORCED if stuck or uncommitted else Exit.CLEAN
-
-
-# -- a run of the app --------------------------------------------------------------------------------------------------
 
 
 class Runner:
@@ -625,23 +622,28 @@ class Runner:
     def __init__(
         self,
         config: Config,
-        bootstrap_servers: Sequence[str],
-        routes: Mapping[str, Mapping[str, Route]],
+        servers: Sequence[str],
+        routes: Routes,
         observers: Sequence[Observer],
-        leftovers: Mapping[str, Iterable[Ownership]],
+        leftovers: Leftovers,
     ) -> None:
         system = System()
         self.progress = Progress()
         self._deliveries = Deliveries(self.progress.observe, report_delivery(), observers)
         emit = self._deliveries.emit
         self._requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()  # ``put`` may be called by signal handlers
-        self._workers = Workers(system, config.concurrency)
-        self._outbox = producer.Outbox(bootstrap_servers, config.settings, emit)
+        self._inside: dict[int, Run] = {}
+        self._workers: dict[int, Workers] = {}  # by the list of hooks that all routes of a handler share
+        self._outbox = producer.Outbox(servers, config.settings, emit)
 
         def make_client(member: Member) -> Client:
-            return consumer.Client(member.group_id, bootstrap_servers, config.settings, member, emit)
+            return consumer.Client(member.group_id, servers, config.settings, member, emit)
 
-        shared = Shared(config, system, self._workers, self._outbox, make_client, emit, self._requests)
+        def workers_of(route: Route) -> Workers:
+            workers = Workers(system, route.name, route.concurrency or config.concurrency, self._inside)
+            return self._workers.setdefault(id(route.hooks), workers)
+
+        shared = Shared(config, system, workers_of, self._inside, self._outbox, make_client, emit, self._requests)
         self.members = [Member(shared, name, topics, leftovers.get(name, ())) for name, topics in routes.items()]
         self.ended = threading.Event()  # handlers that are stuck may still be running
         self._exit, self._crashed = Exit.CLEAN, False
@@ -649,7 +651,6 @@ class Runner:
     def start(self) -> None:
         """Start all threads; the pollers connect."""
         self._deliveries.start()
-        self._workers.start()
         for member in self.members:
             member.poller.start()
 
@@ -679,7 +680,8 @@ class Runner:
                 member.begin_stop()
                 if not member.connected.is_set():
                     left.add(member)  # nothing was joined: its thread ends by itself when the client gives up
-        self._workers.stop()
+        for workers in self._workers.values():
+            workers.stop()
         self._outbox.close()
         self._deliveries.stop()
         self.ended.set()
@@ -692,7 +694,7 @@ class Runner:
     def stop(self) -> Exit:
         """Stop and wait for the end. User code only asks: the end waits for it."""
         self.ask_to_stop()
-        if threading.get_ident() in self._workers.inside:
+        if threading.get_ident() in self._inside:
             return Exit.CLEAN
         self.ended.wait()
         return self._exit

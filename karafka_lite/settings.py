@@ -98,8 +98,8 @@ UNSUPPORTED: dict[str, str] = {
 
 
 TOPIC_OPTIONS = {
-    *("manual_offsets", "max_messages", "batch_timeout_ms", "deserializer"),
-    *("backoff_ms", "backoff_max_ms", "max_retries", "dead_letter"),
+    *("manual_offsets", "concurrency", "max_messages", "batch_timeout_ms", "deserializer"),
+    *("backoff_ms", "backoff_max_ms", "max_retries", "dead_letter", "no_retry"),
 }
 """Options of ``@app.topic``, which are sometimes passed to App by mistake."""
 
@@ -130,7 +130,7 @@ class Config:
         group_id: str,
         *,
         bootstrap_servers: Servers = "localhost:9092",
-        concurrency: int = 5,
+        concurrency: int = 1,
         auto_commit_interval_ms: int = 5000,
         drain_timeout_ms: int = 60_000,
         settings: Mapping[str, Any] | None = None,

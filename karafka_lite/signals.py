@@ -29,19 +29,22 @@ class Signals:
     The previous handlers are restored on exit, and in a forked child, which dies of a signal as any process does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, required: bool = True) -> None:
+        self._required = required
         self._stoppable: _Stoppable | None = None
         self._first: float | None = None  # when the first signal came
         self._before: dict[int, Callable[[int, FrameType | None], Any] | int] = {}
 
     def __enter__(self) -> Self:
-        """Raises ConfigurationError: this is not the main thread."""
+        """Raises ConfigurationError: this is not the main thread, and signals are required."""
         for number in SIGNALS:
             if number == HANG_UP and signal.getsignal(number) is signal.SIG_IGN:  # by nohup
                 continue
             try:
                 before = signal.signal(number, self._on_signal)
             except ValueError:
+                if not self._required:
+                    return self
                 raise ConfigurationError("app.run() is for the main thread; in another one use app.start()") from None
             self._before[number] = signal.SIG_DFL if before is None else before  # None: one that C code installed
         forks.in_child(self, Signals._restore)

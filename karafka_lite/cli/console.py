@@ -203,6 +203,14 @@ def _is_not_shown_yet(record: logging.LogRecord) -> bool:
     return True
 
 
+def _concurrency(app: App) -> str:
+    routes = [route for topics in app.groups.values() for route in topics.values()]
+    most = max((route.concurrency or app.config.concurrency for route in routes), default=1)
+    if most == 1:
+        return "1 call of a handler at a time; --concurrency N runs partitions side by side"
+    return f"up to {most} calls of a handler at a time, each for another partition"
+
+
 def _plain_handler() -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -212,11 +220,11 @@ def _plain_handler() -> logging.Handler:
 def _plain_banner(app: App, broker: str) -> None:
     # Every line is complete by itself: a log collector separates them.
     brokers = ", ".join(app.brokers())
-    lines = [f"karafka-lite {__version__}, {app.config.concurrency} workers, brokers: {brokers}"]
+    lines = [f"karafka-lite {__version__}, brokers: {brokers}"]
     lines += [f"group {row.group}: {row.topic} -> {row.function} ({row.offsets} offsets)" for row in _rows(app)]
     lines += [f"the {broker} broker is {_FOR_DEVELOPMENT}"] if broker else []
     lines.append(f"record decoder: {choose_reader().name}")
-    lines.append("stop with Ctrl-C or SIGTERM")
+    lines += [_concurrency(app), "stop with Ctrl-C or SIGTERM"]
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 
@@ -289,8 +297,8 @@ def _rich_banner(app: App, broker: str) -> None:
     brokers = Text.assemble(("brokers ", "dim"), ", ".join(app.brokers()))
     decoder = Text.assemble(("record decoder ", "dim"), choose_reader().name)
     kind = [Text(f"the {broker} broker is {_FOR_DEVELOPMENT}")] if broker else []
-    end = Text.assemble((f"{app.config.concurrency} workers, stop with ", "dim"), ("Ctrl-C", "bold"))
-    _rich_panel(Group(table, Text(), brokers, decoder, *kind, end))
+    end = Text.assemble(("stop with ", "dim"), ("Ctrl-C", "bold"))
+    _rich_panel(Group(table, Text(), brokers, decoder, *kind, Text(_concurrency(app), "dim"), end))
 
 
 def _rich_panel(content: RenderableType) -> None:

@@ -11,12 +11,12 @@ from contextlib import closing, contextmanager
 
 from karafka_lite.app import App
 from karafka_lite.cli import broker, config, console, importer
-from karafka_lite.cli.drain import NOT_DRAINED, Drain
 from karafka_lite.cli.feed import Feed, feed
 from karafka_lite.cli.options import Commands, add_command, add_config, add_image, add_log_level, seconds
 from karafka_lite.client.reader import choose_reader
+from karafka_lite.draining import NOT_DRAINED, Drain
 
-DRAIN_TIMEOUT_S = 60.0
+IDLE_TIMEOUT_S = 60.0
 GC_THRESHOLD = 10_000
 
 _EPILOG = """\
@@ -33,14 +33,14 @@ examples:
   karafka-lite run orders:app --broker docker  Apache Kafka in a container
   karafka-lite run orders:app --feed orders=orders.jsonl
                                                first send each line to the topic
-  karafka-lite run orders:app --drain          stop at the end of its topics
+  karafka-lite run orders:app --until-end          stop at the end of its topics
 
 exit codes:
   0  clean stop
   1  configuration, usage or import error, or a critical exception
   2  forced stop: a handler or the final commit took too long
   3  no broker could be reached
-  4  --drain did not reach the end
+  4  --until-end did not reach the end
 """
 
 
@@ -71,15 +71,17 @@ def add_to(commands: Commands) -> None:
         default=[],
         help="before the App starts, send each line of FILE (JSON; - for standard input) to TOPIC; repeatable",
     )
-    group.add_argument("--drain", action="store_true", help="process what is in the topics now, then stop")
+    group.add_argument("--until-end", action="store_true", help="process what is in the topics now, then stop")
     group.add_argument(
-        "--drain-timeout",
+        "--idle-timeout",
         metavar="SECONDS",
         type=seconds,
-        help=f"with --drain: exit with 4 after this long without progress (default: {DRAIN_TIMEOUT_S:g})",
+        help=f"with --until-end: exit with 4 after this long without progress (default: {IDLE_TIMEOUT_S:g})",
     )
     group = parser.add_argument_group("processing")
-    group.add_argument("--concurrency", metavar="N", type=int, help="overrides the App's concurrency")
+    group.add_argument(
+        "--concurrency", metavar="N", type=int, help="calls of one handler at a time, each for another partition"
+    )
     group.add_argument(
         "--no-gc-tuning", action="store_true", help=f"do not raise Python's GC threshold to {GC_THRESHOLD:,}"
     )
@@ -92,15 +94,15 @@ def run(arguments: argparse.Namespace) -> int:
     with console.logging_of_the_users_module(arguments.log_level):
         app = importer.load_app(arguments.app)
     app.override(concurrency=arguments.concurrency, settings=config.load_if(arguments.config))
-    if arguments.drain_timeout and not arguments.drain:
-        arguments.parser.error("--drain-timeout requires --drain")
+    if arguments.idle_timeout and not arguments.until_end:
+        arguments.parser.error("--idle-timeout requires --until-end")
     feeds = _feeds(app, arguments)
     choose_reader()  # raises here, before a broker is started or a file is sent
     with _broker_of(app, arguments) as kind:
         console.banner(app, kind)
         if feeds:
             feed(feeds, app.brokers(), app.config.settings, console.feeding)
-        return _drain(app, arguments.drain_timeout or DRAIN_TIMEOUT_S) if arguments.drain else app.run()
+        return _drain(app, arguments.idle_timeout or IDLE_TIMEOUT_S) if arguments.until_end else app.run()
 
 
 def _tune_gc() -> None:
@@ -115,7 +117,7 @@ def _tune_gc() -> None:
 
 def _drain(app: App, timeout_s: float) -> int:
     began = time.monotonic()
-    with closing(Drain(app, timeout_s)) as drain:
+    with closing(Drain(app, app.run, timeout_s)) as drain:
         try:
             with broker.sigterm_as_ctrl_c():
                 drain.prepare()

@@ -28,14 +28,14 @@ class Outcome(NamedTuple):
     """How a run ended, after ``seconds``.
 
     ``messages``: how many are done. ``retry_offset``: where the next try begins, in ``retry_s`` seconds; None without
-    one. ``attempts``: after how many its message was given up; 0 where it was not.
+    one. ``given_up``: offset of the message that was given up, and how often it was tried; None without one.
     """
 
     seconds: float
     messages: int = 0
-    attempts: int = 0
     retry_offset: int | None = None
     retry_s: float = 0.0
+    given_up: tuple[int, int] | None = None
 
 
 @dataclass

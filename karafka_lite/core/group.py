@@ -203,6 +203,7 @@ class Group:
         for ownership in list(self.leftovers.values()):
             ownership.hook_due = None
             self._settle(ownership, now)
+        self.changed = True
 
     def _drain_one(self, ownership: Ownership, now: float, *, stopping_app: bool) -> None:
         if ownership.state is State.ASSIGNED:
@@ -307,15 +308,14 @@ class Group:
         ownership.end(run, failed=failed, now=now)
         self.changed |= failed
         self._ended(run, now)
-        if failed and ownership.state is State.ASSIGNED:
-            retry_s = max(0.0, ownership.retries.not_before - now)
-            return Outcome(seconds, done, retry_offset=ownership.intake.next_offset, retry_s=retry_s)
-        return Outcome(seconds, done)
+        if not failed or ownership.state is not State.ASSIGNED:
+            return Outcome(seconds, done)
+        return Outcome(seconds, done, ownership.intake.next_offset, max(0.0, ownership.retries.not_before - now))
 
     def give_up(self, run: Run, *, now: float) -> Outcome:
-        """The message at which ``run`` failed once too often is given up: go on without it."""
-        outcome = Outcome(now - run.began, attempts=run.ownership.retries.tries_of(run.records[0].offset).all)
-        run.ownership.give_up(run)
+        """The culprit, at which ``run`` failed once too often, is given up: go on without it."""
+        ownership, done = run.ownership, run.ownership.processed(run, failed=True)
+        outcome = Outcome(now - run.began, done, given_up=ownership.give_up(run))
         self.changed = True
         self._ended(run, now)
         return outcome

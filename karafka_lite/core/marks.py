@@ -16,7 +16,7 @@ fails, the marks made after it are void.
 from __future__ import annotations
 
 import sys
-from bisect import bisect_right, insort
+from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -46,6 +46,7 @@ class Send:
     stored: int | None
     version: int
     retry_position: int
+    given_up: list[tuple[int, int]]
 
 
 class Marks:
@@ -75,7 +76,7 @@ class Marks:
         self._versions = 0
         self._open: set[Send] = set()  # sends without an answer
         self._sends: deque[Send] = deque()  # from the oldest one without an answer on
-        self._given_up: list[tuple[int, int]] = []  # ranges [from, to), sorted: what is in them was given up
+        self._given_up: list[tuple[int, int]] = []  # ranges [from, to), sorted, never changed but replaced
 
     # -- marking
 
@@ -179,7 +180,7 @@ class Marks:
 
     def sending(self) -> Send:
         """The running code sends a message: marks from now on are not committed before it is acknowledged."""
-        send = Send(self.stored, self.version, self.retry_position)
+        send = Send(self.stored, self.version, self.retry_position, self._given_up)
         self._sends.append(send)
         self._open.add(send)
         return send
@@ -197,6 +198,7 @@ class Marks:
                 while self._sends.pop() is not send:
                     pass
                 self.stored, self.version, self.retry_position = send.stored, send.version, send.retry_position
+                self._given_up = send.given_up
         while self._sends and self._sends[0] not in self._open:
             self._sends.popleft()
 
@@ -209,9 +211,8 @@ class Marks:
 
     def give_up(self, position: int, next_offset: int) -> None:
         """The only message from ``position`` up to before ``next_offset`` counts as marked once all before it is."""
-        insort(self._given_up, (position, next_offset))
         merged: list[tuple[int, int]] = []
-        for begin, end in self._given_up:
+        for begin, end in sorted([*self._given_up, (position, next_offset)]):
             if merged and begin <= merged[-1][1]:
                 merged[-1] = merged[-1][0], max(end, merged[-1][1])
             else:

@@ -41,8 +41,8 @@ SeekTarget = int | Literal["earliest", "latest"] | Timestamp
 class Options(NamedTuple):
     """What a route asks of its partitions.
 
-    ``hooks``: in the order of their registration. ``budget``: how often a batch, and then a message alone, may be tried
-    before the message is given up; None: never.
+    ``hooks``: in the order of their registration. ``budget``: how often a message may be tried before it is given up;
+    None: as often as it takes.
     """
 
     manual_offsets: bool = False

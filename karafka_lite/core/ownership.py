@@ -16,7 +16,7 @@ The rest is in three parts: ``Marks`` (what is stored and committed), ``Retries`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -55,6 +55,7 @@ class Run:
     version: int = 0  # of the marks when it began
     in_hand: int | None = None  # offset of the message that ``each`` has handed out and not marked
     redirect: SeekTarget | None = None  # where the user wants the next batch to start
+    pointless: bool = False  # it has failed, and the same would fail again
     reported: bool = False  # as one that takes long
     error: BaseException | None = None  # what it has failed with
     reason: str = ""  # the same, described
@@ -70,12 +71,23 @@ class Run:
         """The batch; empty for hooks."""
         return self.chunk.records
 
-    def failed_with(self, error: BaseException | None) -> None:
+    @property
+    def culprit(self) -> int | None:
+        """Offset of the message at which this batch fails, if it does; None where that is not known."""
+        return self.records[0].offset if self.in_hand is None and len(self.records) == 1 else self.in_hand
+
+    def begin_of(self, offset: int) -> int:
+        """Where the message at ``offset`` begins: right after the one before it, as offsets may be missing between."""
+        before = [record.offset for record in self.records if record.offset < offset]
+        return next_offset_after(before[-1]) if before else self.begin_offset
+
+    def failed_with(self, error: BaseException | None, *, pointless: bool = False) -> None:
         """Keep what it has failed with. This calls user code, which may take long: not to be called under the lock."""
         self.error = error
         self.reason = "" if error is None else describe(error)
         unsent = self.ownership.marks.failure
         self.excused = is_collateral(error) and (unsent is None or is_collateral(unsent))
+        self.pointless = pointless
 
     def as_call(self, group_id: str, function: str) -> tuple[str, str, int, str, str | None, int, int, int]:
         """The fields of ``events.Call``."""
@@ -142,7 +154,7 @@ class Ownership:
     @property
     def collects(self) -> bool:
         """A first try waits for ``max_messages`` or ``batch_timeout_ms``."""
-        first_try = self.retries.attempt == 1 and not self._isolates()
+        first_try = self.retries.attempt == 1 and not self._has_suspect()
         return bool(self.intake.size and self.options.batch_timeout_ms and first_try)
 
     @property
@@ -194,12 +206,12 @@ class Ownership:
             return None
         ready_at = max(self.retries.not_before, intake.paused_until)
         enough = intake.size >= self.options.max_messages or intake.paused  # paused: no more comes
-        if enough or not self.options.batch_timeout_ms or self._isolates():
+        if enough or not self.options.batch_timeout_ms or self._has_suspect():
             return ready_at
         return max(ready_at, intake.queued_since + self.options.batch_timeout_ms / 1000)
 
-    def _isolates(self) -> bool:
-        return self.retries.counting and any(map(self.retries.is_isolated, self.intake.peek(1)))
+    def _has_suspect(self) -> bool:
+        return self.retries.counting and any(map(self.retries.is_suspect, self.intake.peek(1)))
 
     # -- messages
 
@@ -248,10 +260,14 @@ class Ownership:
         """Queue what was fetched; False where it was dropped because it is not what is to be read next."""
         if self.state is not State.ASSIGNED or self.intake.moving:
             return False
-        if self.marks.has_given_up:  # fetched again, because something before them is not marked
-            records = [record for record in records if not self.marks.is_given_up(record.offset)]
-        self.intake.accept(records, end_offset, size_bytes, now)
+        self.intake.accept(self._wanted(records), end_offset, size_bytes, now)
         return True
+
+    def _wanted(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Without what was given up, and comes again because something before it is not marked."""
+        if not self.marks.has_given_up:
+            return records
+        return [record for record in records if not self.marks.is_given_up(record.offset)]
 
     def redirect(self, target: SeekTarget) -> None:
         """The user wants the next batch to start there, and to be repeated from there."""
@@ -289,33 +305,42 @@ class Ownership:
             self.handed = True
             self.every_at = {hook: now + hook.every_ms / 1000 for hook in self.options.hooks_of(Hook.EVERY)}
         if not self.options.manual_offsets:
-            marks.retry_position = first
-        return Run(self, self.retries.attempt, now, chunk, begin_offset=intake.next_offset, version=marks.version)
+            marks.retry_position = intake.next_offset
+        attempt = self.retries.attempt_at(first)
+        return Run(self, attempt, now, chunk, begin_offset=intake.next_offset, version=marks.version)
 
     def gives_up(self, run: Run) -> bool:
-        """The handler has failed: count the try. True: the only message of ``run`` has no tries left."""
+        """The handler has failed: count the try. True: the culprit of ``run`` is known, and has no tries left."""
         if run.hook or run.excused or isinstance(run.error, CRITICAL) or self.options.budget is None:
             return False
-        self.retries.count(run.records, run.in_hand, self.marks.retry_position)
-        return run.redirect is None and not self.over and self.retries.is_exhausted(run.records[0].offset)
+        culprit, marked = run.culprit, self.marks.retry_position
+        self.retries.count(run.records, culprit, marked)
+        if culprit is None or culprit < marked or run.redirect is not None or self.over:
+            return False
+        return run.pointless or self.retries.is_exhausted(culprit)
 
-    def give_up(self, run: Run) -> None:
-        """The only message of ``run`` is given up: go on after it, but not past earlier messages without a mark."""
+    def give_up(self, run: Run) -> tuple[int, int]:
+        """The culprit of ``run`` is given up: go on without it. What is unmarked comes again.
+
+        Returns its offset, and how often it was tried.
+        """
+        culprit = run.culprit
+        assert culprit is not None, "who is not known is not given up"
+        tries = self.retries.tries_of(culprit)
         self._end_run()
-        self.user_state.clear()
-        position = self.marks.past_given_up(self.intake.next_offset)
-        self.retries.succeeded(run.records)
-        self.intake.done(run.records)
-        if self.options.manual_offsets:
-            self.marks.give_up(position, self.intake.next_offset)
-            if position == self.marks.retry_position:
-                self.marks.mark(position)
-            else:  # earlier messages have no mark: as after each failure they come again
-                self.intake.go_to(self.marks.retry_position)
-        else:
-            self.marks.mark(self.intake.next_offset)
-        if run.redirect is not None:
-            self.redirect(run.redirect)
+        self.mark_given_up(run, culprit)
+        self.retries.succeeded(record for record in run.records if record.offset == culprit)
+        self._repeat(run)
+        return culprit, tries
+
+    def mark_given_up(self, run: Run, offset: int) -> None:
+        """The message at ``offset`` of ``run`` counts as marked as soon as everything before it is."""
+        marks, position = self.marks, self.marks.past_given_up(run.begin_of(offset))
+        if marks.closed or marks.failure is not None or offset < marks.retry_position:
+            return  # as for a mark; or it is marked already
+        marks.give_up(position, next_offset_after(offset))
+        if position <= marks.retry_position:
+            marks.mark(position)
 
     def end(self, run: Run, *, failed: bool, now: float) -> None:
         """The run is over. What the user wants to come next comes next; else what succeeded is marked (automatic), and
@@ -326,7 +351,7 @@ class Ownership:
             self._end_hooks(run, unsent, now)
         elif failed:
             if not run.excused:
-                self.retries.failed(now)
+                self.retries.failed(now, run.attempt, run.culprit, wait=not self._is_found_at_once(run))
             self._repeat(run)
         elif run.redirect is not None:
             self.retries.attempt = 1
@@ -356,6 +381,10 @@ class Ownership:
         else:
             self.redirect(run.redirect)
 
+    def _is_found_at_once(self, run: Run) -> bool:
+        """Nothing is gained by waiting: trying the batch again is pointless, and its messages are tried one by one."""
+        return run.pointless and run.culprit is None and any(map(self.retries.is_suspect, run.records))
+
     def _end_left(self, run: Run, now: float) -> None:
         """A loop over ``each`` was left: the next batch begins with the message in hand."""
         self.retries.attempt = 1
@@ -378,7 +407,7 @@ class Ownership:
         """The next batch begins at ``offset``: with what ``run`` had, put back; or fetched again, from elsewhere."""
         in_hand = run.begin_offset <= offset <= next_offset_after(run.records[-1].offset)
         if self.state is State.ASSIGNED and in_hand:
-            self.intake.put_back(run.chunk, offset)
+            self.intake.put_back(run.chunk._replace(records=self._wanted(run.records)), offset)
         else:
             self.intake.go_to(offset)
 
@@ -421,3 +450,7 @@ class Ownership:
     def __repr__(self) -> str:
         marks = self.marks
         return f"<Ownership {self} {self.state.name} stored={marks.stored} committed={marks.committed}>"
+
+
+Leftovers = Mapping[str, Iterable[Ownership]]
+"""By group: ownerships of an earlier start of the app whose user code still runs."""

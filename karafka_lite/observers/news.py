@@ -105,14 +105,19 @@ class News:
         self.waiting.append(events.CallEnded(*call, seconds, error=error, reason=describe(error) if error else ""))
 
     def batch_ended(self, run: Run, outcome: Outcome, letter: DeadLetter = None) -> None:
-        """The call of a handler has ended. Where its message was given up, ``letter`` is its dead letter."""
-        retry = outcome.retry_offset, outcome.retry_s
-        call = *self._call(run), outcome.seconds, outcome.messages, run.error, *retry, run.reason
-        if outcome.attempts:
-            at, left_out = letter or (None, ())
-            self.waiting.append(events.DeadLettered(*call, outcome.attempts, at, left_out))
-        else:
-            self.waiting.append(events.CallEnded(*call))
+        """The call of a handler has ended. Where a message was given up, ``letter`` is its dead letter."""
+        seconds, messages, retry_offset, retry_s, given_up = outcome
+        ended = seconds, messages, run.error, retry_offset, retry_s, run.reason, given_up and given_up[0]
+        self.waiting.append(events.CallEnded(*self._call(run), *ended))
+        if given_up:
+            self.given_up(run, *given_up, run.reason, letter, run.error)
+
+    def given_up(
+        self, run: Run, offset: int, tries: int, reason: str, letter: DeadLetter, error: BaseException | None = None
+    ) -> None:
+        """The message at ``offset`` was given up; ``letter``: its dead letter."""
+        message, (at, left_out) = (*run.ownership.tp, offset), letter or (None, ())
+        self.add(events.DeadLettered, *message, self._name(run), tries, reason, at, left_out, error)
 
     def _call(self, run: Run) -> tuple[str, str, int, str, str | None, int, int, int]:
         return run.as_call(self._group_id, self._name(run))

@@ -20,7 +20,7 @@ class Totals:
     messages: int = 0  # that the handler has processed; after a failure those that it marked
     batches: int = 0
     failures: int = 0  # batches whose handler raised
-    given_up: int = 0  # messages at which it failed once too often: in the dead-letter topic, or skipped
+    given_up: int = 0  # messages that are in the dead-letter topic, or skipped with dead_letter=False
     seconds: float = 0.0  # in the handler
     unmarked: int = 0  # processed, and past the last mark at the end of the run
     hook_failures: int = 0
@@ -35,7 +35,7 @@ class Snapshot(NamedTuple):
     committed: dict[TopicPartition, int]  # as far as this ownership knows
     errors: dict[TopicPartition, str]  # of the last call or fetch, where it failed
     totals: dict[str, Totals]  # by topic
-    running: bool  # user code runs, or a batch waits for its batch_timeout_ms
+    running: bool  # user code runs, or a batch waits for its batch_timeout_ms, or for a try that it has left
 
 
 class Progress:
@@ -51,6 +51,9 @@ class Progress:
         if isinstance(event, CallEnded):
             with self._lock:
                 self._count(event)
+        elif isinstance(event, DeadLettered):
+            with self._lock:
+                self._totals[event.group_id][event.topic].given_up += 1
         elif isinstance(event, Unreadable):
             with self._lock:
                 self._errors[event.group_id][event.topic, event.partition] = describe(event.error)
@@ -68,8 +71,7 @@ class Progress:
         totals.messages += call.messages
         totals.batches += call.error is None
         totals.failures += call.error is not None
-        totals.given_up += isinstance(call, DeadLettered)
-        if call.error is not None and not isinstance(call, DeadLettered):  # which ends the trouble with it
+        if call.error is not None and call.given_up is None:  # giving up ends the trouble with it
             errors[call.tp] = call.reason
         elif errors:
             errors.pop(call.tp, None)
@@ -87,5 +89,5 @@ class Progress:
                 {tp: o.marks.committed for tp, o in owned.items() if o.marks.committed is not None},
                 {tp: errors[tp] for tp in owned if tp in errors},
                 {topic: replace(totals[topic]) for topic in topics},
-                any(ownership.run is not None or ownership.collects for ownership in inside),
+                any(o.run is not None or o.collects or o.retries.has_tries_left for o in inside),
             )

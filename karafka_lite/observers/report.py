@@ -111,6 +111,8 @@ class Report:
             unsent = isinstance(event.error, ProduceError)
             then = "marks made after that send were discarded" if unsent else "everything else goes on"
             self._failed(event, "failed", then)
+        elif event.given_up is not None:
+            pass  # DeadLettered says it
         elif event.critical:
             text = "%s: %s raised %s; nothing more is marked, the app stops"
             log.critical(text, event, event.function, event.reason)
@@ -121,14 +123,15 @@ class Report:
             self._failed(event, f"failed at attempt {event.attempt}", then)
 
     def _deadlettered(self, event: events.DeadLettered) -> None:
-        then = f"skipped after {event.attempts} failed attempts (dead_letter=False)"
-        if event.dead_letter is not None:
-            then = f"sent to {where(*event.dead_letter)} after {event.attempts} failed attempts"
+        then = f"sent to {where(*event.dead_letter)}" if event.dead_letter else "skipped (dead_letter=False)"
         if event.left_out:
             then += f", without the headers {', '.join(event.left_out)}: with them it is too large for that topic"
-        self._failed(event, "failed", then)
+        if event.error is None:
+            log.warning("%s: %s gave the message up (%s); %s", event, event.function, event.reason, then)
+        else:
+            self._failed(event, f"failed {event.attempts} time{'s' * (event.attempts > 1)}", then)
 
-    def _failed(self, event: events.CallEnded, how: str, then: str) -> None:
+    def _failed(self, event: events.CallEnded | events.DeadLettered, how: str, then: str) -> None:
         """One line; below the first one of its kind the traceback, if the error is the user's own."""
         error = event.error
         assert error is not None

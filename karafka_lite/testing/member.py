@@ -53,7 +53,8 @@ class TestMember(Member):
         requests: Any = Requests(app)
         client: Any = self.memory
         system = StepSystem(self)
-        shared = Shared(config, system, jobs, Sent(cluster), lambda _: client, self._observe, requests)
+        inside, sent = self._jobs.inside, Sent(cluster)
+        shared = Shared(config, system, lambda _: jobs, inside, sent, lambda _: client, self._observe, requests)
         super().__init__(shared, group_id, routes)
 
     # -- what happens to it
@@ -149,7 +150,7 @@ class StepSystem(System):
     def condition(self, lock: Any) -> _Changed:  # type: ignore[override]
         return _Changed(lock, self._member)
 
-    def thread(self, name: str, function: Callable[[], None]) -> None: ...
+    def thread(self, name: str, function: Callable[[], object]) -> None: ...
 
 
 class _Changed:

@@ -93,6 +93,11 @@ class _Recorder:
         self.context.paused_ms = ms
         return not ownership.over
 
+    def dead_letter(
+        self, run: Run, message: Outgoing, offset: int, attempts: int, reason: str
+    ) -> Future[tuple[int, int]]:
+        return self.send(run, message)
+
     def send(self, run: Run, message: Outgoing) -> Future[tuple[int, int]]:
         check_outgoing(message)
         sent = self.context.produced

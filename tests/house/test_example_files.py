@@ -1,4 +1,4 @@
-"""The numbered examples are short, complete, and listed in the README."""
+"""The numbered examples are short, complete, and listed in their README."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_each_is_short_and_begins_with_what_it_shows_and_the_command_that_runs_i
     said = (ast.get_docstring(ast.parse(source)) or "").splitlines()
     assert re.fullmatch(r"\S.*[.]", said[0]), "what it shows, in one sentence"
     assert [said[1], said[3]] == ["", ""]
-    runs = rf"karafka-lite run examples\.{path.stem}:app --broker embedded --feed \S+ --drain"
+    runs = rf"karafka-lite run examples\.{path.stem}:app --broker embedded --feed \S+ --until-end"
     assert re.fullmatch(rf"    ({runs}|pytest examples/{path.name})", said[2])
 
 
@@ -39,6 +39,6 @@ def named_groups(source: str) -> list[str]:
     return re.findall(r'(?:App\(|group_id=)"([^"]+)"', source)
 
 
-def test_the_readme_lists_them_in_their_order() -> None:
-    listed = re.findall(r"^\| `(e\d\d_\w+\.py)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+def test_their_readme_lists_them_in_their_order() -> None:
+    listed = re.findall(r"^\| `(e\d\d_\w+\.py)` \|", (ROOT / "examples" / "README.md").read_text(), re.MULTILINE)
     assert listed == [path.name for path in EXAMPLES]

@@ -33,12 +33,13 @@ LAYERS = {
     "client/": 3,
     "observers/": 4,
     "runner.py": 5,
-    "app.py": 6,
-    "testing/": 7,
-    "broker/": 7,
-    "cli/": 7,
-    "__main__.py": 8,
-    "__init__.py": 8,
+    "draining.py": 6,
+    "app.py": 7,
+    "testing/": 8,
+    "broker/": 8,
+    "cli/": 8,
+    "__main__.py": 9,
+    "__init__.py": 9,
 }
 
 # What knows Kafka; client/protocol.py only says what the runner needs of it.
@@ -79,6 +80,7 @@ MAY_HAVE_THREADS = {
     "runner.py",
     "observers/",  # a function of @app.observe has a thread of its own
     "broker/",  # the embedded broker is a thread of the process that tests with it
+    "draining.py",  # the watch over an app that runs
     "cli/",  # the command's own, around an app that runs
     "client/producer.py",  # any thread sends, and waits there for what kafka-python's own thread acknowledges
 }
@@ -87,7 +89,7 @@ CORE = {
     *("core/", "client/", "runner.py"),
     *("app.py", "context.py", "events.py", "messages.py", "routing.py", "settings.py"),
 }
-MAX_LINES_OF_THE_CORE = 5_200
+MAX_LINES_OF_THE_CORE = 5_300
 MAX_LINES_OF_A_FILE = 500
 MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 

@@ -22,7 +22,7 @@ FOR_TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "confluen
 CHOSEN = ["context", "example_handlers", "group", "marks", "messages", "options", "ownership", "reader", "report"]
 CHOSEN += ["retries", "routing", "runner", "settings", "testing"]
 
-QUICKSTART = "run examples.quickstart:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --drain"
+QUICKSTART = "run examples.quickstart:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --until-end"
 PYTEST = ["pytest", "-q", "-p", "no:cacheprovider", "--assert=plain", "-k", "not without_an_end"]  # that takes 8 s
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 ENDS = [SUPPORTED[0], SUPPORTED[-1]]  # what a version between them has changed, one of them has as well

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from karafka_lite.testing import TestClient
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+DEPLOY = ROOT / "examples" / "deploy"
+MOST_LINES = 360
 INSTALLS = 2  # its two commands: tests/kafka/test_examples.py runs the first one, whoever reads this the second
 
 
@@ -40,7 +43,7 @@ def blocks(*languages: str) -> list[Block]:
 
 def test_every_block_of_code_is_of_a_kind_that_is_tested() -> None:
     fences = re.findall(r"^```(\w*)$", README, re.MULTILINE)[::2]
-    assert {*fences} == {"python", "sh", "ini", "yaml", "text"}
+    assert {*fences} == {"python", "sh", "text"}
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
@@ -82,10 +85,9 @@ def shell_commands(text: str) -> Iterator[str]:
 
 
 def test_the_unit_of_systemd_waits_for_a_drain() -> None:
-    (block,) = blocks("ini")
     unit = configparser.ConfigParser()
     unit.optionxform = str  # type: ignore[assignment,method-assign]
-    unit.read_string(block.text)
+    unit.read_string((DEPLOY / "event-store.service").read_text())
     command = shlex.split(unit["Service"]["ExecStart"])
     assert Path(command[0]).name == "karafka-lite"
     cli._parser().parse_args(command[1:])
@@ -93,10 +95,25 @@ def test_the_unit_of_systemd_waits_for_a_drain() -> None:
 
 
 def test_the_deployment_of_kubernetes_waits_for_a_drain() -> None:
-    (block,) = blocks("yaml")
-    (command,) = re.findall(r"command: \[(.*)\]", block.text)
-    name, *arguments = [word.strip().strip('"') for word in command.split(",")]
-    assert name == "karafka-lite"
-    cli._parser().parse_args(arguments)
-    (seconds,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", block.text)
+    text = (DEPLOY / "kubernetes.yaml").read_text()
+    assert of_list(text, "command")[0] == "karafka-lite"
+    cli._parser().parse_args(of_list(text, "command")[1:])
+    (seconds,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", text)
     assert int(seconds) * 1000 > App("any").config.drain_timeout_ms + 5000
+
+
+def test_the_image_runs_the_command_of_the_deployment_without_a_shell() -> None:
+    """A shell would get the signals of the stop, and pass none of them on."""
+    (command,) = re.findall(r"^CMD (\[.*\])$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    assert json.loads(command) == of_list((DEPLOY / "kubernetes.yaml").read_text(), "command")
+
+
+def of_list(text: str, name: str) -> list[str]:
+    (items,) = re.findall(rf"{name}: \[(.*)\]", text)
+    return [item.strip().strip('"') for item in items.split(",")]
+
+
+def test_it_can_be_read_in_one_sitting() -> None:
+    assert len(README.splitlines()) <= MOST_LINES
+    wide = [line for line in README.splitlines() if line.startswith("|") and len(line) > 130]
+    assert wide == []

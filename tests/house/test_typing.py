@@ -20,6 +20,22 @@ from karafka_lite.testing import TestClient
 app = App("group")
 
 
+class Order:
+    total: int
+
+
+class Invoice:
+    number: int
+
+
+def as_order(data: bytes) -> Order:
+    return Order()
+
+
+def of_text(data: str) -> Order:
+    return Order()
+
+
 @app.topic("fine")
 def store(batch: Batch, ctx: Context) -> None: ...
 
@@ -52,10 +68,15 @@ def mistakes(batch: Batch, ctx: Context) -> None:
     Batch(["orders"])
     TestClient(app).run().offsets
     TestClient(app).advance(1000)
+    app.topic("orders", deserializer=as_order)(of_invoices)
+    app.topic("orders", deserializer=of_text)
+    app.topic("orders", deserializer=as_order, no_retry="KeyError")
+    batch.last.header(1)
 
 
 def wants_a_list(batch: list[Message], ctx: Context) -> None: ...
 def wants_another_context(batch: Batch, ctx: int) -> None: ...
+def of_invoices(batch: Batch[Invoice], ctx: Context) -> None: ...
 def of_another_context(ctx: int) -> None: ...
 """
 

@@ -7,7 +7,9 @@ import json
 import pickle
 from concurrent.futures import Future
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from typing_extensions import Self
 
 from karafka_lite import (
     App,
@@ -26,6 +28,7 @@ from karafka_lite import (
 from karafka_lite.broker.embedded import EmbeddedBroker
 from karafka_lite.testing import RecordingContext, Run, TestClient, context
 
+T = TypeVar("T")
 version: str = __version__
 
 # -- apps and routes ---------------------------------------------------------------------------------------------------
@@ -113,19 +116,78 @@ def read(batch: Batch, ctx: Context) -> None:
     place: tuple[str, int] = (batch.topic, batch.partition)
     ends: list[Message] = [batch.first, batch.last, batch[0], *batch[1:]]
     numbers: list[int] = [batch.first_offset, batch.last_offset, batch.lag, len(batch)]
-    payloads: list[Any] = batch.payloads
-    values: list[bytes | None] = batch.values
+    payloads: tuple[Any, ...] = batch.payloads
+    values: tuple[bytes | None, ...] = batch.values
     for number, message in enumerate(reversed(batch)):
         raw: bytes | None = message.value
         key: bytes | None = message.key
         headers: dict[str, bytes] = dict(message.headers)
+        traced: tuple[bytes | None, bytes | int] = (message.header("trace"), message.header("trace", 0))
         when: datetime = datetime.fromtimestamp(message.timestamp_ms / 1000, tz=timezone.utc)
         following: int = message.next_offset
-        print(number, place, ends, numbers, payloads, values, raw, key, headers, when, following, message.tombstone)
+        print(
+            number,
+            place,
+            ends,
+            numbers,
+            payloads,
+            values,
+            raw,
+            key,
+            headers,
+            traced,
+            when,
+            following,
+            message.tombstone,
+        )
         try:
             print(message.payload["id"])
         except DeserializationError as error:
             print(message.topic, message.partition, message.offset, error)
+
+
+# -- payloads with a type ----------------------------------------------------------------------------------------------
+
+
+class Order:
+    """As pydantic has it: ``model_validate_json`` of a model."""
+
+    total: int
+
+    @classmethod
+    def model_validate_json(cls, data: str | bytes | bytearray, *, strict: bool | None = None) -> Self: ...  # type: ignore[empty-body]
+
+
+class Decoder(Generic[T]):
+    """As msgspec has it: ``msgspec.json.Decoder(T).decode``."""
+
+    def __init__(self, kind: type[T]) -> None: ...
+    def decode(self, data: bytes | str, /) -> T: ...  # type: ignore[empty-body]
+
+
+@app.topic("orders.typed", deserializer=Order.model_validate_json, dead_letter="orders.dead", no_retry=(KeyError,))
+def typed(batch: Batch[Order], ctx: Context) -> None:
+    orders: tuple[Order, ...] = batch.payloads
+    first: Message[Order] = batch.first
+    print(sum(message.payload.total for message in ctx.each(batch)), orders[0].total, first.payload.total)
+
+
+@app.topic("orders.decoded", deserializer=Decoder(Order).decode)
+def decoded(batch: Batch[Order], ctx: Context) -> None:
+    for message in batch:
+        print(message.payload.total)
+
+
+@app.topic("orders.raw", deserializer=None)
+def raw_bytes(batch: Batch[bytes], ctx: Context) -> bytes:
+    return b"".join(batch.payloads)
+
+
+@app.topic("orders.untyped", deserializer=Order.model_validate_json)
+def untyped(batch: Batch, ctx: Context) -> None: ...
+
+
+joined: bytes = raw_bytes(Batch([Message("orders.raw", 0, 5, deserializer=bytes)]), context("orders.raw"))
 
 
 # -- the context -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""``karafka-lite run --drain`` as processes of their own; librdkafka judges what is committed."""
+"""``karafka-lite run --until-end`` as processes of their own; librdkafka judges what is committed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Drained:
-    """``karafka-lite run consumers:app --drain`` on a module with this text; ``TOPIC`` and ``GROUP`` are its names."""
+    """``karafka-lite run consumers:app --until-end`` of a module of this text; ``TOPIC`` and ``GROUP`` are names."""
 
     def __init__(
         self, kafka: Observer, folder: Path, topic: str, group: str, handlers: str, *arguments: str, settings: str = ""
@@ -42,7 +42,7 @@ class Drained:
         (folder / "consumers.py").write_text(textwrap.dedent(head) + textwrap.dedent(handlers))
         self._stdout, self._stderr = folder / "stdout.txt", folder / "stderr.txt"
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
-            command = [*COMMAND, "run", "consumers:app", "--broker", kafka.bootstrap_servers, "--drain", *arguments]
+            command = [*COMMAND, "run", "consumers:app", "--broker", kafka.bootstrap_servers, "--until-end", *arguments]
             environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
             self.process = subprocess.Popen(command, cwd=folder, stdout=stdout, stderr=stderr, env=environment)
 
@@ -128,7 +128,7 @@ def test_several_groups_and_topics_are_all_drained(kafka: Observer, tmp_path: Pa
 def test_markers_of_transactions_at_the_end_are_nothing_to_wait_for(kafka: Observer, tmp_path: Path) -> None:
     topic, group = transactional(kafka), kafka.group()
 
-    said = Drained(kafka, tmp_path, topic, group, SAVE, "--drain-timeout", "20").end()
+    said = Drained(kafka, tmp_path, topic, group, SAVE, "--idle-timeout", "20").end()
 
     assert "drained: 4 messages" in said
     assert committed(kafka, group, topic, 2) == [3, 3]
@@ -177,7 +177,7 @@ def test_a_partition_in_endless_retry_ends_it_with_4_and_is_named_with_its_error
                 raise OSError("the disk is full")
     """
 
-    said = Drained(kafka, tmp_path, topic, group, handlers, "--drain-timeout", "1.5").end(4)
+    said = Drained(kafka, tmp_path, topic, group, handlers, "--idle-timeout", "1.5").end(4)
 
     assert "no progress for 1.5 s" in said
     assert f"{topic}-1@4 of 8: OSError: the disk is full" in said
@@ -194,7 +194,7 @@ def test_a_long_batch_is_not_idle(kafka: Observer, tmp_path: Path) -> None:
             time.sleep(5)
     """
 
-    Drained(kafka, tmp_path, topic, group, handlers, "--drain-timeout", "4").end()
+    Drained(kafka, tmp_path, topic, group, handlers, "--idle-timeout", "4").end()
 
     assert kafka.committed(group, topic) == 2
 
@@ -234,7 +234,7 @@ def test_each_of_two_members_stays_until_all_partitions_are_at_their_end(kafka: 
             while ctx.partition == 1 and not os.path.exists("../go"):
                 time.sleep(0.01)
     """
-    settings = "auto_commit_interval_ms=600_000, drain_timeout_ms=50_000"
+    settings = "auto_commit_interval_ms=600_000, drain_timeout_ms=50_000, concurrency=2"
     members = [Drained(kafka, tmp_path / name, topic, group, handlers, settings=settings) for name in "ab"]
     # In the end each has one partition: if one held both, it had to hand one over.
     wait_until(lambda: len(kafka.members(group)) == 2, 30, "two members")
@@ -262,7 +262,7 @@ def test_markers_at_the_end_of_another_members_partition_are_nothing_to_wait_for
                     return ctx.mark_as_consumed(batch.last)
     """
     members = [
-        Drained(kafka, tmp_path / name, topic, group, handlers, "--drain-timeout", "20",
+        Drained(kafka, tmp_path / name, topic, group, handlers, "--idle-timeout", "20",
                 settings="auto_commit_interval_ms=600_000")
         for name in "ab"
     ]  # fmt: skip
@@ -373,7 +373,7 @@ def test_deleted_records_of_another_members_partition_are_nothing_to_wait_for(ka
                 if time.monotonic() - BEGAN > 4:  # by then the other one has asked for the group's commits
                     return ctx.mark_as_consumed(batch.last)
     """
-    members = [Drained(kafka, tmp_path / name, topic, group, handlers, "--drain-timeout", "8") for name in "ab"]
+    members = [Drained(kafka, tmp_path / name, topic, group, handlers, "--idle-timeout", "8") for name in "ab"]
     for member in members:
         member.end()
     assert committed(kafka, group, topic, 4) == [11, 10, 11, 10]
@@ -433,7 +433,7 @@ def test_a_batch_that_waits_for_more_is_not_idle(kafka: Observer, tmp_path: Path
         @app.topic(TOPIC, batch_timeout_ms=6000)
         def save(batch, ctx): ...
     """
-    Drained(kafka, tmp_path, topic, group, handlers, "--drain-timeout", "4").end()
+    Drained(kafka, tmp_path, topic, group, handlers, "--idle-timeout", "4").end()
     assert kafka.committed(group, topic) == 5
 
 
@@ -447,7 +447,7 @@ def test_marks_are_progress_also_of_runs_that_fail(kafka: Observer, tmp_path: Pa
             if len(batch) > 1:
                 raise OSError("one at a time")
     """
-    Drained(kafka, tmp_path, topic, group, handlers, "--drain-timeout", "5").end()
+    Drained(kafka, tmp_path, topic, group, handlers, "--idle-timeout", "5").end()
     assert kafka.committed(group, topic) == 12
 
 
@@ -483,7 +483,7 @@ def test_produce_and_drain_are_a_pair_in_a_shell_script(kafka: Observer, tmp_pat
         set -e
         karafka() {{ {sys.executable} -m karafka_lite "$@"; }}
         cat lines.jsonl | karafka produce {topic} - --broker {kafka.bootstrap_servers}
-        karafka run m:app --drain --broker {kafka.bootstrap_servers}
+        karafka run m:app --until-end --broker {kafka.bootstrap_servers}
         echo after
     """
 
@@ -494,11 +494,11 @@ def test_produce_and_drain_are_a_pair_in_a_shell_script(kafka: Observer, tmp_pat
     assert kafka.committed(group, topic) == 250
 
 
-@pytest.mark.parametrize("arguments", [["--drain-timeout", "5"], ["--drain", "--drain-timeout", "0"]])
+@pytest.mark.parametrize("arguments", [["--idle-timeout", "5"], ["--until-end", "--idle-timeout", "0"]])
 def test_a_timeout_that_cannot_be_is_a_usage_error(tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "m.py").write_text(
         "from karafka_lite import App\napp = App('g')\n@app.topic('t')\ndef f(batch, ctx): ...\n"
     )
     done = subprocess.run([*COMMAND, "run", "m:app", *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "--drain-timeout" in done.stderr.splitlines()[0]
+    assert "--idle-timeout" in done.stderr.splitlines()[0]

@@ -509,7 +509,7 @@ def test_a_payload_that_cannot_be_decoded_fails_the_run_as_any_exception_would(
     @app.topic(topic, max_messages=1, **QUICKLY)
     def store(batch: Batch, ctx: Context) -> None:
         tries.append(batch.first_offset)
-        assert batch.payloads == [{}]
+        assert batch.payloads == ({},)
 
     with running(app):
         wait_until(lambda: tries[-2:] == [1, 1], message="the bad message again")

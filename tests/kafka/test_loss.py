@@ -23,7 +23,7 @@ SLEEPER = """
     from karafka_lite import App
 
     topic, group = sys.argv[1:]
-    app = App(group, bootstrap_servers=BROKERS, auto_commit_interval_ms=600_000, client_id="m",
+    app = App(group, bootstrap_servers=BROKERS, concurrency=5, auto_commit_interval_ms=600_000, client_id="m",
               heartbeat_interval_ms=300, session_timeout_ms=2000, fetch_max_wait_ms=100)
     old = []
 

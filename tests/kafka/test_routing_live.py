@@ -68,7 +68,7 @@ def test_one_handler_consumes_several_topics_and_each_batch_is_of_one_partition_
         wait_until(lambda: sum(map(len, handed)) == 15, message="all messages")
     for batch in handed:
         assert {(message.topic, message.partition) for message in batch} == {(batch.topic, batch.partition)}
-        assert batch.payloads == [str(message).replace("@", "-") for message in batch]
+        assert batch.payloads == tuple(str(message).replace("@", "-") for message in batch)
     for place in places:
         assert [offset for batch in handed if (batch.topic, batch.partition) == place for offset in offsets(batch)] == [
             *range(5)
@@ -284,7 +284,7 @@ def test_a_payload_that_cannot_be_decoded_raises_at_each_access_in_the_handler_a
 
     with running(app):
         wait_until(lambda: len(got) == 6, message="a handler that was not interrupted")
-    assert got == [UnicodeDecodeError] * 2 + [[b'{"id": 1}', b"\xff{", b'{"id": 2}'], {"id": 1}, {"id": 2}, True]
+    assert got == [UnicodeDecodeError] * 2 + [(b'{"id": 1}', b"\xff{", b'{"id": 2}'), {"id": 1}, {"id": 2}, True]
     assert kafka.committed(group, topic) == 2
 
 

@@ -39,7 +39,7 @@ MEMBER = """
     from karafka_lite import App
 
     topic, group, gate, drain_timeout_ms = sys.argv[1:]
-    app = App(group, bootstrap_servers=BROKERS, auto_commit_interval_ms=600_000, client_id="m",
+    app = App(group, bootstrap_servers=BROKERS, concurrency=5, auto_commit_interval_ms=600_000, client_id="m",
               drain_timeout_ms=int(drain_timeout_ms),
               heartbeat_interval_ms=300, session_timeout_ms=45_000, fetch_max_wait_ms=100)
 

@@ -31,6 +31,10 @@ class Failed(Exception):
         raise RuntimeError("no text")
 
 
+class Pointless(Failed):
+    """Trying again would not help."""
+
+
 class Unwanted(TypeError):
     """What cannot be a message."""
 
@@ -60,7 +64,8 @@ class Handlers:
             policy.backoff,
             budget=policy.budget,
         )
-        return SimulatedRoute(self._life, (topic,), self._batch, "g", options, None, hooks, policy.dead_letter)
+        more = policy.dead_letter, (Pointless,)
+        return SimulatedRoute(self._life, (topic,), self._batch, "g", options, None, hooks, *more)
 
     # -- a batch
 
@@ -98,7 +103,7 @@ class Handlers:
         for index, message in enumerate(messages):
             self._work(hangs=index == hangs_at)
             if index == fails_at:
-                raise Failed
+                raise Failed if rng.random() < 0.7 else Pointless
             self._do_something(ctx, o, message)
             if index == returns_at or (careful and ctx.stopping and rng.random() < 0.3):
                 return

@@ -123,14 +123,15 @@ class Book:
         self.backed = Mark(0, None, 0)  # the newest mark with every send before it acknowledged
         self.trail: list[Mark | Send] = []  # what came after it: sends, and marks that wait for them
         self.waiting: set[Send] = set()  # sends without an answer
-        self.retry_at: dict[Send, int] = {}  # the retry position before it
+        self.before: dict[Send, tuple[int, set[int]]] = {}  # the retry position, and what was given up
         self.failed_send = False  # of the code that runs
         self.own_fault = False  # it was refused what it has sent, and not because of another message
         self.raised = False  # the code that runs has raised
         self.waits_no_more = False  # the code that runs is about to end: it does not wait for answers any longer
         self.unacked_since = 0.0
 
-        self.tries: dict[int, list[int]] = {}  # offset -> failures, and those of a batch of one
+        self.tries: dict[int, int] = {}  # offset -> how often it was tried in vain
+        self.suspects: set[int] = set()  # offsets of a batch that failed nobody knows where
         self.gone: set[int] = set()  # given up, and not known to be committed
         self.deleted: set[int] = set()  # by retention, before they were fetched
         self.strayed: Stray | None = None  # a position that the log does not have
@@ -165,9 +166,12 @@ class Book:
         """Marks count: until the ownership releases its partition or is lost."""
         return not self.lost and self.seen < State.RELEASING
 
-    def is_isolated(self, record: Record) -> bool:
-        budget = self.options.budget
-        return budget is not None and self.tries.get(record.offset, [0])[0] >= budget
+    def is_suspect(self, record: Record) -> bool:
+        return record.offset in self.suspects
+
+    def is_done_with(self, offset: int) -> None:
+        self.tries.pop(offset, None)
+        self.suspects.discard(offset)
 
     @property
     def busy(self) -> bool:
@@ -209,7 +213,9 @@ class Book:
             last = marks[-1] if marks else self.backed
             self.seq, self.stored = last.seq, last.offset
             self.void.discard(last.seq)  # it was stored again after the send
-            self.retry_position = self.retry_at[send]
+            self.retry_position, gone = self.before[send]
+            self.ledger.reached["a failed send undid that a message was given up"] += gone != self.gone
+            self.gone = gone
 
     def __str__(self) -> str:
         return f"{self.tp[0]}-{self.tp[1]}/{self.life}"
@@ -664,13 +670,14 @@ class Ledger:
             "nothing is skipped, repeated or out of order",
             *(o, records[0].offset, o.hand_next),
         )
-        require(run.attempt == o.attempt, "attempts are counted", o, run.attempt, o.attempt)
+        attempt = o.tries[records[0].offset] + 1 if records[0].offset in o.tries else o.attempt
+        require(run.attempt == attempt, "attempts are counted", o, run.attempt, attempt)
         require(now >= o.not_before - EPSILON, "a failed batch waits for its back-off", o, now, o.not_before)
         require(now >= o.rests_until - EPSILON, "a paused partition rests", o, now, o.rests_until)
-        isolated = o.is_isolated(records[0])
-        by_itself = len(records) == 1 if isolated else not any(map(o.is_isolated, records))
-        require(by_itself, "a message whose batch failed too often is tried by itself", o, run, o.tries)
-        self.reached["a message was tried by itself"] += isolated
+        suspect = o.is_suspect(records[0])
+        by_itself = len(records) == 1 if suspect else not any(map(o.is_suspect, records))
+        require(by_itself, "a message whose batch has failed is tried by itself", o, run, o.tries)
+        self.reached["a message was tried by itself"] += suspect
         due, since = self.batch_due(o)
         require(now >= due - EPSILON, "a batch waits for max_messages or its timeout", o, now, due)
         overdue = [moment for moment in o.every_at.values() if moment <= now]
@@ -691,16 +698,16 @@ class Ledger:
         o.lowest = min(o.lowest, records[0].offset)
         o.highest = max(o.highest, o.hand_next)
         if not o.options.manual_offsets:
-            o.retry_position = records[0].offset
+            o.retry_position = o.began_at
 
     def batch_due(self, o: Book) -> tuple[float, float]:
         """When the next batch may be handed over, and since when it waits."""
         if not o.queued or (o.start_uncommitted and not o.handed and not o.acked):
             return FOREVER, FOREVER
         due = max(o.not_before, o.rests_until)
-        isolated = any(map(o.is_isolated, self._next_in_log(o, 1)))
+        suspect = any(map(o.is_suspect, self._next_in_log(o, 1)))
         enough = o.queued >= o.options.max_messages or o.ownership.intake.paused
-        if o.options.batch_timeout_ms and not enough and not isolated:
+        if o.options.batch_timeout_ms and not enough and not suspect:
             due = max(due, o.queued_since + o.options.batch_timeout_ms / 1000)
         return due, max(due, o.queued_since)
 
@@ -735,38 +742,51 @@ class Ledger:
         if run.hook or o.options.budget is None or blameless(o, run) or isinstance(run.error, CRITICAL):
             require(not result, "only what has a budget, and has failed by its own fault, is given up", o)
             return
-        first = run.records[0].offset
-        o.tries = {offset: tries for offset, tries in o.tries.items() if offset >= o.retry_position}  # else marked
-        for record in run.records:
-            if record.offset >= o.retry_position and (run.in_hand is None or record.offset <= run.in_hand):
-                tries = o.tries.setdefault(record.offset, [0, 0])
-                tries[0] += 1
-                tries[1] += len(run.records) == 1
-        spent = len(run.records) == 1 and o.tries.get(first, [0, 0])[1] >= o.options.budget
-        expected = spent and o.redirect is None and first >= o.retry_position and o.ours
-        require(result is expected, "a message is given up when its budget is spent, and not before", o, first, o.tries)
+        for offset in [offset for offset in o.tries if offset < o.retry_position]:
+            o.is_done_with(offset)  # it is marked
+        culprit = _culprit(run)
+        unmarked = [record.offset for record in run.records if record.offset >= o.retry_position]
+        for offset in unmarked:
+            if culprit in (None, offset):
+                o.tries[offset] = o.tries.get(offset, 0) + 1
+            if culprit is None:
+                o.suspects.add(offset)
+        spent = culprit in unmarked and (run.pointless or o.tries[culprit] >= o.options.budget)
+        expected = spent and o.redirect is None and o.ours
+        require(result is expected, "a message is given up when its budget is spent, and not before", o, run, o.tries)
+        self.reached["a culprit was given up, and the others stayed a batch"] += result and len(run.records) > 1
+        self.reached["a message was given up at once"] += result and run.pointless
 
-    def given_up(self, run: Run, now: float) -> None:
-        """The message of ``run`` is in safety."""
-        o = self._out(run)
-        (record,) = run.records
+    def given_up(self, run: Run, now: float) -> tuple[int, int]:
+        """The message at which ``run`` has failed is in safety. Returns its offset, and how often it was tried."""
+        o, culprit = self._out(run), _culprit(run)
+        require(culprit is not None, "who is not known is not given up", o, run)
+        assert culprit is not None
+        tries = o.tries[culprit]
         o.attempt, o.token = 1, None
-        o.tries.pop(record.offset, None)
-        o.done = record.offset + 1
+        o.is_done_with(culprit)
         self.reached["a message was given up"] += 1
-        if not o.options.manual_offsets:
-            if o.ours:
-                self._stored(o, record.offset + 1, now)
-        else:
-            o.gone.add(record.offset)
-            if self._unmarked_from(o) in (None, record.offset):
-                if o.ours:
-                    self._stored(o, o.retry_position, now)
-            else:
-                self.reached["a message was given up with others unmarked before it"] += 1
-                self._fetch_again_from(o, o.retry_position)
+        self._give_up(o, culprit, now)
         if o.redirect is not None:
             self._redirect(o, o.redirect)
+        else:
+            self._go_on_at(o, run, o.retry_position)
+        return culprit, tries
+
+    def given_up_by_hand(self, o: Book, offset: int, now: float) -> None:
+        """User code has sent the message to the dead letters."""
+        if not o.failed_send and offset >= o.retry_position:
+            self.reached["a message was given up by hand"] += o.ours
+            self._give_up(o, offset, now)
+
+    def _give_up(self, o: Book, offset: int, now: float) -> None:
+        if not o.ours:
+            return
+        o.gone.add(offset)
+        if self._unmarked_from(o) in (None, offset):
+            self._stored(o, o.retry_position, now)
+        else:
+            self.reached["a message was given up with others unmarked before it"] += 1
 
     def _unmarked_from(self, o: Book) -> int | None:
         return self._not_deleted(o, o.retry_position)
@@ -801,7 +821,7 @@ class Ledger:
             o.attempt = 1
             o.done = run.records[-1].offset + 1
             for record in run.records:
-                o.tries.pop(record.offset, None)
+                o.is_done_with(record.offset)
             o.gone = {gone for gone in o.gone if gone >= min(o.acked_offset or 0, run.records[0].offset)}
             if not o.options.manual_offsets and o.ours:
                 self._stored(o, o.done, now)
@@ -825,8 +845,13 @@ class Ledger:
         if excused:
             self.reached["a run failed by the fault of another"] += 1
         else:
-            o.not_before = max(o.not_before, now + o.options.backoff.delay_ms(o.attempt) / 1000)
-            o.attempt += 1
+            culprit = _culprit(run)
+            tries = run.attempt if culprit is None else o.tries.get(culprit, run.attempt)
+            o.attempt = tries + 1
+            if run.pointless and culprit is None and any(map(o.is_suspect, run.records)):
+                self.reached["suspects were tried without a wait"] += 1
+            else:
+                o.not_before = max(o.not_before, now + o.options.backoff.delay_ms(tries) / 1000)
         if o.redirect is None:
             self._go_on_at(o, run, o.retry_position)
         else:
@@ -860,7 +885,7 @@ class Ledger:
             self._fetch_again_from(o, offset)
             return
         o.hand_next = o.done = offset
-        back = sum(record.offset >= offset for record in run.records)
+        back = sum(record.offset >= offset and record.offset not in o.gone for record in run.records)
         if back:
             o.queued += back
             o.queued_since = -FOREVER
@@ -946,7 +971,7 @@ class Ledger:
     def sent(self, o: Book, send: Send) -> None:
         o.waiting.add(send)
         o.trail.append(send)
-        o.retry_at[send] = o.retry_position
+        o.before[send] = o.retry_position, {*o.gone}
 
     def answered(self, o: Book, send: Send, failure: BaseException | None, now: float) -> None:
         if send not in o.waiting:
@@ -1083,3 +1108,9 @@ class Ledger:
 
     def hooks_waiting(self) -> list[Book]:
         return [o for over in self._over.values() for o in over if o.busy]
+
+
+def _culprit(run: Run) -> int | None:
+    """The message at which ``run`` has failed, where that is known."""
+    alone = run.records[0].offset if len(run.records) == 1 else None
+    return alone if run.in_hand is None else run.in_hand

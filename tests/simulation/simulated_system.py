@@ -155,7 +155,7 @@ class SimulatedSystem(System):
     def event(self) -> SimulatedEvent:  # type: ignore[override]
         return SimulatedEvent(self._world)
 
-    def thread(self, name: str, function: Callable[[], None]) -> Thread:
+    def thread(self, name: str, function: Callable[[], object]) -> Thread:
         return Thread(self._world, self._process, name, function)
 
     def thread_id(self) -> int:  # type: ignore[override]

@@ -317,6 +317,19 @@ def _(patch: Patch) -> None:
     instead(patch, Member, "commit", commit)
 
 
+@wrong("a failed send leaves the message given up whose dead letter it was")
+def _(patch: Patch) -> None:
+    keeping(patch, Marks, "answered", "_given_up")
+
+
+@wrong("a message is given up although others before it are not marked")
+def _(patch: Patch) -> None:
+    def mark(ownership: Ownership, run: Run, offset: int) -> None:
+        ownership.marks.mark(next_offset_after(offset))
+
+    after(patch, Ownership, "mark_given_up", mark)
+
+
 @wrong("what was given up comes again")
 def _(patch: Patch) -> None:
     patch.setattr(Marks, "is_given_up", lambda marks, offset: False)
@@ -345,14 +358,14 @@ def _(patch: Patch) -> None:
     keeping(patch, Retries, "back_off", "not_before")
 
 
-@wrong("a message is given up for failures of its batch")
+@wrong("a message is tried once more than its budget says")
 def _(patch: Patch) -> None:
     patch.setattr(
-        Retries, "is_exhausted", lambda retries, offset: retries.tries_of(offset).all >= (retries._budget or FOREVER)
+        Retries, "is_exhausted", lambda retries, offset: retries.tries_of(offset) > (retries._budget or FOREVER)
     )
 
 
-@wrong("a batch that failed too often stays a batch")
+@wrong("a batch that has failed stays a batch")
 def _(patch: Patch) -> None:
     patch.setattr(Retries, "limit", lambda retries, upcoming, most: most)
 

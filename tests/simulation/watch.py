@@ -78,6 +78,15 @@ class WatchedOwnership(Ownership):
         self.marks.book.ledger.gives_up(run, result)  # type: ignore[attr-defined]
         return result
 
+    def mark_given_up(self, run: Run, offset: int) -> None:
+        book = self.marks.book  # type: ignore[attr-defined]
+        by_hand = not book.automatic
+        if by_hand:
+            book.ledger.given_up_by_hand(book, offset, book.life.world.now)
+            book.automatic = True
+        super().mark_given_up(run, offset)
+        book.automatic = not by_hand
+
 
 class WatchedGroup(Group):
     """Everything else."""
@@ -206,10 +215,12 @@ class WatchedGroup(Group):
         return outcome
 
     def give_up(self, run: Run, *, now: float) -> Outcome:
-        self.say("gives up", run)
-        self.ledger.given_up(run, now)
+        self.say("gives up", run, run.culprit)
+        tries = self.ledger.given_up(run, now)
         with self._marking(run.ownership):
-            return super().give_up(run, now=now)
+            outcome = super().give_up(run, now=now)
+        require(outcome.given_up == tries, "the culprit is given up, and nobody else", run, outcome)
+        return outcome
 
     def redirect(self, ownership: Ownership, target: SeekTarget, now: float) -> bool:
         running = ownership.run

@@ -26,8 +26,11 @@ QUICK = {"heartbeat_interval_ms": 300, "session_timeout_ms": 6000, "fetch_max_wa
 
 
 def make_app(kafka: Observer, group: str | None = None, **settings: Any) -> App:
-    """An app on the test's broker with quick heartbeats; commits only when asked unless an interval is given."""
-    given = {"auto_commit_interval_ms": 600_000, **QUICK, **settings}
+    """An app on the test's broker with quick heartbeats; commits only when asked unless an interval is given.
+
+    Its partitions run side by side: most tests with several of them have one wait while another goes on.
+    """
+    given = {"auto_commit_interval_ms": 600_000, "concurrency": 5, **QUICK, **settings}
     app = App(group or kafka.group(), bootstrap_servers=kafka.bootstrap_servers, **given)
     if isinstance(kafka, ClientKafka):
         _ON_TEST_CLIENT[app] = kafka

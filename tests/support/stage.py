@@ -208,7 +208,7 @@ class Steps(Threads):
     def now(self) -> float:  # type: ignore[override]
         return self.clock
 
-    def thread(self, name: str, function: Callable[[], None]) -> Any:
+    def thread(self, name: str, function: Callable[[], object]) -> Any:
         return Idle()
 
     def condition(self, lock: Any) -> Any:  # type: ignore[override]
@@ -239,8 +239,9 @@ class Stage:
         self.under_lock: list[Event] = []  # what was emitted under the lock
         self.requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()
         self.seen_requests: list[ExitRequest] = []
-        self.workers = Workers(system, concurrency or app.config.concurrency)
-        shared = Shared(app.config, system, self.workers, self.outbox, self._make_client, self._emit, self.requests)
+        self.workers = Workers(system, "worker", concurrency or app.config.concurrency, {})
+        places = (lambda _: self.workers), self.workers.inside, self.outbox
+        shared = Shared(app.config, system, *places, self._make_client, self._emit, self.requests)
         self.member = Member(shared, self.group_id, routes)
         self.lock: Any = self.member.lock
 
@@ -293,8 +294,8 @@ class Stage:
         """What a worker would do now, in the test's own thread."""
         runs: list[Run] = []
         inside: Any = Noted(runs)
-        while not self.workers._jobs.empty():
-            member, ownership = self.workers._jobs.get()
+        while not self.workers.jobs.empty():
+            member, ownership = self.workers.jobs.get()
             member.run(ownership, threading.get_ident(), inside)
         return runs
 
@@ -315,7 +316,6 @@ class Noted(dict[int, Run]):
 def running(app: App, *topics: str, concurrency: int | None = None) -> Iterator[Stage]:
     """A member with its own threads, which are stopped after the block."""
     stage = Stage(app, Threads(), *topics, concurrency=concurrency)
-    stage.workers.start()
     stage.member.poller.start()
     try:
         yield stage

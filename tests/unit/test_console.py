@@ -75,8 +75,9 @@ def app(monkeypatch: pytest.MonkeyPatch) -> App:
 def test_without_a_terminal_the_banner_is_plain_lines_that_are_each_complete(app: App, pipe: Stream) -> None:
     with redirect_stderr(pipe):
         console.banner(app)
-    version, store, count, reader, end = pipe.getvalue().splitlines()
-    assert version == f"karafka-lite {karafka_lite.__version__}, 7 workers, brokers: kafka-1:9092, kafka-2:9092"
+    version, store, count, reader, calls, end = pipe.getvalue().splitlines()
+    assert version == f"karafka-lite {karafka_lite.__version__}, brokers: kafka-1:9092, kafka-2:9092"
+    assert calls == "up to 7 calls of a handler at a time, each for another partition"
     assert re.fullmatch(r"group event-store: user_events -> \S*store \(manual offsets\)", store)
     assert re.fullmatch(r"group \[red]statistics\[/red]: clicks -> \S*count \(automatic offsets\)", count)
     assert reader == f"record decoder: {choose_reader().name}"
@@ -97,7 +98,7 @@ def test_on_a_terminal_the_banner_is_a_coloured_box_with_the_same_facts(app: App
     assert "\x1b[" in terminal.getvalue()
     assert terminal.text.startswith("╭")
     facts = (karafka_lite.__version__, "event-store", "user_events", "manual", "store", "clicks", "automatic", "count")
-    for fact in (*facts, "kafka-1:9092, kafka-2:9092", "7 workers", "Ctrl-C", choose_reader().name):
+    for fact in (*facts, "kafka-1:9092, kafka-2:9092", "up to 7 calls", "Ctrl-C", choose_reader().name):
         assert fact in terminal.text
 
 

@@ -54,6 +54,11 @@ class Shell:
         self.asked.append(("pause", ms))
         return self.owns(ownership)
 
+    def dead_letter(
+        self, run: Run, message: Outgoing, offset: int, attempts: int, reason: str
+    ) -> Future[tuple[int, int]]:
+        return self.send(run, message)
+
     def send(self, run: Run, message: Outgoing) -> Future[tuple[int, int]]:
         self.asked.append(message)
         future: Future[tuple[int, int]] = Future()

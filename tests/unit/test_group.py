@@ -360,7 +360,7 @@ def test_the_outcome_of_a_failure_says_where_the_retry_begins() -> None:
     scene.now = 3.0
     run = scene.begin()
     scene[0].marks.mark(1)
-    assert scene.group.end(run, failed=True, now=4.0) == (1.0, 1, 0, 1, 2.0)
+    assert scene.group.end(run, failed=True, now=4.0) == (1.0, 1, 1, 2.0, None)
 
 
 def test_the_outcome_of_a_failure_while_draining_has_no_retry() -> None:
@@ -368,15 +368,15 @@ def test_the_outcome_of_a_failure_while_draining_has_no_retry() -> None:
     scene.fetch(0, 0)
     run = scene.begin()
     scene.group.revoke([TP], 0.0)
-    assert scene.group.end(run, failed=True, now=1.0) == (1.0, 0, 0, None, 0.0)
+    assert scene.group.end(run, failed=True, now=1.0) == (1.0, 0, None, 0.0, None)
 
 
-def test_a_message_that_was_given_up_has_its_attempts() -> None:
+def test_the_outcome_names_the_message_that_was_given_up() -> None:
     scene = Partitions(budget=1)
     scene.fetch(0, 0)
     run = scene.begin()
     assert run.ownership.gives_up(run)
-    assert scene.group.give_up(run, now=2.0) == (2.0, 0, 1, None, 0.0)
+    assert scene.group.give_up(run, now=2.0) == (2.0, 0, None, 0.0, (0, 1))
     assert scene[0].marks.stored == 1
 
 

@@ -227,7 +227,7 @@ def test_a_poison_message_is_copied_with_any_deserializer(copied: Any) -> None:
 def test_messages_of_a_fetched_batch_can_be_pickled(decoded: bool) -> None:
     batch = fetched(Fetched(0, b"1"), Fetched(1, None), deserialize=json.loads)
     if decoded:
-        assert batch.payloads == [1, None]
+        assert batch.payloads == (1, None)
     assert [one.payload for one in pickle.loads(pickle.dumps(list(batch)))] == [1, None]
 
 
@@ -296,8 +296,8 @@ EITHER = pytest.mark.parametrize("batch", both_kinds(), ids=["made", "fetched"])
 def test_a_batch_tells_its_partition_ends_and_contents(batch: Batch) -> None:
     assert (batch.topic, batch.partition) == ("user_events", 2)
     assert (batch.first.offset, batch.last.offset) == (batch.first_offset, batch.last_offset) == (3, 7)
-    assert batch.values == [b"1", None, b"[2]"]
-    assert batch.payloads == [1, None, [2]]
+    assert batch.values == (b"1", None, b"[2]")
+    assert batch.payloads == (1, None, [2])
     assert repr(batch) == "<Batch user_events-2@3..7 of 3>"
 
 
@@ -326,10 +326,16 @@ def test_a_batch_cannot_be_changed(batch: Batch) -> None:
     with pytest.raises(TypeError):
         del batch[0]  # type: ignore[attr-defined]
     assert not hasattr(batch, "append")
-    batch.values.clear()
-    batch.payloads.clear()
+    assert batch.values is batch.values
+    assert batch.payloads is batch.payloads
+    assert isinstance(batch.values, tuple)
     assert isinstance(batch[:], list)
     assert len(batch) == len(batch.values) == len(batch.payloads) == 3
+
+
+def test_the_last_header_of_a_name_counts() -> None:
+    made = message(3, b"1", headers=[("a", b"1"), ("b", b""), ("a", b"2")])
+    assert (made.header("a"), made.header("b"), made.header("c"), made.header("c", b"3")) == (b"2", b"", None, b"3")
 
 
 @EITHER
@@ -366,7 +372,7 @@ def test_payloads_raise_at_the_first_that_cannot_be_decoded() -> None:
     batch = fetched(Fetched(0, b"1"), Fetched(1, b"{"), Fetched(2, b"["))
     with pytest.raises(DeserializationError, match="user_events-2@1:"):
         _ = batch.payloads
-    assert batch.values == [b"1", b"{", b"["]
+    assert batch.values == (b"1", b"{", b"[")
     assert batch[0].payload == 1
 
 
@@ -375,19 +381,19 @@ def test_payloads_are_decoded_once_whoever_asks_first() -> None:
         decoded: list[bytes] = []
         batch = fetched(Fetched(0, b"1"), Fetched(1, b"2"), Fetched(2, None), deserialize=decoded.append)
         first(batch)
-        assert batch.payloads == [message.payload for message in batch] == [None, None, None]
+        assert batch.payloads == (*(message.payload for message in batch),) == (None, None, None)
         assert sorted(decoded) == [b"1", b"2"]
 
 
 def test_payloads_build_no_messages() -> None:
     batch = fetched(Fetched(0, b"1"), Fetched(1, b"2"))
-    assert batch.payloads == [1, 2]
+    assert batch.payloads == (1, 2)
     assert batch._messages == [None, None]
 
 
 def test_without_a_deserializer_payloads_are_the_values() -> None:
     batch = fetched(Fetched(0, b"1"), Fetched(1, None), deserialize=None)
-    assert batch.payloads == [b"1", None]
+    assert batch.payloads == (b"1", None)
 
 
 def test_a_batch_has_at_least_one_message() -> None:

@@ -166,16 +166,19 @@ def test_a_batch_has_ended() -> None:
     run = scene.begin()
     news.batch_ended(run, Outcome(0.5, 2))
     run.failed_with(error)
-    news.batch_ended(run, Outcome(0.5, 1, 0, 4, 2.0))
-    news.batch_ended(run, Outcome(0.5, attempts=4), (("dead", 0, 9), ("error",)))
-    news.batch_ended(run, Outcome(0.5, attempts=4))
+    news.batch_ended(run, Outcome(0.5, 1, 4, 2.0))
+    news.batch_ended(run, Outcome(0.5, given_up=(3, 4)), (("dead", 0, 9), ("error",)))
+    news.batch_ended(run, Outcome(0.5, given_up=(3, 4)))
     news.emit()
     call = ("group", "topic", 0, "store", None, 3, 4, 1)
+    message = ("group", "topic", 0, 3)
     assert news.events == [
         events.CallEnded(*call, 0.5, 2),
         events.CallEnded(*call, 0.5, 1, error, 4, 2.0, "ValueError: bad"),
-        events.DeadLettered(*call, 0.5, 0, error, None, 0.0, "ValueError: bad", 4, ("dead", 0, 9), ("error",)),
-        events.DeadLettered(*call, 0.5, 0, error, None, 0.0, "ValueError: bad", 4),
+        events.CallEnded(*call, 0.5, 0, error, None, 0.0, "ValueError: bad", 3),
+        events.DeadLettered(*message, "store", 4, "ValueError: bad", ("dead", 0, 9), ("error",), error),
+        events.CallEnded(*call, 0.5, 0, error, None, 0.0, "ValueError: bad", 3),
+        events.DeadLettered(*message, "store", 4, "ValueError: bad", None, (), error),
     ]
 
 

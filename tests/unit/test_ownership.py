@@ -496,6 +496,112 @@ def test_of_a_batch_only_what_failed_alone_is_given_up() -> None:
     assert made.marks.stored == 3
 
 
+def test_the_known_culprit_leaves_alone_and_the_rest_stays_a_batch() -> None:
+    made = ownership(budget=2, backoff=NO_WAIT)
+    fetch(made, 0, 1, 2, 3)
+    for last in (False, True):
+        run = begin(made, 99.0)
+        assert offsets_of(run) == ([1, 2, 3] if last else [0, 1, 2, 3])
+        made.marks.mark(1)
+        run.in_hand = 1  # as ``each`` leaves it
+        assert made.gives_up(run) is last
+        if not last:
+            made.end(run, failed=True, now=0.0)
+    assert made.give_up(run) == (1, 2)
+    assert made.marks.stored == 2
+    assert process(made, now=99.0) == [2, 3]
+
+
+def test_a_culprit_with_unmarked_messages_before_it_leaves_and_they_come_again() -> None:
+    made = ownership(budget=1, backoff=NO_WAIT)
+    fetch(made, 0, 1, 2, 3)
+    run = begin(made)
+    run.in_hand = 2  # a loop over ``each(batch[2:])``
+    assert made.gives_up(run)
+    assert made.give_up(run) == (2, 1)
+    assert made.marks.stored is None
+    assert process(made, now=99.0) == [0, 1, 3]
+    assert made.marks.stored == 4
+
+
+def test_offsets_that_are_missing_before_a_culprit_are_nothing_unmarked() -> None:
+    made = ownership(budget=1, max_messages=1)
+    fetch(made, 5, 9)
+    process(made)
+    assert give_up(made) == [9]
+    assert made.marks.stored == 10
+
+
+def test_where_a_retry_is_pointless_a_known_culprit_is_given_up_and_an_unknown_one_is_found_without_a_wait() -> None:
+    made = ownership(budget=4)
+    fetch(made, 0, 1)
+    run = begin(made)
+    run.pointless = True
+    assert not made.gives_up(run), "nobody knows who it was"
+    made.end(run, failed=True, now=5.0)
+    assert process(made, now=5.0) == [0]
+    run = begin(made, 5.0)
+    assert (offsets_of(run), run.attempt) == ([1], 2)
+    run.pointless = True
+    assert made.gives_up(run)
+
+
+def test_pointless_or_not_a_batch_that_has_no_suspects_waits() -> None:
+    made = ownership()
+    fetch(made, 0, 1)
+    run = begin(made)
+    run.pointless = True
+    made.end(run, failed=True, now=5.0)
+    assert made.ready_at() == 6.0
+
+
+def test_one_bad_message_of_an_unknown_culprit_costs_its_back_offs_and_no_more() -> None:
+    made = ownership(budget=4)
+    fetch(made, 0, 1, 2)
+    now, seen = 0.0, []
+    while made.marks.stored != 3:
+        now = max(now, made.ready_at() or now)
+        run = begin(made, now)
+        seen.append((now, offsets_of(run), run.attempt))
+        if 1 not in offsets_of(run):
+            made.end(run, failed=False, now=now)
+        elif made.gives_up(run):
+            made.give_up(run)
+        else:
+            made.end(run, failed=True, now=now)
+    assert seen == [
+        (0.0, [0, 1, 2], 1), (1.0, [0], 2), (1.0, [1], 2), (3.0, [1], 3), (7.0, [1], 4), (7.0, [2], 2)
+    ]  # fmt: skip
+
+
+def test_by_hand_a_message_counts_as_marked_once_all_before_it_is() -> None:
+    made = ownership(manual_offsets=True)
+    fetch(made, 0, 1, 2)
+    run = begin(made)
+    made.mark_given_up(run, 1)
+    assert made.marks.stored is None
+    made.marks.mark(1)
+    assert made.marks.stored == 2
+    made.mark_given_up(run, 0)
+    assert made.marks.stored == 2, "an older one changes nothing"
+    made.mark_given_up(run, 2)
+    assert made.marks.stored == 3
+
+
+def test_by_hand_a_message_whose_dead_letter_fails_comes_again() -> None:
+    made = ownership(manual_offsets=True)
+    fetch(made, 0, 1)
+    run = begin(made)
+    send = made.marks.sending()
+    made.mark_given_up(run, 0)
+    assert made.marks.stored == 1
+    made.marks.answered(send, OSError())
+    made.mark_given_up(run, 1)  # void, as a mark would be
+    made.end(run, failed=True, now=0.0)
+    assert made.marks.stored is None
+    assert process(made, now=99.0) == [0, 1]
+
+
 def test_a_run_that_seeks_gives_nothing_up() -> None:
     made = ownership(budget=1)
     fetch(made, 0)

@@ -49,9 +49,11 @@ def ended(error: BaseException | None, attempt: int = 1, **more: Any) -> events.
     return events.CallEnded(*CALL, attempt, 0.5, error=error, reason=reason_of(error), **more)
 
 
-def given_up(error: BaseException, dead_letter: tuple[str, int, int] | None, *left_out: str) -> events.DeadLettered:
-    reason = reason_of(error)
-    return events.DeadLettered(*CALL, 4, 0.5, 0, error, None, 0.0, reason, 4, dead_letter, left_out)
+def given_up(
+    error: BaseException | None, dead_letter: tuple[str, int, int] | None, *left_out: str
+) -> events.DeadLettered:
+    reason = reason_of(error) or "no id"
+    return events.DeadLettered("group", "t", 0, 122, "store", 4, reason, dead_letter, left_out, error)
 
 
 def of_hook(error: BaseException) -> events.CallEnded:
@@ -95,12 +97,13 @@ LINES = [
     (ended(SystemExit(3)),
      "CRITICAL", "t-0@120..124: store raised SystemExit: 3; nothing more is marked, the app stops"),
     (given_up(ValueError("bad"), None),
-     "ERROR", "t-0@120..124: store failed, ValueError: bad; skipped after 4 failed attempts (dead_letter=False)"),
+     "ERROR", "t-0@122: store failed 4 times, ValueError: bad; skipped (dead_letter=False)"),
     (given_up(ValueError("bad"), ("t.dead", 2, 9)),
-     "ERROR", "t-0@120..124: store failed, ValueError: bad; sent to t.dead-2@9 after 4 failed attempts"),
+     "ERROR", "t-0@122: store failed 4 times, ValueError: bad; sent to t.dead-2@9"),
     (given_up(ValueError("bad"), ("t.dead", 2, 9), "attempts", "error"),
-     "ERROR", "t-0@120..124: store failed, ValueError: bad; sent to t.dead-2@9 after 4 failed attempts, without the "
-     "headers attempts, error: with them it is too large for that topic"),
+     "ERROR", "t-0@122: store failed 4 times, ValueError: bad; sent to t.dead-2@9, without the headers attempts, "
+     "error: with them it is too large for that topic"),
+    (given_up(None, ("t.dead", 2, 9)), "WARNING", "t-0@122: store gave the message up (no id); sent to t.dead-2@9"),
     (of_hook(ValueError("bad")),
      "ERROR", "t-0 every: flush failed, ValueError: bad; everything else goes on"),
     (of_hook(ProduceError("out: too large")),

@@ -18,7 +18,7 @@ from support.refusal import refusal
 
 from karafka_lite.core.backoff import Backoff
 from karafka_lite.core.options import Hook, Options
-from karafka_lite.errors import ConfigurationError
+from karafka_lite.errors import ConfigurationError, DeserializationError
 from karafka_lite.routing import Router
 from karafka_lite.settings import Config
 
@@ -318,6 +318,9 @@ def test_all_mistakes_of_one_decorator_are_reported_at_once(router: Router) -> N
         ({"max_retries": 3}, "max_retries requires dead_letter=: name a topic, or pass False to log and skip"),
         ({"max_retries": -1, "dead_letter": "dead"}, "max_retries must be an integer ≥ 0, got -1"),
         ({"max_retries": True, "dead_letter": False}, "max_retries must be an integer ≥ 0, got True"),
+        ({"no_retry": ValueError}, "no_retry requires dead_letter=: name a topic, or pass False to log and skip"),
+        ({"no_retry": "ValueError", "dead_letter": False}, "no_retry must be an exception class or a tuple of them"),
+        ({"no_retry": (ValueError, 7), "dead_letter": False}, "got 7"),
         ({"dead_letter": True}, "dead_letter must be the name of a topic, False or None, got True"),
         ({"dead_letter": 7}, "got 7"),
         ({"dead_letter": "no topic"}, "'no topic' is not a valid topic name"),
@@ -347,6 +350,19 @@ def test_the_budget_of_a_route_counts_the_first_try_too(options: dict[str, Any],
     def store(batch: Any, ctx: Any) -> None: ...
 
     assert router.groups["group"]["orders"].options.budget == budget
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds"),
+    [(None, (DeserializationError,)), (KeyError, (KeyError,)), ((), ()), ((KeyError, OSError), (KeyError, OSError))],
+)
+def test_after_which_exceptions_a_retry_is_pointless(given: Any, kinds: tuple[type[BaseException], ...]) -> None:
+    router = Router("group")
+
+    @router.topic("orders", dead_letter=False, no_retry=given)
+    def store(batch: Any, ctx: Any) -> None: ...
+
+    assert router.groups["group"]["orders"].no_retry == kinds
 
 
 # -- functions: handlers take (batch, ctx), hooks take (ctx)

@@ -29,7 +29,8 @@ def test_the_options_win_and_the_banner_shows_them(run: Run, write: Write) -> No
     ended = run("orders", "--broker", "kafka-1:9092,kafka-2:9092", "--concurrency", "9")
     assert ended.app is not None
     assert ended.app.brokers() == ["kafka-1:9092", "kafka-2:9092"]
-    assert "9 workers, brokers: kafka-1:9092, kafka-2:9092" in ended.err
+    assert "brokers: kafka-1:9092, kafka-2:9092" in ended.err
+    assert "up to 9 calls of a handler at a time" in ended.err
 
 
 def test_settings_of_a_file_go_before_those_of_the_app_and_the_brokers_of_an_option_before_both(
@@ -194,7 +195,7 @@ QUICK = "='quick' must be pure or compiled, or unset"
     ("decoder", "options", "told"),
     [
         ("compiled", [], "=compiled: gone; install it with pip install 'karafka-lite[speed]'"),
-        ("quick", ["--drain", "--feed", "user_events=events.jsonl"], QUICK),
+        ("quick", ["--until-end", "--feed", "user_events=events.jsonl"], QUICK),
         ("quick", ["--broker", "embedded"], QUICK),
     ],
     ids=["missing", "unknown, with a file to send", "unknown, with a broker to start"],

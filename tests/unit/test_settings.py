@@ -31,7 +31,7 @@ def settings(**values: Any) -> Config:
 
 
 def test_a_config_has_the_documented_defaults() -> None:
-    assert Config.validated("group") == Config("group", ["localhost:9092"], 5, 5000, 60_000, {})
+    assert Config.validated("group") == Config("group", ["localhost:9092"], 1, 5000, 60_000, {})
 
 
 def test_a_config_keeps_what_was_given_and_adds_nothing() -> None:

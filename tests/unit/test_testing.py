@@ -137,7 +137,7 @@ def test_raise_errors_raises_the_first() -> None:
             client.run(raise_errors=True)
 
 
-def test_dead_letters_by_isolation() -> None:
+def test_a_bad_message_is_found_by_trying_each_alone() -> None:
     def fail(batch: Batch, ctx: Context) -> None:
         for message in batch:
             if message.payload == "bad":
@@ -151,8 +151,7 @@ def test_dead_letters_by_isolation() -> None:
             client.advance(ms=30_000)
             runs += client.run()
         assert describe(runs) == [
-            ([0, 1, 2], 1, "failed"), ([0, 1, 2], 2, "failed"), ([0], 3, "done"),
-            ([1], 1, "failed"), ([1], 2, "failed"), ([2], 1, "done"),
+            ([0, 1, 2], 1, "failed"), ([0], 2, "done"), ([1], 2, "failed"), ([2], 2, "done"),
         ]  # fmt: skip
         (dead,) = client.dead_letters("dead")
         assert dict(dead.headers)["source-offset"] == b"1"
@@ -162,6 +161,25 @@ def test_dead_letters_by_isolation() -> None:
         assert client.stored(TOPIC, 0) == 3
         with pytest.raises(ValueError, match="no dead letter goes to 'else'; they go to dead"):
             client.dead_letters("else")
+
+
+@pytest.mark.parametrize("each", [True, False], ids=["each", "batch"])
+def test_one_bad_message_costs_7_seconds_by_default_in_whichever_loop(each: bool) -> None:
+    def fail(batch: Batch, ctx: Context) -> None:
+        for message in ctx.each(batch) if each else batch:
+            if message.payload == "bad":
+                raise Flaky("no good")
+
+    with TestClient(given(fail, dead_letter="dead", backoff_ms=1000, backoff_max_ms=30_000)) as client:
+        client.send_many(TOPIC, ['"good"', '"good"', '"bad"', '"good"'])
+        client.run()
+        seconds = 0.0
+        while not client.dead_letters("dead"):
+            client.advance(ms=100)
+            client.run()
+            seconds += 0.1
+        assert seconds == pytest.approx(7, abs=0.2)
+        assert client.stored(TOPIC, 0) == 4
 
 
 def test_a_dead_letter_that_is_refused_is_a_failed_run() -> None:

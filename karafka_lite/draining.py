@@ -1,10 +1,10 @@
-"""``run --drain``: run the app until everything that was in its topics at the start is processed, then stop it.
+"""A run to the end: everything that was in the topics at the start is processed, then the app stops.
 
 All partitions of all groups count. A partition that we own is at its end when nothing before the end is left to do; a
 partition of another member, when the group has committed the end, or when no readable message is left before the end.
 Messages produced meanwhile are processed while the app runs, but they do not delay the stop.
 
-Threads: the app runs in the main thread; ``_watch`` runs in its own, and is the only one that queries the cluster.
+Threads: the app runs in the caller's; ``_watch`` runs in its own, and is the only one that queries the cluster.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields
+from typing import Protocol
 
-from karafka_lite.app import App
 from karafka_lite.client.admin import Admin, Offsets
 from karafka_lite.errors import ConfigurationError, KarafkaLiteError
 from karafka_lite.messages import TopicPartition, where
 from karafka_lite.observers.progress import Snapshot
+from karafka_lite.routing import Route
+from karafka_lite.runner import Member
+from karafka_lite.settings import Config
 
 log = logging.getLogger("karafka_lite")
 
@@ -31,6 +34,62 @@ QUERY_INTERVAL_S = 0.5  # how often the cluster is asked for the commits of othe
 PATIENCE_S = 5.0  # how long the stop waits for an answer, and how long no query is sent after one failed
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+
+
+class DrainedApp(Protocol):
+    """What is asked of an App."""
+
+    config: Config
+
+    @property
+    def groups(self) -> Mapping[str, Mapping[str, Route]]: ...
+    @property
+    def members(self) -> Sequence[Member]: ...
+    def brokers(self) -> list[str]: ...
+    def snapshots(self) -> list[Snapshot]: ...
+    def stop(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class TopicTotals:
+    """What was done with the messages of one topic, or of all.
+
+    Attributes:
+        messages: that handlers have processed.
+        batches: that they have processed.
+        failures: calls of handlers that raised.
+        dead_letters: messages that were given up: sent to a dead-letter topic, or skipped with ``dead_letter=False``.
+        unmarked: messages that were processed and not marked.
+        handler_seconds: spent in handlers.
+    """
+
+    messages: int = 0
+    batches: int = 0
+    failures: int = 0
+    dead_letters: int = 0
+    unmarked: int = 0
+    handler_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Drained(TopicTotals):
+    """What a run to the end has done, in all and by topic."""
+
+    topics: dict[str, TopicTotals] = field(default_factory=dict)
+
+
+class DrainError(KarafkaLiteError):
+    """A run to the end did not come to the end.
+
+    Attributes:
+        drained: what was done.
+        errors: the last error of each partition that is not at its end, by (topic, partition).
+    """
+
+    def __init__(self, complaint: str, drained: Drained, errors: dict[TopicPartition, str]) -> None:
+        super().__init__(complaint)
+        self.drained = drained
+        self.errors = errors
 
 
 @dataclass
@@ -73,7 +132,7 @@ class _Goal:
 
 
 class Drain:
-    """One drained run: call ``prepare``, ``run`` and ``close``.
+    """One run to the end: call ``prepare``, ``run`` and ``close``; ``serve`` runs the app and returns its exit code.
 
     Attributes:
         snapshots: after the run, what was done, by group.
@@ -82,10 +141,12 @@ class Drain:
     ``timeout_s``: the run ends after this long without progress while no handler runs.
     """
 
-    def __init__(self, app: App, timeout_s: float) -> None:
+    def __init__(self, app: DrainedApp, serve: Callable[[], int], timeout_s: float) -> None:
         self.snapshots: list[Snapshot] = []
         self.complaint = ""
+        self.errors: dict[TopicPartition, str] = {}
         self._app = app
+        self._serve = serve
         self._timeout_s = timeout_s
         self._admin = Admin(app.brokers(), app.config.settings)
         self._goals: dict[str, _Goal] = {}
@@ -105,8 +166,8 @@ class Drain:
         partitions = self._admin.partitions(sorted(topics))
         if missing := sorted(topics - {topic for topic, _ in partitions}):
             raise ConfigurationError(
-                f"--drain: missing topics: {', '.join(missing)} (or no Describe permission). Create them, for example "
-                f"with karafka-lite produce {missing[0]} FILE, or omit --drain to wait for them"
+                f"missing topics: {', '.join(missing)} (or no Describe permission). Create them, for example "
+                f"with karafka-lite produce {missing[0]} FILE, or use run, which waits for them"
             )
         ends, earliest = self._admin.end_offsets(partitions), self._admin.earliest_offsets(partitions)
         latest = self._app.config.settings.get("auto_offset_reset") == "latest"
@@ -127,7 +188,7 @@ class Drain:
         """How many offsets lie between what is committed and the end."""
         return sum(end - goal.begin[p] for goal in self._goals.values() for p, end in goal.end.items())
 
-    def run(self, progress: Progress) -> int:
+    def run(self, progress: Progress = lambda total: nullcontext(lambda done: None)) -> int:
         """Run the app to the end of its topics and return the exit code.
 
         ``progress(total)`` yields a function to call with the number of processed offsets. The exit code is the app's,
@@ -137,14 +198,27 @@ class Drain:
             watcher = threading.Thread(target=self._watch_or_stop, args=(update,), name="karafka-drain", daemon=True)
             watcher.start()
             try:
-                code = self._app.run()
+                code = self._serve()
             finally:
                 self._over.set()
                 watcher.join(PATIENCE_S)  # it may be waiting for an answer
-        self.snapshots = self._look()
+        self.snapshots = self._app.snapshots()
         if not self.complaint:
             self.complaint = self._why_not(code)
         return code or (NOT_DRAINED if self.complaint else 0)
+
+    def result(self) -> Drained:
+        """What was done; after the run. Raises DrainError: it did not come to the end."""
+        topics: dict[str, TopicTotals] = {}
+        for snapshot in self.snapshots:
+            for topic, t in snapshot.totals.items():
+                done = TopicTotals(t.messages, t.batches, t.failures, t.given_up, t.unmarked, t.seconds)
+                topics[topic] = _sum(topics.get(topic, TopicTotals()), done)
+        total = _sum(*topics.values())
+        drained = Drained(**{each.name: getattr(total, each.name) for each in fields(total)}, topics=topics)
+        if self.complaint:
+            raise DrainError(self.complaint, drained, self.errors)
+        return drained
 
     def close(self) -> None:
         """Close the connections to the cluster."""
@@ -156,14 +230,16 @@ class Drain:
         try:
             self._watch(update)
         except Exception:
-            log.exception("--drain has crashed; this is a bug of karafka-lite: please report it")
+            log.exception(
+                "the watch over a run to the end has crashed; this is a bug of karafka-lite: please report it"
+            )
             self._app.stop()
 
     def _watch(self, update: Callable[[int], None]) -> None:
         idle_s, looked_at, furthest = 0.0, time.monotonic(), -1
         self._query_at = looked_at + FIRST_QUERY_S
         while not self._over.wait(LOOK_S):
-            if not (snapshots := self._look()):
+            if not (snapshots := self._app.snapshots()):
                 continue
             left = {s.group_id: self._goals[s.group_id].left(s) for s in snapshots}
             self._reached = not any(left.values()) and self._others_are_done(snapshots)
@@ -203,21 +279,19 @@ class Drain:
                 goal.readable.update((tp, start) for tp, (start, _) in spans.items() if tp not in finished)
         except KarafkaLiteError as error:
             self._query_at = time.monotonic() + PATIENCE_S
-            log.warning("--drain: %s; retrying", error)
+            log.warning("the ends of other members' partitions are not known: %s; retrying", error)
         return False
-
-    def _look(self) -> list[Snapshot]:
-        return self._app.snapshots()
 
     def _explain(self, snapshots: list[Snapshot], left: dict[str, list[TopicPartition]]) -> str:
         lines = [f"no progress for {self._timeout_s:g} s; partitions that are not at their end:"]
         for snapshot in snapshots:
             goal = self._goals[snapshot.group_id]
             for tp in left[snapshot.group_id]:
-                why = snapshot.errors.get(tp, "no error; is the broker reachable?")
+                why = self.errors[tp] = snapshot.errors.get(tp, "no error; is the broker reachable?")
                 lines.append(f"  {where(*tp, snapshot.processed[tp])} of {goal.end[tp]}: {why}")
             for tp in goal.elsewhere(snapshot):
                 why = "another member owns it and does not commit, or this member has not joined the group"
+                self.errors[tp] = why
                 lines.append(f"  {where(*tp, goal.reached(tp))} of {goal.end[tp]}: {why}")
         return "\n".join(lines)
 
@@ -229,3 +303,7 @@ class Drain:
             return "stopped before the end"
         failures = sum(totals.hook_failures for snapshot in self.snapshots for totals in snapshot.totals.values())
         return f"calls of hooks that failed: {failures}; see the log above" if failures else ""
+
+
+def _sum(*totals: TopicTotals) -> TopicTotals:
+    return TopicTotals(*(sum(getattr(each, one.name) for each in totals) for one in fields(TopicTotals)))
