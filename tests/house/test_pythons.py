@@ -25,7 +25,7 @@ CHOSEN += ["retries", "routing", "runner", "settings", "testing"]
 QUICKSTART = "run examples.quickstart:app --broker embedded --feed earthquakes=examples/earthquakes.jsonl --until-end"
 PYTEST = ["pytest", "-q", "-p", "no:cacheprovider", "--assert=plain", "-k", "not without_an_end"]  # that takes 8 s
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
-ENDS = [SUPPORTED[0], SUPPORTED[-1]]  # what a version between them has changed, one of them has as well
+OLDEST = SUPPORTED[0]  # it lacks what is newer; what a newer one has taken away fails at the import
 
 
 @pytest.mark.slow
@@ -39,9 +39,9 @@ def test_it_works_on_the_other_versions_that_it_supports(version: str) -> None:
         done(program, "-m", "venv", folder)  # with its own pip: an older one does not run on a newer Python
         inside = Path(folder) / "bin" / "python"
         pip = ["pip", "--disable-pip-version-check", "install", "-q", "--no-compile"]
-        done(inside, "-m", *pip, *PLAIN, *(FOR_TESTS if version in ENDS else ()))
+        done(inside, "-m", *pip, *PLAIN, *(FOR_TESTS if version == OLDEST else ()))
         assert "drained: 1707 messages" in done(inside, "-W", "error", "-m", "karafka_lite", *QUICKSTART.split())
-        if version in ENDS:
+        if version == OLDEST:
             assert " passed" in done(inside, "-m", *PYTEST, *(f"tests/unit/test_{name}.py" for name in CHOSEN))
 
 
