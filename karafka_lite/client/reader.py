@@ -29,7 +29,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from kafka.consumer.fetcher import Fetcher
 from kafka.protocol.consumer import IsolationLevel
@@ -38,7 +38,7 @@ from kafka.record.util import decode_varint
 
 from karafka_lite.client.codecs import MAX_DECOMPRESSED_BYTES, UnreadableError, decompress
 from karafka_lite.errors import ConfigurationError, FetchError, describe
-from karafka_lite.messages import next_offset_after, where
+from karafka_lite.messages import PlainRecord, next_offset_after, where
 
 log = logging.getLogger("karafka_lite")
 
@@ -250,17 +250,7 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
 # -- Python only ------------------------------------------------------------------------------------------------------
 
 
-class ReadRecord(NamedTuple):
-    """One record: what ``messages.Record`` asks for."""
-
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes | None]]
-
-
-def _records_of(batch: Any, content: Any) -> Iterator[ReadRecord]:
+def _records_of(batch: Any, content: Any) -> Iterator[PlainRecord]:
     """The format of a record::
 
         length, attributes, timestamp - first, offset - base, key length, key, value length, value, headers
@@ -272,7 +262,7 @@ def _records_of(batch: Any, content: Any) -> Iterator[ReadRecord]:
     data, pos, at = bytes(content), HEADER_SIZE, HEADER_SIZE
     base, first_timestamp = batch.base_offset, batch.first_timestamp
     append_time = batch.max_timestamp if batch.timestamp_type else None  # the broker's clock, one for the batch
-    new = tuple.__new__  # half the price of ReadRecord()
+    new = tuple.__new__  # half the price of PlainRecord()
     try:
         for _ in range(batch.records_count):
             c = data[at := pos]
@@ -338,7 +328,7 @@ def _records_of(batch: Any, content: Any) -> Iterator[ReadRecord]:
                 raise ValueError(f"it ends {pos - end:+} bytes from where it should")
             if append_time is not None:
                 timestamp = append_time
-            yield new(ReadRecord, (offset, timestamp, key, value, headers))
+            yield new(PlainRecord, (offset, timestamp, key, value, headers))
     except (IndexError, ValueError) as error:
         raise UnreadableError(f"a malformed record at byte {at} of its batch ({error})") from error
     if pos != len(data):
@@ -365,7 +355,7 @@ def _blob(data: bytes, pos: int) -> tuple[bytes | None, int]:
     return (None, start) if size < 0 else (data[start : start + size], start + size)
 
 
-def _old_records_of(batch: Any, most: int, *, check_crcs: bool) -> Iterator[ReadRecord]:
+def _old_records_of(batch: Any, most: int, *, check_crcs: bool) -> Iterator[PlainRecord]:
     """Of formats 0 and 1: one record, or one whose value holds others, compressed."""
     try:
         if codec := batch.compression_type:
@@ -382,7 +372,7 @@ def _old_records_of(batch: Any, most: int, *, check_crcs: bool) -> Iterator[Read
             if check_crcs and not record.validate_crc():
                 raise UnreadableError("a message with a wrong checksum", DISKS)
             timestamp = -1 if record.timestamp is None else record.timestamp
-            yield ReadRecord(record.offset, timestamp, record.key, record.value, ())
+            yield PlainRecord(record.offset, timestamp, record.key, record.value, ())
     except (AssertionError, IndexError, ValueError, struct.error) as error:
         raise UnreadableError(f"a malformed message in format {batch.magic} ({error!r})") from error
 
