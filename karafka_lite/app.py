@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
 
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
-from karafka_lite import forks
+from karafka_lite import exits, forks
+from karafka_lite.client.connection import Emit
+from karafka_lite.client.producer import Outbox
 from karafka_lite.client.reader import choose_reader
+from karafka_lite.context import outgoing
 from karafka_lite.draining import Drain, Drained
 from karafka_lite.errors import ConfigurationError, Exit
+from karafka_lite.observers import banner
 from karafka_lite.observers.delivery import Observer
 from karafka_lite.observers.progress import Progress, Snapshot
-from karafka_lite.routing import Router, check_function
+from karafka_lite.routing import Router, Routes, check_function, is_again, place_of
 from karafka_lite.runner import Member, Runner, System
+from karafka_lite.sender import Sender
 from karafka_lite.settings import Config, Settings, int_mistakes, refuse, resolve_bootstrap_servers
 from karafka_lite.signals import Signals
 
 ObserverT = TypeVar("ObserverT", bound=Observer)
 
 log = logging.getLogger("karafka_lite")
+
+FLUSH_S = 5.0  # how long what was sent may take after a stop that was forced
+NAMED = 3  # topics, or groups, in one line
 
 
 class App(Router):
@@ -78,9 +87,11 @@ class App(Router):
         )
         self._broker_option: str | None = None
         self._runner: Runner | None = None
-        self._foreign = False  # this process is a fork of the one in which it runs
+        self._foreign = False  # this process is a fork of the one in which it runs or has sent something
         self._claiming = System.lock()
+        self._sender = Sender(System(), self._new_outbox)
         self._observers: list[Observer] = []
+        forks.in_child(self, App._was_forked)
 
     def observe(self, function: ObserverT) -> ObserverT:
         """Call ``function(event)`` for each event of ``karafka_lite.events``; it is returned unchanged.
@@ -99,13 +110,59 @@ class App(Router):
                     statsd.increment("dead_letters", tags=[event.topic])
         """
         check_function("@app.observe", function, ("event",))
+        self._observers[:] = [known for known in self._observers if not is_again(function, known)]
         self._observers.append(function)
         return function
+
+    # -- sending
+
+    def produce(
+        self,
+        topic: str,
+        value: Any,
+        *,
+        key: bytes | str | None = None,
+        headers: Iterable[tuple[str, bytes]] | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+    ) -> Future[tuple[int, int]]:
+        """Send a message that is tied to no offset: from anywhere, in any thread, also while the app does not run.
+
+        Inside a handler use ``ctx.produce``, which the offset of what it consumed waits for. This one connects at the
+        first call, and is flushed at the end of ``run``, ``drain``, ``stop`` and ``with app:``, and when the program
+        exits, each time for up to ``drain_timeout_ms``.
+
+        The arguments are those of ``ctx.produce``. It may block: for ``bootstrap_timeout_ms`` while no broker can be
+        reached, for 15 s until an unknown topic is there, and while 32 MB are unanswered; in a coroutine use
+        ``await asyncio.wrap_future(await asyncio.to_thread(app.produce, ...))``.
+
+        Returns:
+            A future of (partition, offset), once all in-sync replicas have it; else of a ProduceError: no broker could
+            be reached, or one refused the message. Only the future says so: look at it where the message matters. A
+            message whose answer got lost may be written twice.
+
+        Raises:
+            TypeError, ValueError: this cannot be a message: no JSON, a bad header, a partition that does not exist.
+            ConfigurationError: this process is a fork of one in which the app runs, or has sent something.
+
+        Example::
+
+            partition, offset = app.produce("orders", {"id": 7}, key="7").result(timeout=10)
+        """
+        self._check_process()
+        return self._sender.send(outgoing(topic, value, key, headers, partition, timestamp_ms))
+
+    def _new_outbox(self, emit: Emit) -> Outbox:
+        exits.end_before_exit(self)
+        # Not idempotent: one message that is refused would have others fail, for which nobody tries again here.
+        return Outbox(self.brokers(), self.config.settings, emit, idempotent=False)
 
     # -- running
 
     def run(self) -> int:
         """Run until SIGINT, SIGTERM, SIGHUP or ``stop``, as ``karafka-lite run module:app``. For the main thread.
+
+        On a terminal it begins with what is about to run: groups, topics, functions, brokers.
 
         Returns:
             0 clean; 1 a critical exception in a handler, or a setting, credentials or a right that were refused; 2 a
@@ -119,18 +176,13 @@ class App(Router):
         """
         if not log.hasHandlers():
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        return self._serve()
-
-    def _serve(self, *, main_thread: bool = True) -> int:
-        """Run on this thread, with signal handlers; ``main_thread`` False: where there can be some."""
-        with Signals(required=main_thread) as signals:
-            runner = self._claim()
-            signals.ask_to_stop(runner)
-            runner.start()
-            return runner.serve().value
+        return self.serve(announce=lambda: self._announce("Ctrl-C or SIGTERM"))
 
     def start(self) -> None:
         """Run in threads of their own and return as soon as every group has reached a broker. No signal handlers.
+
+        ``with app:`` starts it, and stops it at the end of the block. An app that was started and not stopped is
+        stopped when the program exits, in good order and with a warning. On a terminal it says what runs, as ``run``.
 
         Raises:
             BrokerUnavailableError: none could be reached within ``bootstrap_timeout_ms``.
@@ -138,20 +190,57 @@ class App(Router):
             ConfigurationError: no topic is registered, it runs already (perhaps in the process that this one is a fork
                 of), ``KARAFKA_LITE_DECODER`` asks for what cannot be had, or the client refused a setting.
         """
-        self._claim().start_in_background()
+        runner = self._claim()
+        self._announce("app.stop()")
+        runner.start_in_background()
 
-    def stop(self) -> bool:
+    def stop(self, *, wait: bool = True) -> bool:
         """Stop as SIGTERM does, and wait for it: handlers end, ``on_shutdown`` hooks run, offsets are committed.
+
+        Then what ``app.produce`` has sent is flushed, and no thread of the app is left.
+
+        Args:
+            wait: False only asks for the stop and returns True at once, for whom the handlers wait: a thread that a
+                handler has started and joins. Called in a handler or a hook itself it never waits.
 
         Returns:
             True: everything ended inside ``drain_timeout_ms``, or nothing ran. False: stuck handlers were left running
-            (named in the log). Called from a handler or a hook it only asks for the stop and returns True at once.
+            (named in the log).
 
         Raises:
             ConfigurationError: it runs in the process that this one is a fork of.
         """
         self._check_process()
-        return self._runner is None or self._runner.stop() is not Exit.FORCED
+        runner = self._runner
+        if not wait:
+            if runner is not None:
+                runner.ask_to_stop()
+            return True
+        end = Exit.CLEAN if runner is None else runner.stop()
+        if not self._is_running:
+            self._close_sender(end)
+        return end is not Exit.FORCED
+
+    def __enter__(self) -> Self:
+        """As ``start``."""
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """As ``stop``."""
+        self.stop()
+
+    def end_at_exit(self) -> None:
+        """What is left to do when the interpreter exits."""
+        if self._foreign:
+            return
+        if self._is_running:
+            log.warning("%r still runs at the end of the program, and is stopped: use `with app:`, or app.stop()", self)
+        self.stop()
+
+    def _close_sender(self, end: Exit) -> None:
+        """Flush what was sent beside handlers; after a forced stop nobody waits as long once more."""
+        self._sender.close(FLUSH_S if end is Exit.FORCED else self.config.drain_timeout_ms / 1000)
 
     def drain(self, *, idle_timeout_ms: int = 60_000) -> Drained:
         """Process what is in the topics now, to the end of every partition, and stop. For scripts and schedulers.
@@ -177,14 +266,40 @@ class App(Router):
         """
         refuse(*int_mistakes("idle_timeout_ms", idle_timeout_ms))
         self._check_that_it_can_run()  # before the cluster is asked
-        with closing(Drain(self, partial(self._serve, main_thread=False), idle_timeout_ms / 1000)) as drain:
+        with closing(Drain(self, partial(self.serve, main_thread=False), idle_timeout_ms / 1000)) as drain:
             drain.prepare()
             drain.run()
         if mistakes := [member.error for member in self.members if member.error is not None]:
             raise mistakes[0]
         return drain.result()
 
+    def __repr__(self) -> str:
+        names = [f"{group}: {_some(list(topics))}" for group, topics in self.groups.items()] or [self.config.group_id]
+        return f"<App {_some(names, '; ')} ({'running' if self._is_running else 'not running'})>"
+
     # -- what the command line asks
+
+    def serve(self, *, main_thread: bool = True, announce: Callable[[], object] = lambda: None) -> int:
+        """``run`` without a word; ``announce`` says it once nothing is known to be wrong.
+
+        ``main_thread`` False: on any thread, with signal handlers where there can be some.
+        """
+        with Signals(required=main_thread) as signals:
+            runner = self._claim()
+            announce()
+            signals.ask_to_stop(runner)
+            runner.start()
+            return runner.serve().value
+
+    def banner(self, *, broker: str = "", stop: str, more: str) -> banner.Banner:
+        """What there is to say before a run."""
+        routes = [(group, topic, route) for group, topics in self.groups.items() for topic, route in topics.items()]
+        rows = [
+            banner.Row(group, topic, "manual" if route.options.manual_offsets else "automatic", route.name)
+            for group, topic, route in routes
+        ]
+        most = max((route.concurrency or self.config.concurrency for _, _, route in routes), default=1)
+        return banner.Banner(rows, ", ".join(self.brokers()), choose_reader().name, most, broker, stop, more)
 
     def brokers(self) -> list[str]:
         """The bootstrap servers that count now; raises ConfigurationError where they are not ``host[:port]``."""
@@ -224,11 +339,19 @@ class App(Router):
                 snapshots.append(progress.snapshot(member.group, member.group_id, member.topics))
         return snapshots
 
+    @property
+    def _is_running(self) -> bool:
+        return self._runner is not None and not self._runner.ended.is_set()
+
+    def _check_replaceable(self, name: str) -> None:
+        if self._is_running:
+            raise ConfigurationError(f"{name} is at work: app.stop() first, then define it again, then app.start()")
+
     def _check_that_it_can_run(self) -> None:
         self._check_process()
         if not self.groups:
             raise ConfigurationError('no topic is registered: decorate a function with @app.topic("name")')
-        if self._runner is not None and not self._runner.ended.is_set():
+        if self._is_running:
             raise ConfigurationError("this app runs already; stop() it first")
         choose_reader()  # raises here, before anything is started
 
@@ -240,15 +363,49 @@ class App(Router):
         try:
             self._check_that_it_can_run()
             leftovers = {member.group_id: list(member.group.leftovers.values()) for member in self.members}
-            self._runner = Runner(self.config, self.brokers(), self.groups, self._observers, leftovers)
-            forks.in_child(self, App._was_forked)
-            return self._runner
+            groups = self.groups
+            self._warn_of_twins(groups)
+            runner = Runner(self.config, self.brokers(), groups, self._observers, leftovers, self._close_sender)
+            self._runner = runner
+            exits.end_before_exit(self)
+            return runner
         finally:
             self._claiming.release()
 
+    def _warn_of_twins(self, groups: Routes) -> None:
+        """Say which topics another App of this process reads in the same group."""
+        for other in exits.known():
+            if other is self or not isinstance(other, App) or not other._is_running:
+                continue
+            theirs = other.groups
+            for group, topics in groups.items():
+                if both := [topic for topic in topics if topic in theirs.get(group, {})]:
+                    here, there = topics[both[0]].handler, theirs[group][both[0]].handler
+                    log.warning(
+                        "group %s: another App of this process already reads %s: %s there, %s here; they share the "
+                        "partitions. Stop the other one, or use one App",
+                        group,
+                        _some(both),
+                        place_of(there),
+                        place_of(here),
+                    )
+
     def _was_forked(self) -> None:
-        self._foreign = self._runner is not None and not self._runner.ended.is_set()
+        self._foreign = self._is_running or self._sender.is_open
+        self._claiming = System.lock()  # a thread of the parent may have it, and that of the sender
+        if not self._foreign:
+            self._sender = Sender(System(), self._new_outbox)
+
+    def _announce(self, stop: str) -> None:
+        if banner.on_terminal():
+            banner.show(self.banner(stop=stop, more="concurrency=N"))
 
     def _check_process(self) -> None:
         if self._foreign:
             raise ConfigurationError(forks.FOREIGN)
+
+
+def _some(names: Sequence[str], between: str = ", ") -> str:
+    """The first of ``names``, and how many more there are."""
+    more = len(names) - NAMED
+    return between.join(names[:NAMED]) + (f"{between}{more} more" if more > 0 else "")

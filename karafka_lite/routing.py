@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, overload
@@ -116,6 +117,9 @@ class Router:
             no_retry: exceptions after which a retry is pointless: the message is given up at once (default:
                 ``DeserializationError``).
 
+        In a notebook or a REPL a function takes the place of one of the same name, and of its hooks, for a topic and a
+        group that this one has already: a cell runs twice.
+
         Raises:
             ConfigurationError: a topic name or an option is invalid, the group already has one of the topics, or the
                 handler does not accept ``(batch, ctx)``, the deserializer does not accept one argument, or one of them
@@ -143,7 +147,9 @@ class Router:
 
         def register(handler: Callable[[Batch[Any], Context], R], /) -> Callable[[Batch[Any], Context], R]:
             refuse(*_function_mistakes("@app.topic", handler, ("batch", "ctx")))
-            refuse(*_taken_mistakes(self.groups.get(group, {}), topics, handler))
+            taken = self.groups.get(group, {})
+            again = [taken[topic] for topic in topics if topic in taken and is_again(handler, taken[topic].handler)]
+            refuse(*_taken_mistakes({t: route for t, route in taken.items() if route not in again}, topics, handler))
             # All routes of a handler share one list, so that a hook reaches also those registered after the hook.
             first = self._route_of(handler)
             if first and first.concurrency != concurrency:
@@ -152,6 +158,9 @@ class Router:
                     f"of a handler share its threads; give each @app.topic of it the same concurrency"
                 )
             hooks = first.hooks if first else []
+            if again:
+                self._check_replaceable(name_of(handler))
+                self._routes = [route for route in self._routes if route not in again]
             dead_letters = dead_letter, pointless
             self._routes.append(Route(topics, handler, group, options, decode, hooks, *dead_letters, concurrency))
             return handler
@@ -219,10 +228,19 @@ class Router:
 
         def register(function: HookT) -> HookT:
             refuse(*_function_mistakes(decorator, function, ("ctx",)))
+            again = [
+                h for h in hooks if h.kind is kind and h.function is not function and is_again(function, h.function)
+            ]
+            if again:
+                self._check_replaceable(name_of(function))
+                hooks[:] = [hook for hook in hooks if hook not in again]
             hooks.append(RegisteredHook(kind, function, ms))
             return function
 
         return register
+
+    def _check_replaceable(self, name: str) -> None:
+        """Raises ConfigurationError if the function of this name is in use."""
 
     def _route_of(self, handler: Handler) -> Route | None:
         return next((route for route in self._routes if route.handler == handler), None)
@@ -268,6 +286,21 @@ class Route:
 
 Routes = Mapping[str, Mapping[str, Route]]
 """Group id -> topic -> route."""
+
+
+def is_again(function: object, known: object) -> bool:
+    """Whether ``function`` is ``known`` defined again: in a notebook or a REPL, whose lines run twice."""
+    if hasattr(sys.modules.get("__main__"), "__file__"):
+        return False
+    here = all(getattr(_unwrapped(each), "__module__", "") == "__main__" for each in (function, known))
+    return here and name_of(function) == name_of(known)
+
+
+def place_of(function: object) -> str:
+    """A function's name, with the file and the line where it is defined."""
+    inner = inspect.unwrap(_unwrapped(function))
+    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
+    return name_of(function) + (f" ({code.co_filename}:{code.co_firstlineno})" if code else "")
 
 
 def check_function(decorator: str, function: object, parameters: tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -84,10 +85,11 @@ class Workers:
             self.jobs.put((member, ownership))
             self._idle -= 1
             if self._idle < 0 and len(self.threads) < self._concurrency:
-                name = f"karafka-worker-{self._name}-{len(self.threads)}"
-                self.threads.append(self._system.thread(name, self._work))
-                self._idle += 1
-                self.threads[-1].start()
+                thread = self._system.thread(f"karafka-worker-{self._name}-{len(self.threads)}", self._work)
+                with suppress(RuntimeError):  # at its end Python starts none any more: the others do it all
+                    thread.start()
+                    self.threads.append(thread)
+                    self._idle += 1
 
     def stop(self) -> None:
         """End the threads and wait for them, but not for those that are stuck in user code."""
@@ -133,8 +135,7 @@ class Member:
         self.group_id = group_id
         self.connected = system.event()  # or it could not: then ``error`` is set
         self.error: KarafkaLiteError | None = None
-        self._shared = shared
-        self._now = system.now
+        self._shared, self._now = shared, system.now
         self._routes, self.topics = routes, list(routes)
         self._workers = {topic: shared.workers_of(route) for topic, route in routes.items()}
         self._drain_s = config.drain_timeout_ms / 1000
@@ -146,9 +147,8 @@ class Member:
         self.group = Group(options, **config.of_group, reset=reset, leftovers=leftovers, now=self._now(), name=group_id)
         self.lock = system.lock()
         self._changed = system.condition(self.lock)
-        self._changes = 0  # how often ``_changed`` was notified
         self._news = News(group_id, lambda run: routes[run.ownership.tp[0]].name_of_call(run), shared.emit)
-        self._at_stop: list[Ownership] = []  # what was ours when the stop began
+        self._changes, self._at_stop = 0, list[Ownership]()  # how often _changed was notified; what we had at the stop
         self.poller = system.thread(f"karafka-poller-{group_id}", self._live)
         commit = partial(self._tell_how_it_ends, "committer", partial(self._repeat, self.commit_step))
         self._committer = system.thread(f"karafka-committer-{group_id}", commit)
@@ -626,14 +626,14 @@ class Runner:
         routes: Routes,
         observers: Sequence[Observer],
         leftovers: Leftovers,
+        close_sender: Callable[[Exit], object],
     ) -> None:
-        system = System()
+        system, self._close_sender = System(), close_sender
         self.progress = Progress()
         self._deliveries = Deliveries(self.progress.observe, report_delivery(), observers)
         emit = self._deliveries.emit
         self._requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()  # ``put`` may be called by signal handlers
-        self._inside: dict[int, Run] = {}
-        self._workers: dict[int, Workers] = {}  # by the list of hooks that all routes of a handler share
+        self._inside, self._workers = dict[int, Run](), dict[int, Workers]()  # by the hooks that routes share
         self._outbox = producer.Outbox(servers, config.settings, emit)
 
         def make_client(member: Member) -> Client:
@@ -645,8 +645,8 @@ class Runner:
 
         shared = Shared(config, system, workers_of, self._inside, self._outbox, make_client, emit, self._requests)
         self.members = [Member(shared, name, topics, leftovers.get(name, ())) for name, topics in routes.items()]
-        self.ended = threading.Event()  # handlers that are stuck may still be running
-        self._exit, self._crashed = Exit.CLEAN, False
+        self.ended, self._exit, self._crashed = threading.Event(), Exit.CLEAN, False  # stuck handlers may run on
+        self._main = system.thread("karafka-main", self.serve)  # where nobody else serves
 
     def start(self) -> None:
         """Start all threads; the pollers connect."""
@@ -657,11 +657,9 @@ class Runner:
     def start_in_background(self) -> None:
         """Start, serve in a thread of its own, and return when every group has reached a broker; else raise why not."""
         self.start()
-        threading.Thread(target=self.serve, name="karafka-main", daemon=True).start()
-        for member in self.members:
-            member.connected.wait()
-        if mistakes := [member.error for member in self.members if member.error is not None]:
-            self.ended.wait()
+        self._main.start()
+        if mistakes := [m.error for m in self.members if m.connected.wait() and m.error is not None]:
+            self._main.join()
             raise mistakes[0]
 
     def serve(self) -> Exit:
@@ -676,6 +674,7 @@ class Runner:
                 self._exit, self._crashed = request.exit, request.crashed
             if request.left is not None:
                 left.add(request.left)
+                request.left.poller.join(THREAD_END_S)
             for member in self.members:
                 member.begin_stop()
                 if not member.connected.is_set():
@@ -683,6 +682,7 @@ class Runner:
         for workers in self._workers.values():
             workers.stop()
         self._outbox.close()
+        self._close_sender(self._exit)
         self._deliveries.stop()
         self.ended.set()
         return self._exit
@@ -696,5 +696,5 @@ class Runner:
         self.ask_to_stop()
         if threading.get_ident() in self._inside:
             return Exit.CLEAN
-        self.ended.wait()
+        self._main.join() if self._main.ident else self.ended.wait()
         return self._exit

@@ -8,25 +8,23 @@ groups and log messages are wrapped in ``Text`` or logged with ``markup=False``,
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from karafka_lite.client.reader import choose_reader
+from karafka_lite.observers.banner import FOR_DEVELOPMENT, on_terminal, rich_panel, show
 from karafka_lite.observers.progress import Snapshot
 from karafka_lite.version import __version__
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
 
     from karafka_lite.app import App
 
 DEFAULT_LEVEL = "info"
 _HANDLER = "karafka-lite"
-_FOR_DEVELOPMENT = "for development and tests; its data is discarded on exit"
 
 
 def configure_logging(level: str | None) -> None:
@@ -91,23 +89,20 @@ def banner(app: App, broker: str = "") -> None:
 
     ``broker``: the kind of the broker that was started for this run; "" if none was.
     """
-    if on_terminal():
-        _rich_banner(app, broker)
-    else:
-        _plain_banner(app, broker)
+    show(app.banner(broker=broker, stop="Ctrl-C or SIGTERM", more="--concurrency N"))
 
 
 def serving(broker: str, servers: str, topics: Mapping[str, int]) -> None:
     """Print that a broker of the kind ``broker`` is ready, and how to use it from another terminal."""
     counts = [f"{topic} ({count} partition{'s' if count > 1 else ''})" for topic, count in topics.items()]
-    lines = [f"{broker} broker at {servers}, {_FOR_DEVELOPMENT}"]
+    lines = [f"{broker} broker at {servers}, {FOR_DEVELOPMENT}"]
     lines += [f"topics: {', '.join(counts)}"] if counts else []
     lines.append(f"in another terminal: karafka-lite run module:app --broker {servers}")
     lines.append("stop with Ctrl-C or SIGTERM")
     if on_terminal():
         from rich.text import Text
 
-        _rich_panel(Text("\n".join(lines)))
+        rich_panel(Text("\n".join(lines)))
     else:
         print("\n".join([f"karafka-lite {__version__}, {lines[0]}", *lines[1:]]), file=sys.stderr, flush=True)
 
@@ -167,24 +162,6 @@ def drained(snapshots: Sequence[Snapshot], seconds: float, complaint: str) -> No
     print(end, file=sys.stderr, flush=True)
 
 
-def on_terminal() -> bool:
-    """True when standard error is a terminal that can do more than print lines."""
-    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-
-
-class _Row(NamedTuple):
-    group: str
-    topic: str
-    offsets: str
-    function: str
-
-
-def _rows(app: App) -> Iterator[_Row]:
-    for group, topics in app.groups.items():
-        for topic, route in topics.items():
-            yield _Row(group, topic, "manual" if route.options.manual_offsets else "automatic", route.name)
-
-
 def _handler() -> logging.Handler:
     handler = _rich_handler() if on_terminal() else _plain_handler()
     handler.name = _HANDLER
@@ -203,29 +180,10 @@ def _is_not_shown_yet(record: logging.LogRecord) -> bool:
     return True
 
 
-def _concurrency(app: App) -> str:
-    routes = [route for topics in app.groups.values() for route in topics.values()]
-    most = max((route.concurrency or app.config.concurrency for route in routes), default=1)
-    if most == 1:
-        return "1 call of a handler at a time; --concurrency N runs partitions side by side"
-    return f"up to {most} calls of a handler at a time, each for another partition"
-
-
 def _plain_handler() -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     return handler
-
-
-def _plain_banner(app: App, broker: str) -> None:
-    # Every line is complete by itself: a log collector separates them.
-    brokers = ", ".join(app.brokers())
-    lines = [f"karafka-lite {__version__}, brokers: {brokers}"]
-    lines += [f"group {row.group}: {row.topic} -> {row.function} ({row.offsets} offsets)" for row in _rows(app)]
-    lines += [f"the {broker} broker is {_FOR_DEVELOPMENT}"] if broker else []
-    lines.append(f"record decoder: {choose_reader().name}")
-    lines += [_concurrency(app), "stop with Ctrl-C or SIGTERM"]
-    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def _rich_handler() -> logging.Handler:
@@ -282,28 +240,3 @@ def _rich_console() -> Console:
 
     handlers = [handler for handler in logging.getLogger().handlers if handler.name == _HANDLER]
     return next((handler.console for handler in handlers if isinstance(handler, RichHandler)), Console(stderr=True))
-
-
-def _rich_banner(app: App, broker: str) -> None:
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    for column in _Row._fields:
-        table.add_column(column, overflow="fold")
-    for row in _rows(app):
-        table.add_row(*map(Text, row))
-    brokers = Text.assemble(("brokers ", "dim"), ", ".join(app.brokers()))
-    decoder = Text.assemble(("record decoder ", "dim"), choose_reader().name)
-    kind = [Text(f"the {broker} broker is {_FOR_DEVELOPMENT}")] if broker else []
-    end = Text.assemble(("stop with ", "dim"), ("Ctrl-C", "bold"))
-    _rich_panel(Group(table, Text(), brokers, decoder, *kind, Text(_concurrency(app), "dim"), end))
-
-
-def _rich_panel(content: RenderableType) -> None:
-    from rich.console import Console
-    from rich.panel import Panel
-
-    panel = Panel(content, title=f"karafka-lite {__version__}", border_style="cyan", expand=False)
-    Console(stderr=True).print(panel)

@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         console.banner(app, kind)
         if feeds:
             feed(feeds, app.brokers(), app.config.settings, console.feeding)
-        return _drain(app, arguments.idle_timeout or IDLE_TIMEOUT_S) if arguments.until_end else app.run()
+        return _drain(app, arguments.idle_timeout or IDLE_TIMEOUT_S) if arguments.until_end else app.serve()
 
 
 def _tune_gc() -> None:
@@ -117,7 +117,7 @@ def _tune_gc() -> None:
 
 def _drain(app: App, timeout_s: float) -> int:
     began = time.monotonic()
-    with closing(Drain(app, app.run, timeout_s)) as drain:
+    with closing(Drain(app, app.serve, timeout_s)) as drain:
         try:
             with broker.sigterm_as_ctrl_c():
                 drain.prepare()

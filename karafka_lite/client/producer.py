@@ -403,10 +403,17 @@ def partition_of(key: bytes, partitions: int) -> int:
 
 
 class Outbox:
-    """The idempotent producer of a process: created on first use, replaced after a fatal error."""
+    """One producer: created on first use, replaced after a fatal error; by default an idempotent one."""
 
-    def __init__(self, bootstrap_servers: Sequence[str], settings: Mapping[str, Any], emit: Emit | None = None) -> None:
-        self._new = partial(Producer, bootstrap_servers, settings, emit, idempotent=True)
+    def __init__(
+        self,
+        bootstrap_servers: Sequence[str],
+        settings: Mapping[str, Any],
+        emit: Emit | None = None,
+        *,
+        idempotent: bool = True,
+    ) -> None:
+        self._new = partial(Producer, bootstrap_servers, settings, emit, idempotent=idempotent)
         self._making = threading.Lock()
         self._tries = 0  # to make one
         self._error: KarafkaLiteError | None = None  # of the last
@@ -429,6 +436,11 @@ class Outbox:
         """As ``Producer.check``; to be called every 100 ms by a thread that waits for answers."""
         if (producer := self._producer) is not None:
             producer.check()
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait up to ``timeout_s`` until every message has its answer; returns how many have none."""
+        producer = self._producer
+        return 0 if producer is None or producer.flush(timeout_s) else len(producer._open)
 
     def close(self) -> None:
         """Have fail what is unanswered, which may have arrived, and what waits for a broker."""

@@ -16,7 +16,7 @@ from karafka_lite.events import CallEnded
 from karafka_lite.messages import Message, where
 from karafka_lite.runner import System
 from karafka_lite.testing.cluster import Cluster
-from karafka_lite.testing.member import TestMember
+from karafka_lite.testing.member import Sent, TestMember
 
 ROUNDING_S = 1e-9  # sums of milliseconds as seconds
 MOST_STEPS = 100_000  # at one moment; a handler that always seeks back takes more
@@ -78,6 +78,7 @@ class TestClient:
         if self._app._runner is not None and not self._app._runner.ended.is_set():
             raise ConfigurationError("this app runs already; stop() it first")
         self._app._runner = _Runner(self)  # type: ignore[assignment]
+        self._sender, self._app._sender = self._app._sender, Sent(self._cluster)  # type: ignore[assignment]
         self._members = [
             TestMember(self._cluster, self._app, group_id, topics, self._keep) for group_id, topics in groups.items()
         ]
@@ -88,7 +89,7 @@ class TestClient:
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
-        self._app._runner = None
+        self._app._runner, self._app._sender = None, self._sender
 
     # -- messages
 
@@ -284,5 +285,5 @@ class _Runner:
     members = ()
 
     def __init__(self, client: TestClient) -> None:
-        self.stop = client.stop
+        self.stop = self.ask_to_stop = client.stop
         self.ended = System.event()

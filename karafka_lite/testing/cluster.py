@@ -8,6 +8,7 @@ from concurrent.futures import Future
 
 from karafka_lite.client.producer import check_outgoing, partition_of
 from karafka_lite.messages import Message, Outgoing, PlainRecord, TopicPartition
+from karafka_lite.runner import System
 
 EPOCH_MS = 1_577_836_800_000  # the clock begins with 2020
 
@@ -30,6 +31,7 @@ class Cluster:
         self.sent: dict[str, list[Message]] = {}
         self.refusing: dict[str, list[Exception]] = {}
         self._partitions = partitions
+        self._sending = System.lock()  # app.produce may be called in any thread
 
     def create(self, topic: str) -> None:
         """Make the partitions of ``topic``, unless they exist."""
@@ -64,13 +66,13 @@ class Cluster:
         """The app sends ``message``; the answer is there at once."""
         self.check(message)
         future: Future[tuple[int, int]] = Future()
-        if refusing := self.refusing.get(message.topic):
-            future.set_exception(refusing.pop(0))
-            return future
-        partition, offset = self.append(message)
-        record = self.logs[message.topic, partition][offset]
-        self.sent.setdefault(message.topic, []).append(
-            Message.of_record((message.topic, partition), record, json.loads)
-        )
+        with self._sending:
+            if refusing := self.refusing.get(message.topic):
+                future.set_exception(refusing.pop(0))
+                return future
+            partition, offset = self.append(message)
+            record = self.logs[message.topic, partition][offset]
+            sent = Message.of_record((message.topic, partition), record, json.loads)
+            self.sent.setdefault(message.topic, []).append(sent)
         future.set_result((partition, offset))
         return future

@@ -16,8 +16,6 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 # Why a module has no file of its name, and where its tests are.
 ELSEWHERE = {
-    # An App is what most tests are about; these are about how it starts and ends.
-    "app.py": "kafka/test_stop.py",
     "version.py": "house/test_metadata.py",
     "__main__.py": "unit/test_main.py",
     # The parts of the embedded broker are tested as its clients meet them: by the protocol.
@@ -41,6 +39,8 @@ ELSEWHERE = {
     "client/trouble.py": "kafka/test_silence.py",
     # What it asks of a cluster, a drain to the end of the topics shows.
     "client/admin.py": "kafka/test_drain.py",
+    # The command line shows it, too.
+    "observers/banner.py": "unit/test_console.py",
     # Values only; the group that gives them is tested.
     "core/answers.py": "unit/test_group.py",
     # Types only: mypy compares them with the clients.

@@ -84,12 +84,10 @@ class Life(Runner):
                 "threading.Event": system.event,
             }.items():
                 stack.enter_context(patch(f"karafka_lite.runner.{name}", made))
-            super().__init__(
-                config, config.bootstrap_servers, {GROUP: self.handlers.routes}, (), {GROUP: list(leftovers)}
-            )
+            routes, left = {GROUP: self.handlers.routes}, {GROUP: list(leftovers)}
+            super().__init__(config, config.bootstrap_servers, routes, (), left, lambda end: None)
         process.lives.append(self)
         self.start()
-        self._main = system.thread(f"{self.name} main", self.serve)
         self._main.start()
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +33,22 @@ class Ended(NamedTuple):
 
 Run = Callable[..., Ended]
 Write = Callable[[str, str], Path]
+
+
+class Stream(io.StringIO):
+    """Standard error within ``with redirect_stderr(…)``: a fixture cannot set it, pytest puts its own back."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    @property
+    def text(self) -> str:
+        """What a reader sees: without colours."""
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.getvalue())
 
 
 def process(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:

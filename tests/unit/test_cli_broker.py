@@ -77,7 +77,7 @@ def brokers(monkeypatch: pytest.MonkeyPatch) -> Brokers:
     monkeypatch.setattr(importer, "load_app", lambda target: app)
     monkeypatch.setattr(console, "configure_logging", lambda level: None)
     monkeypatch.setattr(console, "logging_of_the_users_module", lambda level: nullcontext())
-    monkeypatch.setattr(App, "run", lambda app: brokers.run(app))
+    monkeypatch.setattr(App, "serve", lambda app: brokers.run(app))
     return brokers
 
 
@@ -140,7 +140,9 @@ def test_without_docker_run_ends_with_3_and_nothing_ran(call: Call, brokers: Bro
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_after_the_app_still_stops_the_broker(call: Call, brokers: Brokers, number: int) -> None:
-    brokers.while_it_serves = lambda: os.kill(os.getpid(), number)  # the stand-in for App.run leaves the signals alone
+    brokers.while_it_serves = lambda: os.kill(
+        os.getpid(), number
+    )  # the stand-in for App.serve leaves the signals alone
     assert call("run", "orders", "--broker", "embedded").code == 1
     assert brokers.ended == 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 import subprocess
@@ -12,28 +11,13 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
+from support.command import Stream
 
 import karafka_lite
 from karafka_lite.app import App
 from karafka_lite.cli import console
 from karafka_lite.client.reader import choose_reader
 from karafka_lite.observers.progress import Snapshot, Totals
-
-
-class Stream(io.StringIO):
-    """Standard error within ``with redirect_stderr(…)``: a fixture cannot set it, pytest puts its own back."""
-
-    def __init__(self, terminal: bool) -> None:
-        super().__init__()
-        self.terminal = terminal
-
-    def isatty(self) -> bool:
-        return self.terminal
-
-    @property
-    def text(self) -> str:
-        """What a reader sees: without colours."""
-        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.getvalue())
 
 
 @pytest.fixture

@@ -32,9 +32,12 @@ watch(owner)
 before = [signal.getsignal(number) for number in SIGNALS]
 around = sigterm_as_ctrl_c()  # of the command line
 around.__enter__()
-app, idle = App("g"), App("g")
+app, idle = App("g"), App("g", bootstrap_servers="127.0.0.1:1", bootstrap_timeout_ms=100)
 app.topic("t")(lambda batch, ctx: None)
 runner = app._claim()  # as start does, without a broker
+sent = App("g")
+sent._sender._begin()  # as a first message does
+idle._sender._lock.acquire()  # as if another thread were sending its first message at the fork
 with Signals():
     if child := os.fork():
         assert os.waitpid(child, 0)[1] == 0
@@ -49,7 +52,9 @@ with Signals():
             unwatched.lock.acquire(False) is False,
             [signal.getsignal(number) for number in SIGNALS] == before,
             refused(app.start), refused(app.stop), refused(app.run),
+            refused(lambda: app.produce("t", 1)), refused(lambda: sent.produce("t", 1)), refused(sent.stop),
             idle.stop() is True,  # it runs nowhere
+            "no broker" in str(idle.produce("t", 1).exception()),
         ]
         os._exit(0 if all(facts) else print(facts, flush=True) or 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 import unittest
 from collections.abc import Callable
@@ -489,6 +490,30 @@ def test_what_is_produced_is_kept_and_read_by_the_app_itself() -> None:
         assert [message.payload for message in client.produced("out")] == [{"n": 0}, {"n": 1}]
         assert client.produced("else") == []
     assert seen == [{"n": 0}, {"n": 1}]
+
+
+def test_what_the_app_sends_beside_its_handlers_goes_into_the_same_topics_from_any_thread() -> None:
+    def forward(batch: Batch, ctx: Context) -> None:
+        threads = [threading.Thread(target=app.produce, args=("helpers", number)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        app.produce(TOPIC, "again") if batch.first_offset == 0 else app.stop(wait=False)
+
+    app = given(forward)
+    sender = app._sender
+    with TestClient(app) as client:
+        client.refuse("helpers", ProduceError("full"))
+        assert isinstance(app.produce("helpers", 0).exception(), ProduceError)
+        assert app.produce(TOPIC, {"id": 1}, key="k", timestamp_ms=5).result() == (0, 0)
+        with pytest.raises(ValueError, match="partition must be between 0 and 0"):
+            app.produce(TOPIC, 1, partition=1)
+        assert [run.offsets for run in client.run()] == [[0], [1]]
+        assert client.committed(TOPIC, 0) == 2, "stopped"
+        assert [message.payload for message in client.produced(TOPIC)] == [{"id": 1}, "again"]
+        assert [message.offset for message in client.produced("helpers")] == list(range(16))
+    assert app._sender is sender
 
 
 def test_a_refused_message_fails_the_run() -> None:

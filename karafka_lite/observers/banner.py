@@ -1,0 +1,98 @@
+"""What is about to run, on standard error: a coloured box on a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from karafka_lite.version import __version__
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+FOR_DEVELOPMENT = "for development and tests; its data is discarded on exit"
+
+
+class Row(NamedTuple):
+    """One topic of one group; ``offsets``: automatic or manual."""
+
+    group: str
+    topic: str
+    offsets: str
+    function: str
+
+
+class Banner(NamedTuple):
+    """What there is to say before a run.
+
+    Attributes:
+        most: calls of one handler at the same time.
+        broker: the kind of the broker that was started for this run; "" if none was.
+        stop: how to stop it.
+        more: how to ask for more calls at the same time.
+    """
+
+    rows: Sequence[Row]
+    brokers: str
+    decoder: str
+    most: int
+    broker: str
+    stop: str
+    more: str
+
+    @property
+    def calls(self) -> str:
+        """How many calls of a handler run at the same time."""
+        if self.most == 1:
+            return f"1 call of a handler at a time; {self.more} runs partitions side by side"
+        return f"up to {self.most} calls of a handler at a time, each for another partition"
+
+
+def on_terminal() -> bool:
+    """True when standard error is a terminal that can do more than print lines."""
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def show(banner: Banner) -> None:
+    """Print it."""
+    if on_terminal():
+        _show_rich(banner)
+    else:
+        _show_plain(banner)
+
+
+def rich_panel(content: RenderableType) -> None:
+    """Print ``content`` in a box."""
+    from rich.console import Console
+    from rich.panel import Panel
+
+    panel = Panel(content, title=f"karafka-lite {__version__}", border_style="cyan", expand=False)
+    Console(stderr=True).print(panel)
+
+
+def _show_plain(banner: Banner) -> None:
+    # Every line is complete by itself: a log collector separates them.
+    lines = [f"karafka-lite {__version__}, brokers: {banner.brokers}"]
+    lines += [f"group {row.group}: {row.topic} -> {row.function} ({row.offsets} offsets)" for row in banner.rows]
+    lines += [f"the {banner.broker} broker is {FOR_DEVELOPMENT}"] if banner.broker else []
+    lines += [f"record decoder: {banner.decoder}", banner.calls, f"stop with {banner.stop}"]
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _show_rich(banner: Banner) -> None:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for column in Row._fields:
+        table.add_column(column, overflow="fold")
+    for row in banner.rows:
+        table.add_row(*map(Text, row))
+    brokers = Text.assemble(("brokers ", "dim"), banner.brokers)
+    decoder = Text.assemble(("record decoder ", "dim"), banner.decoder)
+    kind = [Text(f"the {banner.broker} broker is {FOR_DEVELOPMENT}")] if banner.broker else []
+    end = Text.assemble(("stop with ", "dim"), (banner.stop, "bold"))
+    rich_panel(Group(table, Text(), brokers, decoder, *kind, Text(banner.calls, "dim"), end))

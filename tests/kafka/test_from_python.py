@@ -1,0 +1,163 @@
+"""An app inside another program: what it sends beside its handlers, how it is started, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from support.harness import Gate, make_app, opened
+from support.observer import Observer, wait_until
+
+from karafka_lite import Batch, Context, ProduceError
+
+ROOT = Path(__file__).parents[2]
+
+
+def values(kafka: Observer, topic: str) -> list[bytes | None]:
+    return sorted((record.value() for record in kafka.records(topic)), key=lambda value: value or b"")
+
+
+def test_it_sends_from_any_thread_before_it_starts_while_it_runs_and_after_the_stop(kafka: Observer) -> None:
+    topic, out = kafka.topic(), kafka.topic(2)
+    app = make_app(kafka, concurrency=1)
+    places: list[tuple[int, int]] = []
+
+    @app.topic(topic)
+    def handle(batch: Batch, ctx: Context) -> None:
+        helper = threading.Thread(target=lambda: places.append(app.produce(out, "from a helper").result(20)))
+        helper.start()
+        helper.join()
+
+    before = set(threading.enumerate())
+    sent = app.produce(out, {"ü": 1}, key="k", headers=[("h", b"\x00")], partition=1, timestamp_ms=1234)
+    assert sent.result(20) == (1, 0)
+    (record,) = kafka.records(out)
+    assert (record.value(), record.key(), record.headers()) == ('{"ü": 1}'.encode(), b"k", [("h", b"\x00")])
+    assert record.timestamp()[1] == 1234
+    with app:
+        kafka.produce(topic, [1])
+        wait_until(lambda: places, message="the handler's thread has sent")
+        with ThreadPoolExecutor(4) as pool:
+            futures = list(pool.map(lambda number: app.produce(out, number), range(100)))
+    assert set(threading.enumerate()) == before, "no thread of ours is left after the stop"
+    assert all(future.done() for future in futures), "flushed"
+    assert app.produce(out, "after the stop").result(20)
+    app.stop()
+    assert set(threading.enumerate()) == before
+    expected = [str(number) for number in range(100)] + ['"after the stop"', '"from a helper"', '{"ü": 1}']
+    assert values(kafka, out) == sorted(text.encode() for text in expected)
+
+
+def test_a_stop_that_a_handler_asks_for_flushes_what_was_sent(kafka: Observer) -> None:
+    topic, out = kafka.topic(), kafka.topic()
+    app = make_app(kafka)
+    sent: list[Any] = []
+
+    @app.topic(topic)
+    def handle(batch: Batch, ctx: Context) -> None:
+        sent.extend(app.produce(out, number) for number in range(1000))
+        app.stop()
+
+    kafka.produce(topic, [1])
+    before = set(threading.enumerate())
+    assert app.run() == 0
+    assert set(threading.enumerate()) == before
+    assert [future.result(0) for future in sent] == [(0, number) for number in range(1000)]
+
+
+def test_a_message_that_is_refused_fails_alone(kafka: Observer) -> None:
+    topic, small = kafka.topic(), kafka.topic(max_message_bytes=1000)
+    app = make_app(kafka)
+    app.produce(topic, 0).result(20)
+    futures = [app.produce(small, "x" * 5000), *(app.produce(topic, number) for number in range(1, 50))]
+    refused = futures.pop(0).exception(20)
+    assert isinstance(refused, ProduceError)
+    assert f"a message of 5002 bytes is too large for topic {small}" in str(refused)
+    assert [future.result(20) for future in futures] == [(0, number) for number in range(1, 50)]
+    app.stop()
+
+
+def test_a_thread_that_the_handler_waits_for_asks_for_the_stop_without_waiting(kafka: Observer) -> None:
+    topic, group = kafka.topic(), kafka.group()
+    app = make_app(kafka, group)
+    told: list[bool] = []
+
+    @app.topic(topic)
+    def handle(batch: Batch, ctx: Context) -> None:
+        helper = threading.Thread(target=lambda: told.append(app.stop(wait=False)))
+        helper.start()
+        helper.join()
+
+    kafka.produce(topic, [1])
+    assert app.run() == 0
+    assert told == [True]
+    assert kafka.committed(group, topic) == 1
+    assert app.stop(wait=False) is True, "nothing runs"
+
+
+def test_with_app_stops_in_good_order_also_when_the_block_raises(kafka: Observer) -> None:
+    topic, group, gate = kafka.topic(), kafka.group(), Gate()
+    app = make_app(kafka, group)
+
+    @app.topic(topic)
+    def handle(batch: Batch, ctx: Context) -> None:
+        gate.wait()
+
+    kafka.produce(topic, [1])
+    with opened(gate), suppress(ZeroDivisionError), app as entered:
+        assert entered is app
+        gate.reached()
+        gate.open()
+        raise ZeroDivisionError
+    assert kafka.committed(group, topic) == 1
+    assert kafka.members(group) == []
+
+
+FORGETFUL = """
+import logging, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from karafka_lite import App
+
+logging.basicConfig(level="INFO")
+servers, topic, out, group = sys.argv[1:]
+app, pool, begun = App(group, bootstrap_servers=servers), ThreadPoolExecutor(1), threading.Event()
+pool.submit(int).result()
+
+@app.topic(topic)
+def handle(batch, ctx):
+    begun.set()
+    while not ctx.stopping:
+        time.sleep(0.01)
+    print(pool.submit(lambda: "the executor works").result(), flush=True)
+
+@app.on_shutdown(handle)
+def shutdown(ctx):
+    app.produce(out, "at the stop")
+
+app.produce(topic, 1)
+app.start()
+assert begun.wait(30)
+App("other", bootstrap_servers=servers).produce(out, "sent and forgotten")
+"""
+
+
+def test_a_program_that_ends_stops_its_app_in_good_order_and_flushes_what_was_sent(kafka: Observer) -> None:
+    topic, out, group = kafka.topic(), kafka.topic(), kafka.group()
+    arguments = [kafka.bootstrap_servers, topic, out, group]
+    done = subprocess.run(
+        [sys.executable, "-c", FORGETFUL, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "the executor works\n"), done.stderr
+    (warning,) = [line for line in done.stderr.splitlines() if "WARNING" in line]
+    assert "is stopped: use `with app:`, or app.stop()" in warning
+    assert "Traceback" not in done.stderr
+    assert kafka.committed(group, topic) == 1
+    assert kafka.members(group) == []
+    assert values(kafka, out) == [b'"at the stop"', b'"sent and forgotten"']
