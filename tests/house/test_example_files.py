@@ -13,8 +13,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("e*_*.py"))
 MOST_LINES = 40
 
 
-def test_they_are_numbered_from_01_to_12_without_a_gap() -> None:
-    assert [path.name[:4] for path in EXAMPLES] == [f"e{number:02}_" for number in range(1, 13)]
+def test_they_are_numbered_from_01_to_15_without_a_gap() -> None:
+    assert [path.name[:4] for path in EXAMPLES] == [f"e{number:02}_" for number in range(1, 16)]
     assert {path.stem for path in EXAMPLES} == {path.stem for path in (ROOT / "examples").glob("e[0-9]*.py")}
 
 
@@ -26,7 +26,8 @@ def test_each_is_short_and_begins_with_what_it_shows_and_the_command_that_runs_i
     assert re.fullmatch(r"\S.*[.]", said[0]), "what it shows, in one sentence"
     assert [said[1], said[3]] == ["", ""]
     runs = rf"karafka-lite run examples\.{path.stem}:app --broker embedded --feed \S+ --until-end"
-    assert re.fullmatch(rf"    ({runs}|pytest examples/{path.name})", said[2])
+    others = rf"(pytest|python) examples/{path.name}|uvicorn examples\.{path.stem}:api"
+    assert re.fullmatch(rf"    ({runs}|{others})", said[2])
 
 
 def test_no_two_share_a_consumer_group() -> None:

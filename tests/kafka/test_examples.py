@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -10,10 +11,15 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.embedded_kafka import EmbeddedKafka
+from support.kafka_server import free_ports
 from support.observer import Observer, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +77,13 @@ def test_the_buffer_writes_by_size_and_the_rest_at_the_end() -> None:
 # -- the numbered ones, as their docstrings have them typed ------------------------------------------------------------
 
 EXAMPLES = sorted((ROOT / "examples").glob("e*_*.py"))
-PROGRAMS = {"karafka-lite": "karafka_lite", "pytest": "pytest"}
+INSIDE = sorted((ROOT / "examples").glob("e1[345]_*.py"))  # another program
+PROGRAMS = {
+    "karafka-lite": ["-m", "karafka_lite"],
+    "pytest": ["-m", "pytest"],
+    "uvicorn": ["-m", "uvicorn"],
+    "python": [],
+}
 
 # What each shows of a week of earthquakes, all of it there when it has ended.
 SHOWS = {
@@ -90,23 +102,24 @@ SHOWS = {
 }
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if path not in INSIDE], ids=lambda path: path.stem)
 def test_the_command_of_its_docstring_runs_it_to_its_end_and_shows_what_it_promises(path: Path, tmp_path: Path) -> None:
     done = typed(path, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [text for text in SHOWS[path.name[:3]] if text not in done.stdout + done.stderr] == []
 
 
-def typed(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+def typed(path: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the only command in the docstring of an example, with a temp folder of its own."""
+    environment = {**os.environ, "TMPDIR": str(folder), "PYTEST_XDIST_AUTO_NUM_WORKERS": "0", **environment}
+    return subprocess.run(command_of(path), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+
+
+def command_of(path: Path) -> list[str]:
     said = ast.get_docstring(ast.parse(path.read_text())) or ""
     (command,) = re.findall(r"^ {4}(\S.*)$", said, re.MULTILINE)
     program, *arguments = shlex.split(command)
-    environment = {**os.environ, "TMPDIR": str(folder), "PYTEST_XDIST_AUTO_NUM_WORKERS": "0"}
-    return subprocess.run(
-        [sys.executable, "-m", PROGRAMS[program], *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
+    return [sys.executable, *PROGRAMS[program], *arguments]
 
 
 def test_the_archive_holds_each_earthquake_once_also_after_a_second_run(tmp_path: Path) -> None:
@@ -116,3 +129,90 @@ def test_the_archive_holds_each_earthquake_once_also_after_a_second_run(tmp_path
         with closing(sqlite3.connect(tmp_path / "earthquakes.db")) as database:
             found = database.execute("select count(*), max(magnitude), max(offset) from earthquakes").fetchall()
         assert found == [(1707, 6.4, 1706)]
+
+
+# -- inside another program --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broker() -> Iterator[Observer]:
+    """The examples share names of topics."""
+    with EmbeddedKafka() as server:
+        observer = Observer(server.bootstrap_servers)
+        yield observer
+        observer.forget_clients()
+
+
+def test_the_web_service_sends_reads_and_stops_in_good_order(broker: Observer) -> None:
+    (port,), (path, _, _) = free_ports(1), INSIDE
+    environment = {**os.environ, "KARAFKA_LITE_BOOTSTRAP_SERVERS": broker.bootstrap_servers}
+    command = [*command_of(path), "--port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def ask(method: str, path: str) -> Any:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return json.load(answer)
+
+    def answers() -> bool:
+        with suppress(OSError):
+            return ask("GET", "/felt") == []
+        return False
+
+    try:
+        wait_until(answers, 30, "it serves")
+        assert ask("POST", "/felt/Lima") == {"offset": 0}
+        assert ask("POST", "/felt/Lima") == {"offset": 1}
+        wait_until(lambda: ask("GET", "/felt") == ["Lima", "Lima"], message="both are read")
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=30)
+        assert "Traceback" not in told
+        assert "is stopped: use `with app:`" not in told
+    finally:
+        process.kill()
+        process.wait()
+    assert broker.committed("felt-earthquakes", "earthquakes.felt") == 2
+    assert broker.members("felt-earthquakes") == []
+
+
+NOTEBOOK = """
+import code, re, sys
+session = code.InteractiveInterpreter({"__name__": "__main__"})
+_, *cells = re.split("^# %%$", open(sys.argv[1]).read(), flags=re.MULTILINE)
+assert len(cells) == 4
+for cell in cells:
+    for run in range(2):
+        session.runsource(cell.strip() + "\\n", symbol="exec")
+"""
+
+
+def test_the_cells_of_the_notebook_can_be_run_twice_and_as_a_program(broker: Observer, tmp_path: Path) -> None:
+    path = INSIDE[1]
+    environment = {"KARAFKA_LITE_BOOTSTRAP_SERVERS": broker.bootstrap_servers}
+    notebook = [sys.executable, "-c", NOTEBOOK, str(path)]
+    done = subprocess.run(notebook, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "6 new aftershocks; strong ones so far: [6.4, 5.0, 6.4, 5.0]",
+        "0 new aftershocks; strong ones so far: [6.4, 5.0, 6.4, 5.0]",
+    ]
+    done = typed(path, tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "3 new aftershocks; strong ones so far: [6.4, 5.0]\n"
+
+
+def test_the_task_does_what_is_new_each_time_it_is_called(broker: Observer, tmp_path: Path) -> None:
+    path = INSIDE[2]
+    topic = broker.topic(name="earthquakes.felt")
+    broker.produce(topic, [{"place": "Lima"}, b"bad", {"place": "Cusco"}, {"place": "Lima"}])
+    told = []
+    for _ in range(2):
+        done = typed(path, tmp_path, KARAFKA_LITE_BOOTSTRAP_SERVERS=broker.bootstrap_servers)
+        assert done.returncode == 0, done.stderr
+        told.append(done.stdout.splitlines())
+        broker.produce(topic, [{"place": "Quito"}])
+    assert told == [
+        ["3 messages, 1 of them unclear", "{'Lima': 2, 'Cusco': 1}"],
+        ["1 messages, 0 of them unclear", "{'Quito': 1}"],
+    ]
+    assert len(broker.records("earthquakes.unclear")) == 1
