@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
@@ -19,7 +19,7 @@ from karafka_lite.client.reader import choose_reader
 from karafka_lite.context import outgoing
 from karafka_lite.draining import Drain, Drained
 from karafka_lite.errors import ConfigurationError, Exit
-from karafka_lite.observers import banner
+from karafka_lite.observers.banner import Banner, Row, on_terminal, show
 from karafka_lite.observers.delivery import Observer
 from karafka_lite.observers.progress import Progress, Snapshot
 from karafka_lite.routing import Router, Routes, check_function, is_again, place_of
@@ -176,7 +176,8 @@ class App(Router):
         """
         if not log.hasHandlers():
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        return self.serve(announce=lambda: self._announce("Ctrl-C or SIGTERM"))
+        self._announce("Ctrl-C or SIGTERM")
+        return self.serve()
 
     def start(self) -> None:
         """Run in threads of their own and return as soon as every group has reached a broker. No signal handlers.
@@ -189,10 +190,14 @@ class App(Router):
             AccessError: a broker refuses us: credentials, or TLS.
             ConfigurationError: no topic is registered, it runs already (perhaps in the process that this one is a fork
                 of), ``KARAFKA_LITE_DECODER`` asks for what cannot be had, or the client refused a setting.
+
+        Example::
+
+            with app:
+                serve_requests()
         """
-        runner = self._claim()
         self._announce("app.stop()")
-        runner.start_in_background()
+        self._claim().start_in_background()
 
     def stop(self, *, wait: bool = True) -> bool:
         """Stop as SIGTERM does, and wait for it: handlers end, ``on_shutdown`` hooks run, offsets are committed.
@@ -200,8 +205,8 @@ class App(Router):
         Then what ``app.produce`` has sent is flushed, and no thread of the app is left.
 
         Args:
-            wait: False only asks for the stop and returns True at once, for whom the handlers wait: a thread that a
-                handler has started and joins. Called in a handler or a hook itself it never waits.
+            wait: False only asks for the stop and returns True at once. It is for what the app itself waits for: a
+                thread that a handler joins, a callback of a future. A call in a handler or a hook never waits.
 
         Returns:
             True: everything ended inside ``drain_timeout_ms``, or nothing ran. False: stuck handlers were left running
@@ -279,27 +284,30 @@ class App(Router):
 
     # -- what the command line asks
 
-    def serve(self, *, main_thread: bool = True, announce: Callable[[], object] = lambda: None) -> int:
-        """``run`` without a word; ``announce`` says it once nothing is known to be wrong.
-
-        ``main_thread`` False: on any thread, with signal handlers where there can be some.
-        """
+    def serve(self, *, main_thread: bool = True) -> int:
+        """``run`` without a word. ``main_thread`` False: on any thread, with signal handlers where that can be."""
         with Signals(required=main_thread) as signals:
             runner = self._claim()
-            announce()
             signals.ask_to_stop(runner)
             runner.start()
-            return runner.serve().value
+            try:
+                return runner.serve().value
+            except BaseException:  # a signal handler of the program's own has raised
+                runner.ask_to_stop()
+                runner.serve()
+                raise
+            finally:
+                runner.ended.set()  # nobody serves it any more, whatever it was interrupted by
 
-    def banner(self, *, broker: str = "", stop: str, more: str) -> banner.Banner:
+    def banner(self, *, broker: str = "", stop: str, more: str) -> Banner:
         """What there is to say before a run."""
         routes = [(group, topic, route) for group, topics in self.groups.items() for topic, route in topics.items()]
         rows = [
-            banner.Row(group, topic, "manual" if route.options.manual_offsets else "automatic", route.name)
+            Row(group, topic, "manual" if route.options.manual_offsets else "automatic", route.name)
             for group, topic, route in routes
         ]
         most = max((route.concurrency or self.config.concurrency for _, _, route in routes), default=1)
-        return banner.Banner(rows, ", ".join(self.brokers()), choose_reader().name, most, broker, stop, more)
+        return Banner(rows, ", ".join(self.brokers()), choose_reader().name, most, broker, stop, more)
 
     def brokers(self) -> list[str]:
         """The bootstrap servers that count now; raises ConfigurationError where they are not ``host[:port]``."""
@@ -397,8 +405,9 @@ class App(Router):
             self._sender = Sender(System(), self._new_outbox)
 
     def _announce(self, stop: str) -> None:
-        if banner.on_terminal():
-            banner.show(self.banner(stop=stop, more="concurrency=N"))
+        self._check_that_it_can_run()
+        if on_terminal():
+            show(self.banner(stop=stop, more="concurrency=N"))
 
     def _check_process(self) -> None:
         if self._foreign:

@@ -647,6 +647,7 @@ class Runner:
         self.members = [Member(shared, name, topics, leftovers.get(name, ())) for name, topics in routes.items()]
         self.ended, self._exit, self._crashed = threading.Event(), Exit.CLEAN, False  # stuck handlers may run on
         self._main = system.thread("karafka-main", self.serve)  # where nobody else serves
+        self._left: set[Member] = set()
 
     def start(self) -> None:
         """Start all threads; the pollers connect."""
@@ -663,9 +664,8 @@ class Runner:
             raise mistakes[0]
 
     def serve(self) -> Exit:
-        """Wait for a reason to stop, stop in order, and say how it ended."""
-        left: set[Member] = set()
-        while not all(member in left for member in self.members):
+        """Wait for a reason to stop, stop in order, and say how it ended. Where it was interrupted it can go on."""
+        while not all(member in self._left for member in self.members):
             try:  # bounded: Python handles a signal that comes right before the wait only after it
                 request = self._requests.get(timeout=SIGNALS_S)
             except queue.Empty:
@@ -673,12 +673,12 @@ class Runner:
             if not self._crashed and (request.exit is Exit.FORCED or self._exit is Exit.CLEAN):
                 self._exit, self._crashed = request.exit, request.crashed
             if request.left is not None:
-                left.add(request.left)
+                self._left.add(request.left)
                 request.left.poller.join(THREAD_END_S)
             for member in self.members:
                 member.begin_stop()
                 if not member.connected.is_set():
-                    left.add(member)  # nothing was joined: its thread ends by itself when the client gives up
+                    self._left.add(member)  # nothing was joined: its thread ends by itself when the client gives up
         for workers in self._workers.values():
             workers.stop()
         self._outbox.close()

@@ -92,7 +92,7 @@ CORE = {
     *("core/", "client/", "runner.py"),
     *("app.py", "context.py", "events.py", "messages.py", "routing.py", "sender.py", "settings.py"),
 }
-MAX_LINES_OF_THE_CORE = 5_530
+MAX_LINES_OF_THE_CORE = 5_510
 MAX_LINES_OF_A_FILE = 500
 MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 

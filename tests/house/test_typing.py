@@ -60,6 +60,9 @@ def mistakes(batch: Batch, ctx: Context) -> None:
     ctx.seek("begin")
     ctx.produce("orders", 1, headers={"id": b"1"})
     ctx.dead_letter(batch.last.offset)
+    app.produce("orders", 1, "key")
+    app.produce("orders", 1, key=1)
+    app.stop(False)
     ctx.revoked = True
     ctx.state = {}
     batch[0] = 1

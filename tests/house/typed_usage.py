@@ -226,7 +226,11 @@ def program() -> int:
         app.start()
     except (BrokerUnavailableError, ConfigurationError, FetchError, ProduceError, KarafkaLiteError) as error:
         print(error)
-    print(app.stop())
+    print(app.stop(), app.stop(wait=False), repr(app))
+    with app as entered:
+        sent: Future[tuple[int, int]] = entered.produce("orders", {"id": 1}, key="a", headers=[("h", b"1")])
+        partition, offset = sent.result(timeout=10)
+        print(partition + offset, app.produce("orders", None, key=b"a", partition=2, timestamp_ms=1).done())
     with EmbeddedBroker({"orders": 3}) as broker:
         other = App("other", bootstrap_servers=broker.bootstrap_servers)
         return other.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.harness import Gate, make_app, opened
 from support.observer import Observer, wait_until
 
@@ -119,6 +121,30 @@ def test_with_app_stops_in_good_order_also_when_the_block_raises(kafka: Observer
     assert kafka.members(group) == []
 
 
+def test_what_a_signal_handler_of_the_program_raises_ends_the_run_in_good_order(kafka: Observer) -> None:
+    topic, group = kafka.topic(), kafka.group()
+    app = make_app(kafka, group)
+
+    @app.topic(topic)
+    def handle(batch: Batch, ctx: Context) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        wait_until(lambda: ctx.stopping, message="it stops")
+
+    def interrupt(*_: object) -> None:
+        raise RuntimeError("by the program")
+
+    kafka.produce(topic, [1])
+    before, others = signal.signal(signal.SIGUSR1, interrupt), set(threading.enumerate())
+    try:
+        with pytest.raises(RuntimeError, match="by the program"):
+            app.run()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert set(threading.enumerate()) == others
+    assert kafka.committed(group, topic) == 1
+    assert kafka.members(group) == []
+
+
 FORGETFUL = """
 import logging, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
@@ -140,10 +166,11 @@ def handle(batch, ctx):
 def shutdown(ctx):
     app.produce(out, "at the stop")
 
-app.produce(topic, 1)
+other = App("other", bootstrap_servers=servers)
+other.produce(topic, 1)
 app.start()
 assert begun.wait(30)
-App("other", bootstrap_servers=servers).produce(out, "sent and forgotten")
+other.produce(out, "sent and forgotten")
 """
 
 

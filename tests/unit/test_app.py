@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.command import Stream
 
-from karafka_lite import App, BrokerUnavailableError, ConfigurationError, ProduceError
+from karafka_lite import App, BrokerUnavailableError, ConfigurationError, ProduceError, exits
 from karafka_lite.client.producer import Outbox
 
 
@@ -137,6 +137,18 @@ def test_without_a_broker_the_future_says_so_and_nothing_is_left_after_the_stop(
     assert "no broker could be reached at 127.0.0.1:1 within 200 ms" in str(failure)
     assert app.stop() is True
     assert set(threading.enumerate()) == before
+
+
+def test_what_was_sent_is_flushed_when_the_program_ends_and_that_is_no_mistake(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app, before = app_of(), set(threading.enumerate())
+    assert app not in exits.known()
+    app.produce("orders", 1)
+    assert app in exits.known()
+    caplog.clear()
+    app.end_at_exit()
+    assert (app._sender.is_open, set(threading.enumerate()), caplog.messages) == (False, before, [])
 
 
 def test_it_sends_to_the_brokers_that_count_at_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,28 @@ def test_a_worker_that_dies_ends_the_run_with_1_and_a_traceback(
     assert started.ended.is_set()
 
 
+@pytest.mark.parametrize("thread", [(runner.Member, "_live"), (runner.Runner, "serve")], ids=["poller", "main"])
+def test_after_a_run_no_thread_of_it_is_left_however_slowly_it_ends(
+    monkeypatch: pytest.MonkeyPatch, thread: tuple[type, str]
+) -> None:
+    function, late = getattr(*thread), threading.Event()
+
+    def slow(owner: Any) -> None:
+        function(owner)
+        late.wait(0.1)
+
+    monkeypatch.setattr(*thread, slow)
+    app = app_of(nothing)
+    started = runner.Runner(app.config, ["nowhere:1"], app.groups, [], {}, lambda end: None)
+    stage = Stage(app, Steps())
+    member = started.members[0]
+    member._client = FakeClient(member, stage.cluster)
+    before = set(threading.enumerate())
+    started.start_in_background()
+    assert started.stop() is Exit.CLEAN
+    assert set(threading.enumerate()) == before
+
+
 # -- what a handler raises
 
 
@@ -623,6 +645,36 @@ def test_workers_that_are_stuck_are_left_behind(monkeypatch: pytest.MonkeyPatch)
         release.set()
         for thread in stage.workers.threads:
             thread.join(PATIENCE_S)
+
+
+def test_where_python_starts_no_thread_any_more_those_that_there_are_do_all_the_work() -> None:
+    class AtItsEnd(runner.System):
+        """Python 3.12 at the end of the program: one thread was there before."""
+
+        threads = 0
+
+        def thread(self, name: str, function: Callable[[], object]) -> Any:
+            self.threads += 1
+            thread = super().thread(name, function)
+            if self.threads > 1:
+                thread.start = lambda: (_ for _ in ()).throw(RuntimeError("can't create new thread"))
+            return thread
+
+    class Job:
+        def run(self, number: int, thread: int, inside: dict[int, Any]) -> None:
+            gate.wait(PATIENCE_S)
+            done.append(number)
+
+    gate, done, system = threading.Event(), list[int](), AtItsEnd()
+    workers, job = runner.Workers(system, "late", 3, {}), Job()
+    for number in range(4):
+        workers.put(job, number)  # type: ignore[arg-type]
+    assert (system.threads, len(workers.threads)) == (4, 1)
+    gate.set()
+    wait_until(lambda: len(done) == 4, message="all is done")
+    workers.stop()
+    assert done == [0, 1, 2, 3]
+    assert not workers.threads[0].is_alive()
 
 
 def test_a_handler_that_is_stuck_is_named_and_the_exit_is_2() -> None:
