@@ -139,7 +139,7 @@ def test_without_a_broker_the_future_says_so_and_nothing_is_left_after_the_stop(
     assert set(threading.enumerate()) == before
 
 
-def test_what_was_sent_is_flushed_when_the_program_ends_and_that_is_no_mistake(
+def test_what_was_sent_is_flushed_when_the_program_ends_without_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     app, before = app_of(), set(threading.enumerate())
