@@ -24,6 +24,12 @@ def test_standard_output_stays_free_for_the_users_prints(run: Run, write: Write)
     assert "group event-store: user_events -> store (automatic offsets)" in ended.err
 
 
+def test_on_a_terminal_the_banner_comes_once(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("karafka_lite.app.on_terminal", lambda: True)
+    write("orders.py", ORDERS)
+    assert run("orders").err.count("user_events") == 1
+
+
 def test_the_options_win_and_the_banner_shows_them(run: Run, write: Write) -> None:
     write("orders.py", ORDERS)
     ended = run("orders", "--broker", "kafka-1:9092,kafka-2:9092", "--concurrency", "9")
