@@ -23,10 +23,12 @@ from karafka_lite.errors import (
     ProduceError,
 )
 from karafka_lite.messages import Batch, Message
+from karafka_lite.routing import Router
 from karafka_lite.version import __version__
 
 __all__ = [  # noqa: RUF022 - grouped: what one writes, what one receives, what is raised
     "App",
+    "Router",
     "Batch",
     "Context",
     "Message",

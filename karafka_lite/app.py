@@ -67,7 +67,8 @@ class App(Router):
         drain_timeout_ms: int = 60_000,
         **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(group_id)
+        super().__init__()
+        self._own_group = group_id
         self.config: Config = Config.validated(
             group_id,
             bootstrap_servers=bootstrap_servers,
@@ -126,7 +127,12 @@ class App(Router):
         with Signals(required=main_thread) as signals:
             runner = self._claim()
             signals.ask_to_stop(runner)
-            runner.start()
+            try:
+                runner.start()
+            except BaseException:  # of a function of on_start, which has been said
+                if main_thread:
+                    return Exit.ERROR.value
+                raise
             return runner.serve().value
 
     def start(self) -> None:
@@ -240,7 +246,7 @@ class App(Router):
         try:
             self._check_that_it_can_run()
             leftovers = {member.group_id: list(member.group.leftovers.values()) for member in self.members}
-            self._runner = Runner(self.config, self.brokers(), self.groups, self._observers, leftovers)
+            self._runner = Runner(self.config, self.brokers(), self, self._observers, leftovers)
             forks.in_child(self, App._was_forked)
             return self._runner
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import operator
@@ -15,6 +16,7 @@ from typing import Any, Generic, NamedTuple, Protocol, cast, overload
 from typing_extensions import TypeVar
 
 from karafka_lite.errors import DeserializationError, describe
+from karafka_lite.functions import only_parameter
 
 Headers = list[tuple[str, bytes]]
 TopicPartition = tuple[str, int]
@@ -29,7 +31,29 @@ class Loads(Protocol):
 
 Deserializer = Callable[[bytes], Any]
 T = TypeVar("T", default=Any)  # of a payload
+T_co = TypeVar("T_co", covariant=True)
 D = TypeVar("D")
+
+
+class MessageDeserializer(Protocol[T_co]):
+    """A function whose only parameter is named ``message``."""
+
+    def __call__(self, message: Message) -> T_co: ...
+
+
+class FromMessage:
+    """A deserializer that gets the Message, and not its value."""
+
+    def __init__(self, function: MessageDeserializer[Any]) -> None:
+        functools.update_wrapper(self, function)  # its name, for messages
+        self.function = function
+
+    def __call__(self, message: Message) -> Any:
+        """The payload of ``message``."""
+        return self.function(message)
+
+
+Decode = Deserializer | FromMessage
 
 
 class Record(Protocol):
@@ -82,10 +106,15 @@ def where(topic: str, partition: int, offset: int | None = None) -> str:
     return f"{topic}-{partition}" if offset is None else f"{topic}-{partition}@{offset}"
 
 
-def as_deserializer(deserializer: Deserializer | Loads | None) -> Deserializer | None:
+def as_deserializer(
+    deserializer: Deserializer | MessageDeserializer[Any] | Loads | None,
+) -> Decode | None:
     """``json`` and ``json.loads`` are both understood; None leaves payloads as raw bytes."""
-    loads: Deserializer | None = getattr(deserializer, "loads", None)
-    return loads or cast("Deserializer | None", deserializer)
+    if deserializer is None or deserializer is json:
+        return None if deserializer is None else json.loads
+    function: Any = getattr(deserializer, "loads", None) or deserializer
+    parameter = only_parameter(function) if callable(function) else None
+    return FromMessage(function) if parameter is not None and parameter.name == "message" else function
 
 
 class _Missing(Enum):
@@ -126,7 +155,7 @@ class Message(Generic[T]):
         value: bytes | None = None,
         headers: Iterable[tuple[str, bytes]] = (),
         timestamp_ms: int = -1,
-        deserializer: Callable[[bytes], T] | Loads | None = json,
+        deserializer: Callable[[bytes], T] | MessageDeserializer[T] | Loads | None = json,
     ) -> None:
         # An offset of 5.0 would be equal to that of a message, and no commit of it could be sent.
         self.tp = topic, _integer("partition", partition)
@@ -135,7 +164,7 @@ class Message(Generic[T]):
         self._payload = _MISSING
 
     @classmethod
-    def of_record(cls, tp: TopicPartition, record: Record, deserialize: Deserializer | None) -> Message[T]:
+    def of_record(cls, tp: TopicPartition, record: Record, deserialize: Decode | None) -> Message[T]:
         """The message that a fetched record of ``tp`` is."""
         message = cls.__new__(cls)
         message.tp, message._record, message._deserialize, message._payload = tp, record, deserialize, _MISSING
@@ -231,11 +260,11 @@ class Message(Generic[T]):
         return self.tp, self.offset, self.timestamp_ms, self.key, self.value, headers
 
     def _decode(self) -> Any:
-        value = self._record.value
-        if value is None or self._deserialize is None:
-            return value
+        decode: Any = self._deserialize
+        if self._record.value is None or decode is None:
+            return self._record.value
         try:
-            return self._deserialize(value)
+            return decode(self if isinstance(decode, FromMessage) else self._record.value)
         except Exception as cause:
             raise DeserializationError(
                 f"{self}: payload not decoded by {_name(self._deserialize)} ({describe(cause)}); read "
@@ -279,11 +308,11 @@ class Batch(Sequence[Message[T]], Generic[T]):
         self._payloads: tuple[T, ...] | None = None
         self._values: tuple[bytes | None, ...] | None = None
         self._end = end_offset
-        self._deserialize: Deserializer | None = None
+        self._deserialize: Decode | None = None
 
     @classmethod
     def of_records(
-        cls, tp: TopicPartition, records: Sequence[Record], end_offset: int | None, deserialize: Deserializer | None
+        cls, tp: TopicPartition, records: Sequence[Record], end_offset: int | None, deserialize: Decode | None
     ) -> Batch[T]:
         """A batch over fetched records of ``tp``; ``end_offset`` is the partition's end when they were fetched."""
         batch = cls.__new__(cls)
@@ -377,7 +406,9 @@ class Batch(Sequence[Message[T]], Generic[T]):
 
     def _decoded(self) -> tuple[T, ...]:
         # Without messages, where none was asked for; below an error is raised with the name of its message.
-        if (decode := self._deserialize) is not None and self._messages is None and not self._some:
+        decode = self._deserialize
+        untouched = self._messages is None and not self._some
+        if decode is not None and not isinstance(decode, FromMessage) and untouched:
             with suppress(Exception):
                 return tuple([cast("T", None) if value is None else decode(value) for value in self.values])
         return tuple([message.payload for message in self])

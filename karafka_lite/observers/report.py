@@ -107,7 +107,7 @@ class Report:
     def _callended(self, event: events.CallEnded) -> None:
         if event.error is None:
             log.debug("%s: %s took %.3f s (attempt %d)", event, event.function, event.seconds, event.attempt)
-        elif event.hook:
+        elif event.hook and event.hook != "on_assigned":
             unsent = isinstance(event.error, ProduceError)
             then = "marks made after that send were discarded" if unsent else "everything else goes on"
             self._failed(event, "failed", then)
@@ -118,7 +118,10 @@ class Report:
             log.critical(text, event, event.function, event.reason)
         else:
             then = "the partition is being revoked; the next owner will retry"
-            if event.retry_offset is not None:
+            if event.hook:
+                again = f"called again in {_duration(event.retry_s)}, no batch before it has returned"
+                then = "the partition is being revoked" if event.retry_offset is None else again
+            elif event.retry_offset is not None:
                 then = f"retrying from {where(*event.tp, event.retry_offset)} in {_duration(event.retry_s)}"
             self._failed(event, f"failed at attempt {event.attempt}", then)
 
@@ -205,6 +208,12 @@ class Report:
 
     def _clientlogged(self, event: events.ClientLogged) -> None:
         logging.getLogger("karafka_lite.kafka").debug("%s: %s", event.logger, event.message)
+
+    def _processhookfailed(self, event: events.ProcessHookFailed) -> None:
+        starts = event.hook == "on_start"
+        then = "the app does not start" if starts else "everything else goes on"
+        text = f"{event.hook}: {event.function} failed, {event.reason}; {then}"
+        log_failure(logging.CRITICAL if starts else logging.ERROR, text, event.error, event.reason)
 
     def _crashed(self, event: events.Crashed) -> None:
         of = f"group {event.group_id}: " if event.group_id else ""

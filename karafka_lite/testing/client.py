@@ -12,8 +12,11 @@ from karafka_lite.client.producer import check_outgoing
 from karafka_lite.context import outgoing
 from karafka_lite.core import ownership
 from karafka_lite.errors import ConfigurationError
-from karafka_lite.events import CallEnded
+from karafka_lite.events import CallEnded, Event
+from karafka_lite.lifespan import Lifespan
 from karafka_lite.messages import Message, where
+from karafka_lite.observers.delivery import deliver
+from karafka_lite.observers.report import Report
 from karafka_lite.runner import System
 from karafka_lite.testing.cluster import Cluster
 from karafka_lite.testing.member import TestMember
@@ -46,6 +49,7 @@ class TestClient:
     """Runs an app's handlers in the thread of the test. Its clock moves only with ``advance``.
 
     All partitions are assigned at the start of the block; its end stops the app: ``on_shutdown`` hooks, final commit.
+    ``on_start`` is called before (and may raise), ``on_stop`` after it.
     ``partitions``: how many each topic has; a number, or ``{topic: number}`` (1 for the others).
 
     Example::
@@ -78,6 +82,12 @@ class TestClient:
         if self._app._runner is not None and not self._app._runner.ended.is_set():
             raise ConfigurationError("this app runs already; stop() it first")
         self._app._runner = _Runner(self)  # type: ignore[assignment]
+        self._lifespan = Lifespan(self._app.process_hooks, self._report, System.thread_id)
+        try:
+            self._lifespan.start()
+        except BaseException:
+            self._app._runner = None
+            raise
         self._members = [
             TestMember(self._cluster, self._app, group_id, topics, self._keep) for group_id, topics in groups.items()
         ]
@@ -218,6 +228,8 @@ class TestClient:
         """What the end of the block does; a second one does nothing. Inside a handler it only asks for it."""
         self._stopping = True
         self._work(batches=False)
+        if not self._working:
+            self._lifespan.stop()
 
     # -- what is so
 
@@ -249,6 +261,11 @@ class TestClient:
             raise RuntimeError(f"{MOST_STEPS} steps, and no end: does a handler always seek back?")
         finally:
             self._working = False
+
+    def _report(self, event: Event) -> None:
+        """Not of a group."""
+        Report().observe(event)
+        deliver(event, self._app._observers)
 
     def _keep(self, member: TestMember, run: ownership.Run, call: CallEnded, marks: list[int]) -> None:
         """A batch was handled."""

@@ -44,7 +44,7 @@ class Scene(Partitions):
     def ended(self, run: Run, error: BaseException | None = None, outcome: Outcome | None = None) -> None:
         run.failed_with(error)  # as the runner does, and not under the lock
         outcome = outcome or self.group.end(run, failed=error is not None, now=self.now)
-        self.news.batch_ended(run, outcome)
+        self.news.call_ended(run, outcome)
         self.news.emit()
 
     def run(self, error: BaseException | None = None, *, mark: int | None = None) -> None:

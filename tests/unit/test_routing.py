@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from kafka.util import ensure_valid_topic_name
 from support.refusal import refusal
 
+from karafka_lite.app import App
 from karafka_lite.core.backoff import Backoff
 from karafka_lite.core.options import Hook, Options
 from karafka_lite.errors import ConfigurationError, DeserializationError
@@ -37,7 +38,7 @@ def flush(ctx: Any) -> None: ...
 
 @pytest.fixture
 def router() -> Router:
-    return Router("event-store")
+    return App("event-store")
 
 
 # -- routes
@@ -109,7 +110,7 @@ def test_a_refused_decorator_registers_nothing(router: Router) -> None:
 
 
 def test_two_routes_with_the_same_fields_are_not_equal() -> None:
-    first, second = Router("group"), Router("group")
+    first, second = App("group"), App("group")
     first.topic("orders")(store)
     second.topic("orders")(store)
     route, other = first.groups["group"]["orders"], second.groups["group"]["orders"]
@@ -153,10 +154,10 @@ def test_a_route_is_named_after_its_function_or_else_its_repr(router: Router, ha
 @pytest.mark.parametrize("group_id", ["", "  ", None, 7, b"group"])
 def test_a_group_id_is_a_non_empty_str(group_id: Any) -> None:
     expected = 'group_id must be a non-empty string, for example "event-store"'
-    assert refusal(lambda: Router(group_id)) == expected
+    assert refusal(lambda: App(group_id)) == expected
     assert refusal(lambda: Config.validated(group_id)) == expected
     if group_id is not None:  # None is "the app's own" here
-        assert refusal(lambda: Router("group").topic("orders", group_id=group_id)) == expected
+        assert refusal(lambda: App("group").topic("orders", group_id=group_id)) == expected
 
 
 # -- topics
@@ -191,9 +192,9 @@ def test_topic_names_are_judged_as_the_client_judges_them(topic: str) -> None:
     try:
         ensure_valid_topic_name(topic)
     except ValueError:
-        refusal(lambda: Router("group").topic(topic))
+        refusal(lambda: App("group").topic(topic))
     else:
-        Router("group").topic(topic)(store)
+        App("group").topic(topic)(store)
 
 
 def test_a_topic_twice_in_one_decorator_is_refused(router: Router) -> None:
@@ -330,7 +331,7 @@ def test_all_mistakes_of_one_decorator_are_reported_at_once(router: Router) -> N
 )
 def test_options_for_giving_up_that_cannot_work_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
-        Router("group").topic("orders", **options)
+        App("group").topic("orders", **options)
     assert words in str(refused.value)
 
 
@@ -344,7 +345,7 @@ def test_options_for_giving_up_that_cannot_work_are_refused(options: dict[str, A
     ],
 )
 def test_the_budget_of_a_route_counts_the_first_try_too(options: dict[str, Any], budget: int | None) -> None:
-    router = Router("group")
+    router = App("group")
 
     @router.topic("orders", **options)
     def store(batch: Any, ctx: Any) -> None: ...
@@ -357,7 +358,7 @@ def test_the_budget_of_a_route_counts_the_first_try_too(options: dict[str, Any],
     [(None, (DeserializationError,)), (KeyError, (KeyError,)), ((), ()), ((KeyError, OSError), (KeyError, OSError))],
 )
 def test_after_which_exceptions_a_retry_is_pointless(given: Any, kinds: tuple[type[BaseException], ...]) -> None:
-    router = Router("group")
+    router = App("group")
 
     @router.topic("orders", dead_letter=False, no_retry=given)
     def store(batch: Any, ctx: Any) -> None: ...
@@ -405,11 +406,11 @@ LAZY = [
 
 
 def register_handler(function: Any) -> Any:
-    return Router("group").topic("orders")(function)
+    return App("group").topic("orders")(function)
 
 
 def register_hook(function: Any) -> Any:
-    router = Router("group")
+    router = App("group")
     router.topic("orders")(store)
     return router.hook(Hook.ON_SHUTDOWN, store)(function)
 
