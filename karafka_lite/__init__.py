@@ -24,6 +24,7 @@ from karafka_lite.errors import (
 )
 from karafka_lite.messages import Batch, Message
 from karafka_lite.routing import Router
+from karafka_lite.serializer import to_json
 from karafka_lite.version import __version__
 
 __all__ = [  # noqa: RUF022 - grouped: what one writes, what one receives, what is raised
@@ -34,6 +35,7 @@ __all__ = [  # noqa: RUF022 - grouped: what one writes, what one receives, what 
     "Message",
     "Drained",
     "TopicTotals",
+    "to_json",
     "AccessError",
     "BrokerUnavailableError",
     "ClusterError",

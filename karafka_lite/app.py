@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 from typing_extensions import Unpack
 
 from karafka_lite import forks
+from karafka_lite.checks import check_function
 from karafka_lite.client.reader import choose_reader
 from karafka_lite.draining import Drain, Drained
 from karafka_lite.errors import ConfigurationError, Exit
 from karafka_lite.observers.delivery import Observer
 from karafka_lite.observers.progress import Progress, Snapshot
-from karafka_lite.routing import Router, check_function
+from karafka_lite.routing import Router
 from karafka_lite.runner import Member, Runner, System
+from karafka_lite.serializer import Serializer, to_json
 from karafka_lite.settings import Config, Settings, int_mistakes, refuse, resolve_bootstrap_servers
 from karafka_lite.signals import Signals
 
@@ -39,6 +41,8 @@ class App(Router):
         auto_commit_interval_ms: how often what is stored is committed.
         drain_timeout_ms: how long running handlers may take when the app stops or a partition is taken away; must be
             below ``max_poll_interval_ms``.
+        serializer: what makes bytes of a produced value that is neither bytes nor None, ``Callable[[Any], bytes]``. The
+            default, ``to_json``, also knows dataclasses, enums, dates, UUID, Decimal and pydantic models.
         settings: any KafkaConsumer setting of kafka-python under its own name. Other defaults than kafka-python's:
             ``auto_offset_reset="earliest"``, ``allow_auto_create_topics=False``, ``fetch_max_bytes`` of 8 MiB.
 
@@ -65,6 +69,7 @@ class App(Router):
         concurrency: int = 1,
         auto_commit_interval_ms: int = 5000,
         drain_timeout_ms: int = 60_000,
+        serializer: Serializer = to_json,
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__()
@@ -76,6 +81,7 @@ class App(Router):
             auto_commit_interval_ms=auto_commit_interval_ms,
             drain_timeout_ms=drain_timeout_ms,
             settings=dict(settings),
+            serializer=serializer,
         )
         self._broker_option: str | None = None
         self._runner: Runner | None = None

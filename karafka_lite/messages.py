@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import operator
@@ -16,7 +15,7 @@ from typing import Any, Generic, NamedTuple, Protocol, cast, overload
 from typing_extensions import TypeVar
 
 from karafka_lite.errors import DeserializationError, describe
-from karafka_lite.functions import only_parameter
+from karafka_lite.functions import name_of, only_parameter
 
 Headers = list[tuple[str, bytes]]
 TopicPartition = tuple[str, int]
@@ -45,8 +44,8 @@ class FromMessage:
     """A deserializer that gets the Message, and not its value."""
 
     def __init__(self, function: MessageDeserializer[Any]) -> None:
-        functools.update_wrapper(self, function)  # its name, for messages
         self.function = function
+        self.__qualname__ = name_of(function)
 
     def __call__(self, message: Message) -> Any:
         """The payload of ``message``."""
@@ -142,7 +141,7 @@ class Message(Generic[T]):
 
     tp: TopicPartition
     _record: Record
-    _deserialize: Deserializer | None
+    _deserialize: Decode | None
     _payload: Any
 
     def __init__(
@@ -267,7 +266,7 @@ class Message(Generic[T]):
             return decode(self if isinstance(decode, FromMessage) else self._record.value)
         except Exception as cause:
             raise DeserializationError(
-                f"{self}: payload not decoded by {_name(self._deserialize)} ({describe(cause)}); read "
+                f"{self}: payload not decoded by {name_of(decode)} ({describe(cause)}); read "
                 f"message.value, or give the topic another deserializer="
             ) from cause
 
@@ -433,10 +432,6 @@ def _integer(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
-
-
-def _name(function: object) -> str:
-    return getattr(function, "__qualname__", None) or repr(function)
 
 
 def _short(value: bytes | None) -> str:

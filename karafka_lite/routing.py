@@ -14,23 +14,15 @@ from typing import Any, Literal, Protocol, TypeVar, overload
 
 from typing_extensions import TypedDict, Unpack
 
+from karafka_lite.checks import dead_letter_mistakes, deserializer_mistakes, function_mistakes, topic_mistakes
 from karafka_lite.context import Context
 from karafka_lite.core.backoff import Backoff
 from karafka_lite.core.options import Hook, Options, RegisteredHook
 from karafka_lite.core.ownership import Run
 from karafka_lite.errors import ConfigurationError, DeserializationError
-from karafka_lite.functions import is_lazy, name_of, only_parameter, signature_without
+from karafka_lite.functions import name_of
 from karafka_lite.lifespan import ProcessHook
-from karafka_lite.messages import (
-    TOPIC,
-    Batch,
-    Decode,
-    Deserializer,
-    FromMessage,
-    Loads,
-    MessageDeserializer,
-    as_deserializer,
-)
+from karafka_lite.messages import Batch, Decode, Deserializer, Loads, MessageDeserializer, as_deserializer
 from karafka_lite.settings import group_id_mistakes, int_mistakes, refuse, safe_repr
 
 Handler = Callable[[Batch[Any], Context], object]
@@ -119,7 +111,8 @@ class Router:
             group = route.group_id or self._group
             mistakes += _taken_mistakes(taken, group, route.topics, route.handler)
             mistakes += _concurrency_mistakes(self._root._route_of(route.handler), route.handler, route.concurrency)
-            taken.update(((group, topic), route) for topic in route.topics)
+            for topic in route.topics:
+                taken.setdefault((group, topic), route)
         refuse(*mistakes)
         for route in router._all(Route):
             route.group_id = route.group_id or self._group
@@ -217,7 +210,7 @@ class Router:
         """
         decode = as_deserializer(deserializer)
         refuse(
-            *_topic_mistakes(topics),
+            *topic_mistakes(topics),
             *(() if group_id is None else group_id_mistakes(group_id)),
             *int_mistakes("max_messages", max_messages),
             *int_mistakes("batch_timeout_ms", batch_timeout_ms, least=0),
@@ -225,17 +218,17 @@ class Router:
         )
         refuse(*int_mistakes("backoff_max_ms", backoff_max_ms, least=backoff_ms, why=" (backoff_ms)"))
         if decode is not None:
-            refuse(*_deserializer_mistakes(deserializer, decode))
+            refuse(*deserializer_mistakes(deserializer, decode))
         if concurrency is not None:
             refuse(*int_mistakes("concurrency", concurrency))
-        refuse(*_dead_letter_mistakes(dead_letter, max_retries, no_retry, topics))
+        refuse(*dead_letter_mistakes(dead_letter, max_retries, no_retry, topics))
         backoff = Backoff(backoff_ms, backoff_max_ms)
         budget = None if dead_letter is None else 1 + (DEFAULT_MAX_RETRIES if max_retries is None else max_retries)
         pointless = NO_RETRY if no_retry is None else no_retry if isinstance(no_retry, tuple) else (no_retry,)
         options = Options(manual_offsets, max_messages, batch_timeout_ms, backoff, budget=budget)
 
         def register(handler: Callable[[Batch[Any], Context], R], /) -> Callable[[Batch[Any], Context], R]:
-            refuse(*_function_mistakes("@app.topic", handler, ("batch", "ctx")))
+            refuse(*function_mistakes("@app.topic", handler, ("batch", "ctx")))
             group = self._group if group_id is None else group_id
             refuse(*_taken_mistakes(dict(self._root._routes_by_place()), group, topics, handler))
             first = self._root._route_of(handler)
@@ -326,7 +319,7 @@ class Router:
             refuse(*int_mistakes("ms", ms))
 
         def register(function: HookT) -> HookT:
-            refuse(*_function_mistakes(decorator, function, ("ctx",)))
+            refuse(*function_mistakes(decorator, function, ("ctx",)))
             route.hooks.append(RegisteredHook(kind, function, ms))
             return function
 
@@ -359,7 +352,7 @@ class Router:
         return self._process_hook(ProcessHook("on_stop", function), function)
 
     def _process_hook(self, hook: ProcessHook, function: ProcessHookT) -> ProcessHookT:
-        refuse(*_function_mistakes(f"@app.{hook.kind}", function, ()))
+        refuse(*function_mistakes(f"@app.{hook.kind}", function, ()))
         self._parts.append(hook)
         return function
 
@@ -406,56 +399,6 @@ class Route:
         return Batch.of_records(run.ownership.tp, run.records, run.chunk.end_offset, self.deserialize)
 
 
-def check_function(decorator: str, function: object, parameters: tuple[str, ...]) -> None:
-    """Raises ConfigurationError if ``function`` is not a plain function of ``parameters``."""
-    refuse(*_function_mistakes(decorator, function, parameters))
-
-
-def check_topic(topic: str) -> None:
-    """Raises ConfigurationError if this is not a valid name of a Kafka topic."""
-    refuse(*_topic_mistakes((topic,)))
-
-
-# Each check below yields its mistakes as text, so that one exception can report all of them.
-
-
-def _topic_mistakes(topics: tuple[object, ...]) -> Iterator[str]:
-    if not topics:
-        yield '@app.topic needs a topic: use @app.topic("name")'
-    for i, topic in enumerate(topics):
-        if callable(topic):
-            yield f'@app.topic needs parentheses and a topic: use @app.topic("name") above {name_of(topic)}'
-        elif not isinstance(topic, str):
-            yield f'a topic must be a string, got {safe_repr(topic)}; use @app.topic("first", "second")'
-        elif not TOPIC.fullmatch(topic) or topic in (".", ".."):
-            yield f"{topic!r} is not a valid topic name: use 1 to 249 of a-z A-Z 0-9 . _ - (but not . or .. alone)"
-        elif topic in topics[:i]:
-            yield f"topic {topic!r} is given twice in one @app.topic"
-
-
-def _dead_letter_mistakes(
-    dead_letter: object, max_retries: object, no_retry: object, topics: Sequence[str]
-) -> Iterator[str]:
-    if dead_letter is None:
-        for name, value in (("max_retries", max_retries), ("no_retry", no_retry)):
-            if value is not None:
-                yield f"{name} requires dead_letter=: name a topic, or pass False to log and skip"
-        return
-    for kind in no_retry if isinstance(no_retry, tuple) else () if no_retry is None else (no_retry,):
-        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            yield f"no_retry must be an exception class or a tuple of them, got {safe_repr(kind)}"
-    if max_retries is not None:
-        yield from int_mistakes("max_retries", max_retries, least=0)
-    if dead_letter is False:
-        return
-    if not isinstance(dead_letter, str):
-        yield f"dead_letter must be the name of a topic, False or None, got {safe_repr(dead_letter)}"
-    elif dead_letter in topics:
-        yield f"dead_letter={dead_letter!r} is a topic of this handler, which would get its dead letters; use another"
-    else:
-        yield from _topic_mistakes((dead_letter,))
-
-
 def _taken_mistakes(
     taken: Mapping[tuple[str, str], Route], group: str, topics: Sequence[str], handler: Handler
 ) -> Iterator[str]:
@@ -472,37 +415,3 @@ def _concurrency_mistakes(other: Route | None, handler: Handler, concurrency: in
             f"{name_of(handler)} has concurrency={other.concurrency} for {', '.join(other.topics)}: all topics of a "
             f"handler share its threads; give each @app.topic of it the same concurrency"
         )
-
-
-def _function_mistakes(decorator: str, function: object, parameters: tuple[str, ...]) -> Iterator[str]:
-    name, arguments = name_of(function), f"({', '.join(parameters)})"
-    if not callable(function):
-        yield f"{decorator} must decorate a function of {arguments}, got {safe_repr(function)}"
-    elif is_lazy(function):
-        kind = {"batch": "handlers", "event": "observers"}.get("".join(parameters[:1]), "hooks")
-        yield f"{decorator}: {name} is an async or generator function; {kind} must be plain functions of {arguments}"
-    elif (signature := signature_without(function, len(parameters))) is not None:
-        count = ("no arguments: ", "one positional argument ", "two positional arguments ")[len(parameters)]
-        yield f"{decorator}: {name}{signature} must accept {count}{arguments}"
-
-
-def _deserializer_mistakes(given: object, decode: object) -> Iterator[str]:
-    must = "deserializer must be a function of bytes, a module with loads (such as json) or None"
-    of_message, decode = isinstance(decode, FromMessage), getattr(decode, "function", decode)
-    name = name_of(decode)
-    if not callable(decode):
-        yield f"{must}, got {safe_repr(given)}"
-    elif decode is str:
-        yield f"{must}; str makes the text \"b'7'\" of the bytes b'7': for text use deserializer=bytes.decode"
-    elif is_lazy(decode):
-        yield f"{must}; {name} is an async or generator function: a payload would be what it returns before it runs"
-    elif (signature := signature_without(decode, 1)) is not None:
-        model = hasattr(decode, "model_validate_json")
-        hint = f": use {name}.model_validate_json" if model else ", the bytes of a value"
-        yield f"{must}; {name}{signature} must accept one positional argument{hint}"
-    elif parameter := only_parameter(decode):
-        wants = getattr(parameter.annotation, "__name__", str(parameter.annotation)).partition("[")[0]
-        if of_message and wants == "bytes":
-            yield f"deserializer: the parameter of {name} is named message, so it gets the Message; for bytes rename it"
-        elif not of_message and wants.rpartition(".")[2] == "Message":
-            yield f"deserializer: {name} gets bytes; to get the Message, name its only parameter message"

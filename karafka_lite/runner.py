@@ -352,7 +352,7 @@ class Member:
 
     def _run(self, run: Run) -> None:
         route = self._routes[run.ownership.tp[0]]
-        context = Context(self, run, self.group_id, route.dead_letter)
+        context = Context(self, run, self.group_id, route.dead_letter, self._shared.config.serializer)
         error, unsent = self._call(run, route, context), self._await_answers(run)
         if error is None and unsent is not None:
             error = unsent

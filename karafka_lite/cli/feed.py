@@ -26,11 +26,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, BinaryIO, NamedTuple
 
+from karafka_lite.checks import check_topic
 from karafka_lite.client.producer import Producer
 from karafka_lite.errors import KarafkaLiteError
 from karafka_lite.forks import SIGNALS
 from karafka_lite.messages import Outgoing
-from karafka_lite.routing import check_topic
 
 MAX_LINE_BYTES = 32 << 20  # a file without line ends must not fill the memory
 SETTLE_S = 5.0  # how long a stop waits for acknowledgements

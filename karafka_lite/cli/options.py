@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Callable
 from typing import NoReturn, TypeAlias
 
+from karafka_lite.checks import check_topic
 from karafka_lite.cli.console import DEFAULT_LEVEL
 from karafka_lite.errors import ConfigurationError
-from karafka_lite.routing import check_topic
 
 _LEVELS = ("debug", "info", "warning", "error")
 

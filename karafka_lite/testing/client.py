@@ -114,7 +114,8 @@ class TestClient:
     ) -> tuple[int, int]:
         """Put a message into a topic that the app reads; handed over by the next ``run``.
 
-        ``value``: ``str`` and ``bytes`` as they are, None is a tombstone, anything else JSON. Without a ``partition``
+        ``value``: ``str`` and ``bytes`` as they are, None is a tombstone; of anything else the App's ``serializer``
+        makes bytes. Without a ``partition``
         the ``key`` chooses it, as Kafka's own partitioner does; without both it is 0. ``timestamp_ms``: else the
         client's clock.
 
@@ -122,12 +123,11 @@ class TestClient:
             (partition, offset).
 
         Raises:
-            TypeError, ValueError: the app does not read the topic, it has no such partition, the value is no JSON, or
-                Kafka would not take it: as for ``ctx.produce``.
+            TypeError, ValueError: the app does not read the topic, it has no such partition, no bytes can be made of
+                the value, or Kafka would not take it: as for ``ctx.produce``.
         """
-        message = outgoing(topic, value, key, headers, partition, timestamp_ms)
-        if isinstance(value, str):
-            message = message._replace(value=value.encode())
+        payload = value.encode() if isinstance(value, str) else value
+        message = outgoing(topic, payload, key, headers, partition, timestamp_ms, self._app.config.serializer)
         check_outgoing(message)  # where there is such a partition, is said below with what to type
         if (topic, 0) not in self._cluster.logs:
             topics = ", ".join(sorted({name for name, _ in self._cluster.logs}))

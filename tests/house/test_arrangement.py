@@ -41,6 +41,8 @@ ELSEWHERE = {
     "client/trouble.py": "kafka/test_silence.py",
     # What it asks of a cluster, a drain to the end of the topics shows.
     "client/admin.py": "kafka/test_drain.py",
+    # What decorators refuse, the tests of the decorators say.
+    "checks.py": "unit/test_routing.py",
     # Values only; the group that gives them is tested.
     "core/answers.py": "unit/test_group.py",
     # Types only: mypy compares them with the clients.
