@@ -81,7 +81,7 @@ class Context:
         self._ownership = run.ownership
         self._marks = run.ownership.marks
         self._dead_letter: str | Literal[False] | None = dead_letter
-        self._serializer = serializer
+        self._serializer: Serializer = serializer
 
     # -- offsets
 

@@ -137,7 +137,7 @@ class Ownership:
         self._kept: dict[Any, Any] = {}  # of it: what ``on_assigned`` has left, which a failure does not take away
         self.run: Run | None = None  # a worker is inside this ownership's user code
         self.scheduled: bool = False  # waits for a worker
-        self.opening = options.hooks_of(Hook.ON_ASSIGNED)  # those that have yet to return, in their order
+        self.opening: Sequence[RegisteredHook] = options.hooks_of(Hook.ON_ASSIGNED)  # that have yet to return
         self.handed: bool = False  # at least one batch was handed over
         self.hook_due: Hook | None = None  # the last one before the end, or the one after it
         self.every_at: dict[RegisteredHook, float] = {}  # when each is due; from the first batch on

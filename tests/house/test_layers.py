@@ -103,7 +103,7 @@ CORE = {
         "settings.py",
     ),
 }
-MAX_LINES_OF_THE_CORE = 5_350
+MAX_LINES_OF_THE_CORE = 5_540
 MAX_LINES_OF_A_FILE = 500
 MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 

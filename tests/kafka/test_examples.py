@@ -87,6 +87,14 @@ SHOWS = {
     "e10": [" to earthquakes.strong", " 0 unmarked"],
     "e11": ["the last one at offset 1706", " 0 unmarked"],
     "e12": ["2 passed"],
+    "e13": [
+        "alarm: 6.4, 22km NNE of Hualian",
+        "1707 earthquakes are in earthquakes-0.db",
+        " 28 given up",
+        " 0 unmarked",
+    ],
+    "e14": ["1 passed"],
+    "e15": ["1 passed"],
 }
 
 
