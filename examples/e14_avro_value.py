@@ -1,6 +1,8 @@
 """Avro with the id of its schema in the value, as Confluent's serializers write it: a zero, 4 bytes, the record.
 
-pytest examples/e14_avro_value.py
+    pytest examples/e14_avro_value.py
+
+SCHEMAS stands for a schema registry.
 """
 
 from io import BytesIO
@@ -9,10 +11,9 @@ from typing import Any
 
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
 
-from karafka_lite import App, Batch, Context
+from karafka_lite import App
 from karafka_lite.testing import TestClient
 
-# It stands for a schema registry.
 SCHEMAS = {7: parse_schema({"type": "record", "name": "Quake", "fields": [{"name": "magnitude", "type": "double"}]})}
 
 
