@@ -115,10 +115,11 @@ class App(Router):
         """Run until SIGINT, SIGTERM, SIGHUP or ``stop``, as ``karafka-lite run module:app``. For the main thread.
 
         Returns:
-            0 clean; 1 a critical exception in a handler, or a setting, credentials or a right that were refused; 2 a
-            handler did not return, or an offset could not be committed, within ``drain_timeout_ms``; 3 no broker could
-            be reached within ``bootstrap_timeout_ms``. A further SIGINT or SIGTERM ends the process at once with 2, but
-            within a second it is the same one: wrappers and terminals send two.
+            0 clean; 1 a critical exception in a handler, a function of ``on_start`` that raised, or a setting,
+            credentials or a right that were refused; 2 a handler did not return, or an offset could not be committed,
+            within ``drain_timeout_ms``; 3 no broker could be reached within ``bootstrap_timeout_ms``. A further SIGINT
+            or SIGTERM ends the process at once with 2, but within a second it is the same one: wrappers and terminals
+            send two.
 
         Raises:
             ConfigurationError: no topic is registered, it runs already, ``KARAFKA_LITE_DECODER`` asks for what cannot
@@ -145,6 +146,7 @@ class App(Router):
         """Run in threads of their own and return as soon as every group has reached a broker. No signal handlers.
 
         Raises:
+            Exception: whatever a function of ``on_start`` raises.
             BrokerUnavailableError: none could be reached within ``bootstrap_timeout_ms``.
             AccessError: a broker refuses us: credentials, or TLS.
             ConfigurationError: no topic is registered, it runs already (perhaps in the process that this one is a fork

@@ -378,9 +378,10 @@ class Context:
                 f"{message} does not belong to {where(self.topic, self.partition)}, the partition of this context; "
                 f"use the context that came with it"
             )
+        handed = f"messages up to {self._marks.delivered}" if self._ownership.handed else "none yet"
         return ValueError(
             f"{message} was never handed to this ownership of {where(self.topic, self.partition)}, which was handed "
-            f"messages up to {self._marks.delivered}; marking it would skip unread ones"
+            f"{handed}; marking it would skip unread ones"
         )
 
     def __repr__(self) -> str:

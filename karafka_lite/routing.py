@@ -280,7 +280,8 @@ class Router:
     def on_revoked(self, handler: Handler) -> Callable[[HookT], HookT]:
         """Call a function ``(ctx)`` for clean-up when the partition is gone, revoked or lost; marks return False.
 
-        Called after a handler that is still running has returned. Raises ConfigurationError for an unknown ``handler``.
+        Called for partitions that have had a batch or an ``on_assigned``, after a handler that is still running has
+        returned, and not after ``on_shutdown``. Raises ConfigurationError for an unknown ``handler``.
         """
         return self.hook(Hook.ON_REVOKED, handler)
 
