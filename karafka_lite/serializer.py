@@ -62,7 +62,7 @@ def serialized(serializer: Serializer, topic: object, value: Any) -> bytes | Non
         return value
     if isinstance(value, bytearray | memoryview):
         return bytes(value)
-    what = f"value for topic {topic!r}: {name_of(serializer)} cannot make bytes of {type(value).__name__}"
+    what = f"value: {name_of(serializer)} cannot make bytes of {type(value).__name__} for topic {topic!r}"
     try:
         made: object = serializer(value)
     except Exception as error:

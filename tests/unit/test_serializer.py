@@ -139,12 +139,12 @@ def none(value: Any) -> Any:
 @pytest.mark.parametrize(
     ("serializer", "why"),
     [
-        (fails, "fails cannot make bytes of Item: OSError: no registry"),
-        (text, "text cannot make bytes of Item: it returned str, not bytes"),
-        (none, "none cannot make bytes of Item: it returned NoneType, not bytes"),
+        (fails, "fails cannot make bytes of Item for topic 'orders': OSError: no registry"),
+        (text, "text cannot make bytes of Item for topic 'orders': it returned str, not bytes"),
+        (none, "none cannot make bytes of Item for topic 'orders': it returned NoneType, not bytes"),
     ],
 )
 def test_an_error_names_topic_serializer_and_type(serializer: Any, why: str) -> None:
     with pytest.raises(TypeError) as raised:
         serialized(serializer, "orders", Item("pen", Decimal("1")))
-    assert str(raised.value) == f"value for topic 'orders': {why}"
+    assert str(raised.value) == f"value: {why}"

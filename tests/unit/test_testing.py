@@ -833,11 +833,11 @@ def test_the_apps_serializer_makes_bytes_of_what_is_sent_by_handlers_and_by_the_
 def test_what_the_serializer_refuses_names_topic_and_type() -> None:
     app = given(lambda batch, ctx: ctx.produce("out", {1}))
     with TestClient(app) as client:
-        with pytest.raises(TypeError, match="topic 'user_events': to_json cannot make bytes of object"):
+        with pytest.raises(TypeError, match="to_json cannot make bytes of object for topic 'user_events'"):
             client.send(TOPIC, object())
         client.send(TOPIC, 1)
         (run,) = client.run()
-        assert "value for topic 'out': to_json cannot make bytes of set" in str(run.exception)
+        assert "value: to_json cannot make bytes of set for topic 'out'" in str(run.exception)
 
 
 def test_a_context_has_the_serializer_that_it_is_given() -> None:
