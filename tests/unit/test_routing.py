@@ -636,6 +636,10 @@ def test_a_deserializer_whose_only_parameter_is_named_message_gets_the_message(d
     assert decoded(deserializer, None) is None, "a tombstone is never given to it"
 
 
+def test_a_deserializer_that_gets_the_message_never_gets_its_value() -> None:
+    assert isinstance(decoded(lambda message: message), Message)
+
+
 def of_bytes(value: bytes) -> bytes:
     return value
 

@@ -758,8 +758,8 @@ def test_a_critical_exception_of_on_assigned_stops_the_app() -> None:
     with TestClient(opening.app, partitions=2) as client:
         client.send(TOPIC, 1, partition=0)
         assert client.run() == []
-    assert opening.calls[:1] == ["on_assigned 0 attempt=1"]
-    assert "on_shutdown 0 revoked=False" in opening.calls
+        assert opening.calls[:1] == ["on_assigned 0 attempt=1"]
+        assert "on_shutdown 0 revoked=False" in opening.calls, "at once, and not at the end of the block"
 
 
 def test_on_start_and_on_stop_are_called_once_around_the_block() -> None:
