@@ -153,11 +153,11 @@ class Router:
 
     @overload
     def topic(
-        self, *topics: str, deserializer: Callable[[bytes], T], **options: Unpack[TopicOptions]
+        self, *topics: str, deserializer: MessageDeserializer[T], **options: Unpack[TopicOptions]
     ) -> Registers[T]: ...
     @overload
     def topic(
-        self, *topics: str, deserializer: MessageDeserializer[T], **options: Unpack[TopicOptions]
+        self, *topics: str, deserializer: Callable[[bytes], T], **options: Unpack[TopicOptions]
     ) -> Registers[T]: ...
     @overload
     def topic(self, *topics: str, deserializer: None, **options: Unpack[TopicOptions]) -> Registers[bytes]: ...
