@@ -215,12 +215,13 @@ def from_messages(batch: Batch[Order], ctx: Context) -> None:
     print(totals)
 
 
+def plain(batch: Batch, ctx: Context) -> None: ...
 def with_schemas(message: Message, schemas: dict[int, str]) -> Order: ...  # type: ignore[empty-body]
 
 
 app.topic("orders.partial", deserializer=functools.partial(with_schemas, schemas={}))(from_messages)
-app.topic("orders.traces", deserializer=lambda message: message.header("trace"))(several)
-app.topic("orders.text", deserializer=lambda value: value.decode())(several)
+app.topic("orders.traces", deserializer=lambda message: message.header("trace"))(plain)
+app.topic("orders.text", deserializer=lambda value: value.decode())(plain)
 made: Order = Message("orders", 0, 5, deserializer=of_message).payload
 
 
