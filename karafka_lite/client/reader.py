@@ -55,8 +55,8 @@ CODEC_AT, CODEC_BITS = 22, 0x07  # in the header: the lower byte of the attribut
 def choose_reader() -> type[Reader]:
     """The reader of this process: compiled where aiokafka is installed and reads a sample as it should, else pure.
 
-    Its ``name`` is for the banner. Why it is not the compiled one is logged, once. With the environment variable
-    ``KARAFKA_LITE_DECODER=pure`` that one is not even tried; with ``compiled`` there is no other.
+    Where aiokafka is installed and does not read as it should, that is logged, once. With the environment variable
+    ``KARAFKA_LITE_DECODER=pure`` it is not even tried; with ``compiled`` there is no other reader.
 
     Raises:
         ConfigurationError: the variable has another value, or asks for the compiled one where it cannot be had.
@@ -72,9 +72,16 @@ def choose_reader() -> type[Reader]:
         except Exception as error:
             if wanted:
                 raise ConfigurationError(f"{VARIABLE}=compiled: {error}; install it with {INSTALL}") from error
-            level = logging.INFO if getattr(error, "name", "") == "aiokafka" else logging.WARNING  # missing, or unfit
-            log.log(level, "records are read in pure Python (%s); faster: %s", error, INSTALL)
+            if getattr(error, "name", "") != "aiokafka":  # it is there, and unfit
+                log.warning("records are read in pure Python: %s", error)
     return Reader
+
+
+def reader_in_words() -> str:
+    """The reader of this process, for the banner, and how to have a faster one unless the slow one is wished for."""
+    reader = choose_reader()
+    faster = reader is Reader and os.environ.get(VARIABLE) != "pure"
+    return f"{reader.name} (faster: {INSTALL})" if faster else reader.name
 
 
 class PollIsFullError(Exception):

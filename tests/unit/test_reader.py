@@ -728,15 +728,16 @@ def test_the_pure_reader_can_be_asked_for(
     assert caplog.messages == []
 
 
-def test_without_aiokafka_the_pure_reader_is_chosen_and_said_once(
+def test_without_aiokafka_the_pure_reader_is_chosen_and_only_the_banner_says_so(
     choose: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_aiokafka(monkeypatch)
     assert choose() is readers.Reader
-    (said,) = caplog.records
-    assert said.levelname == "INFO"
-    assert "No module named 'aiokafka'" in said.message
-    assert "pip install 'karafka-lite[speed]'" in said.message
+    assert caplog.messages == []
+    assert readers.reader_in_words() == "pure Python (faster: pip install 'karafka-lite[speed]')"
+    monkeypatch.setenv("KARAFKA_LITE_DECODER", "pure")
+    choose()
+    assert readers.reader_in_words() == "pure Python"
 
 
 def test_the_compiled_reader_can_be_insisted_on(choose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
