@@ -7,9 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any, TypeVar
-
-from typing_extensions import Unpack
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from karafka_lite import forks
 from karafka_lite.draining import Drain, Drained
@@ -20,6 +18,9 @@ from karafka_lite.routing import Router, check_function
 from karafka_lite.runner import Member, Runner, System
 from karafka_lite.settings import Config, Settings, int_mistakes, refuse, resolve_bootstrap_servers
 from karafka_lite.signals import Signals
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 ObserverT = TypeVar("ObserverT", bound=Observer)
 

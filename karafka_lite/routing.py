@@ -11,9 +11,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, overload
-
-from typing_extensions import TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, overload
 
 from karafka_lite.context import Context
 from karafka_lite.core.backoff import Backoff
@@ -22,6 +20,9 @@ from karafka_lite.core.ownership import Run
 from karafka_lite.errors import ConfigurationError, DeserializationError
 from karafka_lite.messages import TOPIC, Batch, Deserializer, Loads, as_deserializer
 from karafka_lite.settings import group_id_mistakes, int_mistakes, refuse, safe_repr
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Handler = Callable[[Batch[Any], Context], object]
 HookFunction = Callable[[Context], object]

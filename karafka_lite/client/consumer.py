@@ -23,6 +23,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in
     consumer._refresh_committed_offsets                 kafka-python would choose positions by itself
     consumer._cluster._topic_ids                        replaced as a whole by new metadata
     consumer._cluster._last_successful_refresh_ms       how old the metadata are
+    consumer._cluster._last_refresh_ms                  a start would rest twice for retry_backoff_ms before it asks
     consumer._net, consumer._manager                    a notifier that the listener can await; commits of our own
     consumer._client                                    a close that fails leaves its sockets open
 """
@@ -217,6 +218,7 @@ class Client:
         return missing
 
     def _topics(self) -> set[str]:
+        self._consumer._cluster._last_refresh_ms = 0.0
         try:
             return set(self._consumer.topics())
         except kafka.errors.UnknownTopicOrPartitionError:  # of a refresh for a topic of ours that has gone

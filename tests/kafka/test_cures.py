@@ -274,6 +274,17 @@ def generation_after_the_start(kafka: Observer, topic: str, *, cured: bool) -> i
         return member.generation
 
 
+def test_a_start_does_not_rest_before_it_asks_for_its_topics(kafka: Observer) -> None:
+    """kafka-python asks for metadata at most once in retry_backoff_ms, and a start asks three times."""
+    topic = kafka.topic(1)
+    began = time.monotonic()
+    with Member(kafka) as member:
+        member.consumer._cluster.config["retry_backoff_ms"] = 10_000
+        assert member.client.missing_topics([topic]) == set()
+        member.client.subscribe([topic])
+        assert time.monotonic() - began < 8
+
+
 def test_a_member_joins_once_at_the_start(kafka: Observer) -> None:
     assert generation_after_the_start(kafka, kafka.topic(), cured=True) == 1
 
