@@ -159,6 +159,9 @@ class CallEnded(Call):
         retry_s: seconds until then.
         reason: type and text of ``error`` in one line of at most 2,000 characters; "" without one.
         given_up: offset of the message that was given up, which a ``DeadLettered`` is about; None without one.
+        culprit: offset of the message that failed, where it is known: the batch has one, or the loop is over ``each``.
+        tries: how often a message is tried before it is given up; None: without end, for there is no ``dead_letter``.
+        lag: how many offsets after this batch the partition has, as far as its last fetch knows; None for a hook.
     """
 
     seconds: float
@@ -168,6 +171,9 @@ class CallEnded(Call):
     retry_s: float = 0.0
     reason: str = ""
     given_up: int | None = None
+    culprit: int | None = None
+    tries: int | None = None
+    lag: int | None = None
 
     @property
     def critical(self) -> bool:

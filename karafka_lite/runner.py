@@ -627,7 +627,7 @@ class Runner:
 
         system = System()
         self.progress = Progress()
-        self._deliveries = Deliveries(self.progress.observe, report_delivery(), observers)
+        self._deliveries = Deliveries(self.progress.observe, report_delivery(self.progress), observers)
         emit = self._deliveries.emit
         self._requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()  # ``put`` may be called by signal handlers
         self._inside: dict[int, Run] = {}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from karafka_lite import forks
 from karafka_lite.events import Event
@@ -21,13 +23,24 @@ Observers = Sequence[Observer]
 
 
 class Delivery:
-    """Calls ``observers`` with each event for which ``wants`` is True, in order, on a thread of its own."""
+    """Calls ``observers`` with each event for which ``wants`` is True, in order, on a thread of its own.
 
-    def __init__(self, name: str, observers: Observers, wants: Callable[[Event], bool]) -> None:
+    And ``tick`` with the seconds since it was called last, every ``tick_s``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        observers: Observers,
+        wants: Callable[[Event], bool],
+        tick: Callable[[float], object] = lambda seconds: None,
+        tick_s: float = 3600.0,
+    ) -> None:
         self._observers = observers
         self._wants = wants
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._dropped = 0
+        self._tick, self._tick_s = tick, tick_s
         self._thread = threading.Thread(target=self._deliver, name=name, daemon=True)
 
     def start(self) -> None:
@@ -49,11 +62,23 @@ class Delivery:
             self._thread.join(END_S)
 
     def _deliver(self) -> None:
-        while (event := self._queue.get()) is not None:
+        self._ticked = time.monotonic()
+        while (event := self._next()) is not None:
             if dropped := self._dropped:
                 self._dropped = 0
                 log.warning("%d events were dropped: an observer or the log's stream is too slow", dropped)
             deliver(event, self._observers)
+
+    def _next(self) -> Event | None:
+        """The next event, when there is one; None: the end."""
+        while True:
+            passed = time.monotonic() - self._ticked
+            if passed >= self._tick_s:
+                self._ticked += passed
+                self._tick(passed)
+                continue
+            with suppress(queue.Empty):
+                return self._queue.get(timeout=self._tick_s - passed)
 
 
 def deliver(event: Event, observers: Observers) -> None:
