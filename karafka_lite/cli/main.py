@@ -8,9 +8,11 @@ options. The module is imported when its command is chosen: a help does not wait
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from karafka_lite.cli.options import Parser
 from karafka_lite.errors import BrokerUnavailableError, KarafkaLiteError
@@ -33,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stderr is None:  # the parent process closed it
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - it is open for as long as the process runs
     argv = sys.argv[1:] if argv is None else argv
+    Parser.as_json = "--log-format=json" in argv or ("--log-format", "json") in itertools.pairwise(argv)
+    if Parser.as_json:
+        _lines().choose("json", False)
     arguments, unknown = _parser(argv).parse_known_args(argv)
     if unknown:  # reported by the command, whose usage lists its options
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -42,13 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         arguments.parser.print_help()
         return 0
+    _lines().choose(getattr(arguments, "log_format", "auto"), getattr(arguments, "quiet", False))
     try:
         return int(arguments.command(arguments))
     except KeyboardInterrupt:  # during the import or the start of a broker; what runs handles signals itself
         return 1
     except KarafkaLiteError as mistake:
-        print(mistake if getattr(mistake, "is_complete", False) else f"karafka-lite: {mistake}", file=sys.stderr)
+        _lines().complain(str(mistake) if getattr(mistake, "is_complete", False) else f"karafka-lite: {mistake}")
         return NO_BROKER if isinstance(mistake, BrokerUnavailableError) else 1
+
+
+def _lines() -> ModuleType:
+    from karafka_lite.cli import lines  # here: it imports logging
+
+    return lines
 
 
 def _reader() -> str:

@@ -19,10 +19,16 @@ Command = Callable[[argparse.Namespace], int]
 class Parser(argparse.ArgumentParser):
     """argparse with our exit code for usage errors: its own, 2, means "forced" here."""
 
+    as_json = False  # so that a usage error is one object, too
     example = "karafka-lite run module:app --broker localhost:9092 --concurrency 5 --log-level debug"
 
     def error(self, message: str) -> NoReturn:
         usage = f"{self.format_usage()}for example: {self.example}\nhelp: {self.prog} --help"
+        if self.as_json:
+            from karafka_lite.cli import lines
+
+            lines.complain(f"{self.prog}: {message}", usage=usage)
+            self.exit(1)
         self.exit(1, f"{self.prog}: {message}\n{usage}\n")
 
     def describe(self, command: Command, *, description: str, epilog: str, example: str = "") -> None:
@@ -37,8 +43,11 @@ class Parser(argparse.ArgumentParser):
 
 def add_log_level(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("logging")
-    levels = f"{', '.join(_LEVELS)} (default: {DEFAULT_LEVEL})"
+    levels = f"{', '.join(_LEVELS)} (default: {DEFAULT_LEVEL}; with --quiet: warning)"
     group.add_argument("--log-level", metavar="LEVEL", type=str.lower, choices=_LEVELS, help=levels)
+    formats = "auto: colour on a terminal, else text; text; json: one object a line for all of standard error"
+    group.add_argument("--log-format", metavar="FORMAT", choices=("auto", "text", "json"), default="auto", help=formats)
+    group.add_argument("--quiet", action="store_true", help="say only what is wrong: no banner, no summary")
 
 
 def add_config(group: argparse._ArgumentGroup) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import gc
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from karafka_lite.app import App
-from karafka_lite.cli import broker, config, console, importer
+from karafka_lite.cli import broker, config, console, importer, lines
 from karafka_lite.cli.feed import Feed, feed
 from karafka_lite.cli.options import Parser, add_config, add_image, add_log_level, seconds
 from karafka_lite.draining import NOT_DRAINED, Drain
@@ -121,7 +120,7 @@ def _drain(app: App, timeout_s: float) -> int:
             with broker.sigterm_as_ctrl_c():
                 drain.prepare()
         except KeyboardInterrupt:
-            print("karafka-lite: not drained: stopped before the start", file=sys.stderr)
+            lines.complain("karafka-lite: not drained: stopped before the start")
             return NOT_DRAINED
         code = drain.run(console.draining)
     console.drained(drain.snapshots, time.monotonic() - began, drain.complaint)
