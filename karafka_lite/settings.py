@@ -15,6 +15,7 @@ from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 from karafka_lite.errors import ConfigurationError
 
+PARTITIONS = 3  # of a topic of a broker for development: several, as in production
 MAX_POLL_INTERVAL_MS = 300_000  # kafka-python's default
 Servers = str | Sequence[str]  # as in kafka-python: "a:9092,b:9092" or a list
 

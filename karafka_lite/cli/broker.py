@@ -23,8 +23,8 @@ KINDS = ("embedded", "docker")
 _EPILOG = """\
 examples:
   karafka-lite broker                     in this process, on 127.0.0.1:9092
-  karafka-lite broker --topic orders:3 --topic clicks
-                                          with topics of 3 partitions and of 1
+  karafka-lite broker --topic orders --topic clicks:6
+                                          with topics of 3 partitions and of 6
   karafka-lite broker --docker            Apache Kafka in a container, which is
                                           removed on exit
 
@@ -56,7 +56,7 @@ def add_to(parser: Parser) -> None:
         type=topic_with_partitions,
         action="append",
         default=[],
-        help="topic to create at the start, with 1 partition by default; repeatable",
+        help="topic to create at the start, with 3 partitions by default; repeatable",
     )
     group.add_argument(
         "--docker", action="store_true", help="Apache Kafka in a container; needs the extra karafka-lite[docker]"

@@ -62,6 +62,12 @@ def add_image(group: argparse._ArgumentGroup, option: str) -> None:
 # -- types of values
 
 
+def partitions(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) <= 10_000):
+        raise argparse.ArgumentTypeError(f"must be an integer from 1 to 10000, got {text!r}")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     try:
         value = float(text)
@@ -82,6 +88,7 @@ def topic_with_partitions(text: str) -> tuple[str, int]:
     """``NAME`` or ``NAME:PARTITIONS``."""
     from karafka_lite.errors import ConfigurationError
     from karafka_lite.routing import check_topic
+    from karafka_lite.settings import PARTITIONS
 
     name, colon, partitions = text.partition(":")
     try:
@@ -90,4 +97,4 @@ def topic_with_partitions(text: str) -> tuple[str, int]:
         raise argparse.ArgumentTypeError(str(mistake)) from None
     if colon and not (partitions.isdecimal() and int(partitions)):
         raise argparse.ArgumentTypeError(f"partitions must be an integer ≥ 1, as in {name}:3, got {text!r}")
-    return name, int(partitions or 1)
+    return name, int(partitions or PARTITIONS)

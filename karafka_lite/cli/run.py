@@ -12,8 +12,9 @@ from contextlib import closing, contextmanager
 from karafka_lite.app import App
 from karafka_lite.cli import broker, config, console, importer, lines
 from karafka_lite.cli.feed import Feed, feed
-from karafka_lite.cli.options import Parser, add_config, add_image, add_log_level, seconds
+from karafka_lite.cli.options import Parser, add_config, add_image, add_log_level, partitions, seconds
 from karafka_lite.draining import NOT_DRAINED, Drain
+from karafka_lite.settings import PARTITIONS
 
 IDLE_TIMEOUT_S = 60.0
 GC_THRESHOLD = 10_000
@@ -57,6 +58,8 @@ def add_to(parser: Parser) -> None:
         help="brokers to connect to, or 'embedded' or 'docker' to start one for this run; overrides "
         "KARAFKA_LITE_BOOTSTRAP_SERVERS and the App's bootstrap_servers",
     )
+    told = f"with --broker embedded or docker: how many each of the App's topics has (default: {PARTITIONS})"
+    group.add_argument("--partitions", metavar="N", type=partitions, help=told)
     add_config(group)
     add_image(group, "--broker docker")
     group = parser.add_argument_group("input")
@@ -138,11 +141,14 @@ def _broker_of(app: App, arguments: argparse.Namespace) -> Iterator[str]:
         )
     if arguments.image and kind != "docker":
         arguments.parser.error("--image requires --broker docker")
+    if arguments.partitions and not kind:
+        arguments.parser.error("--partitions requires --broker embedded or --broker docker")
     if not kind:
         app.override(bootstrap_servers=arguments.broker)
         yield kind
         return
-    topics = {topic: 1 for routes in app.groups.values() for topic in routes}
+    count = arguments.partitions or PARTITIONS
+    topics = {topic: count for routes in app.groups.values() for topic in routes}
     # An App that runs has signal handlers of its own; SIGTERM matters before and after that.
     with broker.sigterm_as_ctrl_c(), broker.development_broker(kind, topics, 0, arguments.image) as started:
         app.override(bootstrap_servers=started.bootstrap_servers)

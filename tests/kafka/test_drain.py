@@ -463,7 +463,7 @@ def test_marks_are_progress_also_of_runs_that_fail(kafka: Observer, tmp_path: Pa
     ids=str,
 )
 def test_queries_are_repeated_until_the_cluster_is_ready(tmp_path: Path, api: str, fault: Any) -> None:
-    with EmbeddedBroker(["t"]) as broker:
+    with EmbeddedBroker({"t": 1}) as broker:
         observer = Observer(broker.bootstrap_servers)
         observer.produce("t", range(5))
         broker.fail(api, fault, times=3)

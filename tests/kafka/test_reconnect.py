@@ -61,7 +61,7 @@ def test_the_next_try_is_never_more_than_about_a_second_away(kind: str) -> None:
 def test_a_broker_that_hangs_up_at_once_is_asked_less_and_less_and_said_once() -> None:
     """kafka-python takes the connection for a success, and forgets its back-off: 10 to 16 a second."""
     events: list[Event] = []
-    with EmbeddedBroker(topics=["t"]) as broker:
+    with EmbeddedBroker({"t": 1}) as broker:
         app = App("group", bootstrap_servers=broker.bootstrap_servers)
         app.observe(lambda event: events.append(event))
         app.topic("t")(lambda batch, ctx: None)
@@ -83,7 +83,7 @@ def test_at_the_start_a_connection_that_answers_nothing_is_given_up_and_made_ane
     """Also with one host only: else a connection that has just been cut off costs the whole bootstrap_timeout_ms."""
     monkeypatch.setattr("karafka_lite.client.network.HOST_S", 0.5)
     events: list[Event] = []
-    with EmbeddedBroker(topics=["t"]) as broker:
+    with EmbeddedBroker({"t": 1}) as broker:
         broker.fail("ApiVersions", 10.0)
         app = App("group", bootstrap_servers=broker.bootstrap_servers, bootstrap_timeout_ms=8000)
         app.observe(lambda event: events.append(event))
