@@ -29,6 +29,8 @@ ELSEWHERE = {
     "broker/wire.py": "broker/test_embedded_robustness.py",
     # Options that the commands share are tested with each command.
     "cli/options.py": "unit/test_main.py",
+    # It is there for what sends.
+    "cli/interrupt.py": "unit/test_feed.py",
     # What it sends, and what it does with an answer, is seen by a broker only.
     "client/producer.py": "kafka/test_sending.py",
     # Why a broker refuses a client, a real one says.
