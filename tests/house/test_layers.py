@@ -44,7 +44,7 @@ LAYERS = {
 
 # What knows Kafka; client/protocol.py only says what the runner needs of it.
 KAFKA = {
-    f"client/{name}.py" for name in ("admin", "causes", "connection", "consumer", "fetching", "network")
+    f"client/{name}.py" for name in ("admin", "browser", "causes", "connection", "consumer", "fetching", "network")
 }
 KAFKA |= {f"client/{name}.py" for name in ("codecs", "leaving", "offsets", "producer", "reader", "receiving")}
 KAFKA |= {f"client/{name}.py" for name in ("refusals", "stalls", "trouble")}
