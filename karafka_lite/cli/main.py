@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from karafka_lite.cli import broker, importer, lag, produce, read, reset, routes, run
+from karafka_lite.cli import broker, importer, lag, produce, read, redrive, reset, routes, run
 from karafka_lite.cli.options import Parser
 from karafka_lite.client.reader import choose_reader
 from karafka_lite.errors import BrokerUnavailableError, KarafkaLiteError
@@ -65,6 +65,6 @@ def _parser() -> Parser:
     parser.add_argument("--verbose", action="store_true", help="with --version: print what a bug report needs")
     parser.set_defaults(parser=parser, command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (run, routes, lag, reset, produce, read, broker):
+    for command in (run, routes, lag, reset, produce, read, redrive, broker):
         command.add_to(commands)
     return parser

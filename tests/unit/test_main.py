@@ -13,7 +13,7 @@ from support.command import Run, process, refused
 import karafka_lite
 from karafka_lite.cli import main as cli
 
-COMMANDS = ["run", "routes", "lag", "reset", "produce", "read", "broker"]
+COMMANDS = ["run", "routes", "lag", "reset", "produce", "read", "redrive", "broker"]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_the_help_of_a_command_has_examples_exit_codes_and_groups_of_options(
 def test_the_examples_in_a_help_are_commands_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
     texts = "".join(help_of(capsys, command) for command in COMMANDS)
     examples = re.findall(r"^  (?:.*\| )?karafka-lite (.+?)(?:  .*)?$", texts, re.MULTILINE)
-    assert len(examples) >= 25
+    assert len(examples) >= 32
     for example in examples:
         cli._parser().parse_args(shlex.split(example))
 
