@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from typing_extensions import Unpack
 
 from karafka_lite import forks
-from karafka_lite.client.reader import choose_reader
 from karafka_lite.draining import Drain, Drained
 from karafka_lite.errors import ConfigurationError, Exit
 from karafka_lite.observers.delivery import Observer
@@ -230,6 +229,8 @@ class App(Router):
             raise ConfigurationError('no topic is registered: decorate a function with @app.topic("name")')
         if self._runner is not None and not self._runner.ended.is_set():
             raise ConfigurationError("this app runs already; stop() it first")
+        from karafka_lite.client.reader import choose_reader
+
         choose_reader()  # raises here, before anything is started
 
     def _claim(self) -> Runner:

@@ -107,8 +107,7 @@ class Context:
         marks = self._marks
         if (
             not isinstance(message, Message)
-            or message.topic != self.topic
-            or message.partition != self.partition
+            or message.tp != self._ownership.tp
             or not marks.lowest <= message.offset < marks.delivered
         ):
             raise self._refusal("mark_as_consumed", message)
@@ -178,7 +177,7 @@ class Context:
         messages = list(itertools.islice(batch, len(handed) + 1)) if handed else list(batch)
         offsets, before = {record.offset for record in handed}, -1
         for message in messages:
-            if not isinstance(message, Message) or (message.topic, message.partition) != self._ownership.tp:
+            if not isinstance(message, Message) or message.tp != self._ownership.tp:
                 raise self._refusal("each", message)
             if message.offset not in offsets and not self._takes_any_message:
                 raise ValueError(
@@ -309,7 +308,7 @@ class Context:
                 f"topic {self.topic} has no topic for dead letters: add dead_letter= as in @app.topic({self.topic!r}, "
                 f'dead_letter="{self.topic}.dead")'
             )
-        foreign = not isinstance(message, Message) or (message.topic, message.partition) != self._ownership.tp
+        foreign = not isinstance(message, Message) or message.tp != self._ownership.tp
         if foreign or not self._marks.was_handed(message.offset):
             raise self._refusal("dead_letter", message)
         source = {
@@ -360,7 +359,7 @@ class Context:
                 f"{verb} takes a Message, not {type(message).__name__}; "
                 f"pass the message itself (batch.last, or the loop's variable), not its payload"
             )
-        if (message.topic, message.partition) != self._ownership.tp:
+        if message.tp != self._ownership.tp:
             return ValueError(
                 f"{message} does not belong to {where(self.topic, self.partition)}, the partition of this context; "
                 f"use the context that came with it"

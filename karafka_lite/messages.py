@@ -47,6 +47,16 @@ class Record(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
 
 
+class PlainRecord(NamedTuple):
+    """A record in Python's own terms: of our reader, of tests, and of messages that are made by hand."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
 class Outgoing(NamedTuple):
     """A message that is to be sent, under Kafka's names; a ``timestamp_ms`` of None is the time of sending."""
 
@@ -92,14 +102,19 @@ class Message(Generic[T]):
 
     Make one in a test with ``Message("user_events", 0, 5, value=b'{"id": 1}')``.
 
+    A name of a header that is not UTF-8 is decoded with ``surrogateescape``.
+
     Attributes:
-        topic, partition, offset: its position.
-        key, value: ``bytes`` or None; a ``value`` of None is a tombstone.
-        headers: list of ``(str, bytes)``; a name that is not UTF-8 is decoded with ``surrogateescape``.
-        timestamp_ms: Unix time in milliseconds, -1 where Kafka has none.
+        tp: topic and partition as a pair.
     """
 
-    __slots__ = ("_deserialize", "_payload", "headers", "key", "offset", "partition", "timestamp_ms", "topic", "value")
+    # What was fetched is looked into when somebody asks: to copy its fields would cost more than all the rest.
+    __slots__ = ("_deserialize", "_payload", "_record", "tp")
+
+    tp: TopicPartition
+    _record: Record
+    _deserialize: Deserializer | None
+    _payload: Any
 
     def __init__(
         self,
@@ -113,16 +128,53 @@ class Message(Generic[T]):
         timestamp_ms: int = -1,
         deserializer: Callable[[bytes], T] | Loads | None = json,
     ) -> None:
-        self.topic: str = topic
         # An offset of 5.0 would be equal to that of a message, and no commit of it could be sent.
-        self.partition: int = _integer("partition", partition)
-        self.offset: int = _integer("offset", offset)
-        self.key: bytes | None = key
-        self.value: bytes | None = value
-        self.headers: Headers = list(headers)
-        self.timestamp_ms: int = timestamp_ms
+        self.tp = topic, _integer("partition", partition)
+        self._record = PlainRecord(_integer("offset", offset), timestamp_ms, key, value, list(headers))
         self._deserialize = as_deserializer(deserializer)
         self._payload = _MISSING
+
+    @classmethod
+    def of_record(cls, tp: TopicPartition, record: Record, deserialize: Deserializer | None) -> Message[T]:
+        """The message that a fetched record of ``tp`` is."""
+        message = cls.__new__(cls)
+        message.tp, message._record, message._deserialize, message._payload = tp, record, deserialize, _MISSING
+        return message
+
+    @property
+    def topic(self) -> str:
+        """The topic's name."""
+        return self.tp[0]
+
+    @property
+    def partition(self) -> int:
+        """The number of the partition."""
+        return self.tp[1]
+
+    @property
+    def offset(self) -> int:
+        """Its position in the partition."""
+        return self._record.offset
+
+    @property
+    def key(self) -> bytes | None:
+        """The key as Kafka has it."""
+        return self._record.key
+
+    @property
+    def value(self) -> bytes | None:
+        """The value as Kafka has it; None for a tombstone."""
+        return self._record.value
+
+    @property
+    def headers(self) -> Headers:
+        """``(name, value)`` in their order, in a new list."""
+        return list(self._record.headers)
+
+    @property
+    def timestamp_ms(self) -> int:
+        """Unix time in milliseconds, -1 where Kafka has none."""
+        return self._record.timestamp
 
     @property
     def payload(self) -> T:
@@ -151,37 +203,39 @@ class Message(Generic[T]):
     def header(self, name: str, default: D) -> bytes | D: ...
     def header(self, name: str, default: Any = None) -> Any:
         """The value of the last header of that name, as Kafka's clients have it; ``default`` where there is none."""
-        return next((value for own, value in reversed(self.headers) if own == name), default)
+        return next((value for own, value in reversed(self._record.headers) if own == name), default)
 
     def __eq__(self, other: object) -> bool:
         """Equal where all that Kafka knows of them is."""
         return self._known() == other._known() if isinstance(other, Message) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash((self.topic, self.partition, self.offset))
+        return hash((self.tp, self.offset))
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         """For pickle and copy. Where the deserializer cannot be pickled, the payload is decoded now, if it can be."""
-        state = {name: getattr(self, name) for name in self.__slots__}
-        if self._payload is _MISSING:
+        payload, deserialize = self._payload, self._deserialize
+        if payload is _MISSING:
             try:
-                pickle.dumps(self._deserialize)
+                pickle.dumps(deserialize)
             except Exception:  # noqa: BLE001 - it may raise anything
                 with suppress(DeserializationError):
-                    state["_payload"] = self.payload
-        if state["_payload"] is not _MISSING:
-            state["_deserialize"] = None
-        return None, state
+                    payload = self.payload
+        if payload is not _MISSING:
+            deserialize = None
+        record = PlainRecord(self.offset, self.timestamp_ms, self.key, self.value, self.headers)
+        return None, {"tp": self.tp, "_record": record, "_deserialize": deserialize, "_payload": payload}
 
     def _known(self) -> tuple[object, ...]:
-        position = self.topic, self.partition, self.offset, self.timestamp_ms
-        return (*position, self.key, self.value, [tuple(header) for header in self.headers])
+        headers = [tuple(header) for header in self._record.headers]
+        return self.tp, self.offset, self.timestamp_ms, self.key, self.value, headers
 
     def _decode(self) -> Any:
-        if self.value is None or self._deserialize is None:
-            return self.value
+        value = self._record.value
+        if value is None or self._deserialize is None:
+            return value
         try:
-            return self._deserialize(self.value)
+            return self._deserialize(value)
         except Exception as cause:
             raise DeserializationError(
                 f"{self}: payload not decoded by {_name(self._deserialize)} ({describe(cause)}); read "
@@ -189,7 +243,7 @@ class Message(Generic[T]):
             ) from cause
 
     def __str__(self) -> str:
-        return where(self.topic, self.partition, self.offset)
+        return where(*self.tp, self.offset)
 
     def __repr__(self) -> str:
         return f"<Message {self} key={self.key!r} value={_short(self.value)}>"
@@ -207,21 +261,21 @@ class Batch(Sequence[Message[T]], Generic[T]):
         ValueError: no message, messages of two partitions, or offsets that do not rise.
     """
 
-    __slots__ = ("_deserialize", "_end", "_messages", "_payloads", "_records", "_values", "partition", "topic")
+    __slots__ = ("_deserialize", "_end", "_messages", "_payloads", "_records", "_some", "_values", "tp")
 
     def __init__(self, messages: Iterable[Message[T]], *, end_offset: int | None = None) -> None:
         given = list(messages)
         if not given:
             raise ValueError("a batch has at least one message")
-        self.topic: str = given[0].topic
-        self.partition: int = given[0].partition
+        self.tp: TopicPartition = given[0].tp
         for before, after in itertools.pairwise(given):
-            if (after.topic, after.partition) != (self.topic, self.partition):
+            if after.tp != self.tp:
                 raise ValueError(f"a batch is of one partition: {before} and {after} are not")
             if after.offset <= before.offset:
                 raise ValueError(f"a batch is in offset order: {after} comes after {before}")
-        self._messages: list[Message[T] | None] = list(given)
-        self._records: Sequence[Message[T] | Record] = given
+        self._messages: list[Message[T]] | None = given  # None: not all were asked for
+        self._some: dict[int, Message[T]] = {}  # those that were asked for by their index, until all are
+        self._records: Sequence[Record] = [message._record for message in given]
         self._payloads: tuple[T, ...] | None = None
         self._values: tuple[bytes | None, ...] | None = None
         self._end = end_offset
@@ -229,13 +283,13 @@ class Batch(Sequence[Message[T]], Generic[T]):
 
     @classmethod
     def of_records(
-        cls, place: TopicPartition, records: Sequence[Record], end_offset: int | None, deserialize: Deserializer | None
+        cls, tp: TopicPartition, records: Sequence[Record], end_offset: int | None, deserialize: Deserializer | None
     ) -> Batch[T]:
-        """A batch over fetched records of ``place``; ``end_offset`` is the partition's end when they were fetched."""
+        """A batch over fetched records of ``tp``; ``end_offset`` is the partition's end when they were fetched."""
         batch = cls.__new__(cls)
-        batch.topic, batch.partition = place
+        batch.tp = tp
         batch._records = records
-        batch._messages = [None] * len(records)
+        batch._messages, batch._some = None, {}
         batch._payloads = batch._values = None
         batch._end = end_offset
         batch._deserialize = deserialize
@@ -243,7 +297,17 @@ class Batch(Sequence[Message[T]], Generic[T]):
 
     def is_of(self, tp: TopicPartition, records: Sequence[object]) -> bool:
         """Whether this is the batch of ``records`` of ``tp``."""
-        return self._records is records and (self.topic, self.partition) == tp
+        return self._records is records and self.tp == tp
+
+    @property
+    def topic(self) -> str:
+        """The topic's name."""
+        return self.tp[0]
+
+    @property
+    def partition(self) -> int:
+        """The number of the partition."""
+        return self.tp[1]
 
     @property
     def first(self) -> Message[T]:
@@ -291,42 +355,46 @@ class Batch(Sequence[Message[T]], Generic[T]):
     def __getitem__(self, index: int | slice) -> Message[T] | Sequence[Message[T]]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self._records)))]
-        message = self._messages[index]
-        if message is None:
-            message = self._messages[index] = self._build(index)
+        if self._messages is not None:
+            return self._messages[index]
+        index = range(len(self._records))[index]  # the same key, whether it was counted from the front or the back
+        if (message := self._some.get(index)) is None:
+            message = self._some[index] = Message.of_record(self.tp, self._records[index], self._deserialize)
+            if self._payloads is not None:
+                message._payload = self._payloads[index]
         return message
 
     def __iter__(self) -> Iterator[Message[T]]:
-        for index, message in enumerate(self._messages):
-            if message is None:
-                message = self._messages[index] = self._build(index)
-            yield message
+        if self._messages is None:
+            self._messages = self._all()
+        return iter(self._messages)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __repr__(self) -> str:
-        return f"<Batch {where(self.topic, self.partition)}@{self.first_offset}..{self.last_offset} of {len(self)}>"
+        return f"<Batch {where(*self.tp)}@{self.first_offset}..{self.last_offset} of {len(self)}>"
 
     def _decoded(self) -> tuple[T, ...]:
         # Without messages, where none was asked for; below an error is raised with the name of its message.
-        if (decode := self._deserialize) is not None and not any(self._messages):
+        if (decode := self._deserialize) is not None and self._messages is None and not self._some:
             with suppress(Exception):
                 return tuple([cast("T", None) if value is None else decode(value) for value in self.values])
         return tuple([message.payload for message in self])
 
-    def _build(self, index: int) -> Message[T]:
-        record: Any = self._records[index]
-        message: Message[T] = Message.__new__(Message)
-        message.topic, message.partition = self.topic, self.partition
-        message.offset = record.offset
-        message.key = record.key
-        message.value = record.value
-        message.headers = record.headers or []  # a list of its own: records without headers share what is empty
-        message.timestamp_ms = record.timestamp
-        message._deserialize = self._deserialize
-        message._payload = _MISSING if self._payloads is None else self._payloads[index]
-        return message
+    def _all(self) -> list[Message[T]]:
+        """The messages of all records, in one loop: nothing that is done for each message costs more."""
+        new, tp, deserialize = Message.__new__, self.tp, self._deserialize
+        messages: list[Message[T]] = []
+        for record in self._records:
+            message: Message[T] = new(Message)
+            message.tp, message._record, message._deserialize, message._payload = tp, record, deserialize, _MISSING
+            messages.append(message)
+        for message, payload in zip(messages, self._payloads or (), strict=False):
+            message._payload = payload
+        for index, message in self._some.items():
+            messages[index] = message
+        return messages
 
 
 def _integer(name: str, value: Any) -> int:

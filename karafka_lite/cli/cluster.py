@@ -7,13 +7,15 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from karafka_lite.app import App
 from karafka_lite.cli import config, importer
-from karafka_lite.client.admin import Admin
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.settings import resolve_bootstrap_servers
+
+if TYPE_CHECKING:
+    from karafka_lite.client.admin import Admin
 
 
 class Cluster(NamedTuple):
@@ -67,6 +69,8 @@ def target_of(arguments: argparse.Namespace) -> Target:
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[Admin]:
     """A client that asks the cluster. Raises BrokerUnavailableError, AccessError, ConfigurationError."""
+    from karafka_lite.client.admin import Admin
+
     admin = Admin(*cluster)
     try:
         admin.connect()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
-from karafka_lite.client.reader import choose_reader
+from karafka_lite.cli.options import DEFAULT_LEVEL
 from karafka_lite.observers.progress import Snapshot
 from karafka_lite.version import __version__
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from karafka_lite.app import App
 
-DEFAULT_LEVEL = "info"
 _HANDLER = "karafka-lite"
 _FOR_DEVELOPMENT = "for development and tests; its data is discarded on exit"
 
@@ -167,6 +166,12 @@ def drained(snapshots: Sequence[Snapshot], seconds: float, complaint: str) -> No
     print(end, file=sys.stderr, flush=True)
 
 
+def _reader() -> str:
+    from karafka_lite.client.reader import reader_in_words
+
+    return reader_in_words()
+
+
 def on_terminal() -> bool:
     """True when standard error is a terminal that can do more than print lines."""
     return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
@@ -223,7 +228,7 @@ def _plain_banner(app: App, broker: str) -> None:
     lines = [f"karafka-lite {__version__}, brokers: {brokers}"]
     lines += [f"group {row.group}: {row.topic} -> {row.function} ({row.offsets} offsets)" for row in _rows(app)]
     lines += [f"the {broker} broker is {_FOR_DEVELOPMENT}"] if broker else []
-    lines.append(f"record decoder: {choose_reader().name}")
+    lines.append(f"record decoder: {_reader()}")
     lines += [_concurrency(app), "stop with Ctrl-C or SIGTERM"]
     print("\n".join(lines), file=sys.stderr, flush=True)
 
@@ -295,7 +300,7 @@ def _rich_banner(app: App, broker: str) -> None:
     for row in _rows(app):
         table.add_row(*map(Text, row))
     brokers = Text.assemble(("brokers ", "dim"), ", ".join(app.brokers()))
-    decoder = Text.assemble(("record decoder ", "dim"), choose_reader().name)
+    decoder = Text.assemble(("record decoder ", "dim"), _reader())
     kind = [Text(f"the {broker} broker is {_FOR_DEVELOPMENT}")] if broker else []
     end = Text.assemble(("stop with ", "dim"), ("Ctrl-C", "bold"))
     _rich_panel(Group(table, Text(), brokers, decoder, *kind, Text(_concurrency(app), "dim"), end))

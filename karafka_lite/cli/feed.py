@@ -22,13 +22,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from karafka_lite.cli.interrupt import Interrupt
-from karafka_lite.client.producer import Producer
 from karafka_lite.errors import KarafkaLiteError
 from karafka_lite.messages import Outgoing
 from karafka_lite.routing import check_topic
+
+if TYPE_CHECKING:
+    from karafka_lite.client.producer import Producer
 
 MAX_LINE_BYTES = 32 << 20  # a file without line ends must not fill the memory
 SETTLE_S = 5.0  # how long a stop waits for acknowledgements
@@ -84,11 +86,13 @@ def feed(feeds: Sequence[Feed], bootstrap_servers: Sequence[str], settings: Mapp
         FeedError: a file could not be opened (then nothing was sent), or one could not be sent to its end.
         BrokerUnavailableError, ConfigurationError: nothing was sent.
     """
+    from karafka_lite.client import producer as client
+
     for one in feeds:
         check_topic(one.topic)
     with ExitStack() as stack, Interrupt() as interrupt:
         files = [stack.enter_context(_opened(one)) for one in feeds]
-        producer = Producer(bootstrap_servers, settings)
+        producer = client.Producer(bootstrap_servers, settings)
         stack.callback(producer.close)
         try:
             producer.connect()

@@ -18,11 +18,13 @@ from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 
 from karafka_lite.app import App
-from karafka_lite.errors import ConfigurationError
+from karafka_lite.errors import ConfigurationError, KarafkaLiteError
 
 
-class ImportFailed(Exception):
+class ImportFailed(KarafkaLiteError):
     """``module:app`` could not be loaded; the text is complete and is printed as it is."""
+
+    is_complete = True
 
 
 def load_app(target: str) -> App:

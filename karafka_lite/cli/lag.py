@@ -6,16 +6,18 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from karafka_lite.cli import answer, console
 from karafka_lite.cli.broker import sigterm_as_ctrl_c
 from karafka_lite.cli.cluster import Target, connected, target_of, topics_of
-from karafka_lite.cli.options import Commands, add_cluster, add_command, add_groups, add_log_level, number
-from karafka_lite.client.admin import Admin
+from karafka_lite.cli.options import Parser, add_cluster, add_groups, add_log_level, number
 from karafka_lite.core.starts import NowhereError, Place, begin, note_of
 from karafka_lite.errors import KarafkaLiteError
 from karafka_lite.messages import where
+
+if TYPE_CHECKING:
+    from karafka_lite.client.admin import Admin
 
 WATCH_S = 2.0
 
@@ -39,16 +41,13 @@ exit codes:
 """
 
 
-def add_to(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "lag",
+def add_to(parser: Parser) -> None:
+    parser.describe(
         lag,
-        help="show how far consumer groups have to go",
         description="Show by partition what is committed, where the log ends, and who owns it.",
         epilog=_EPILOG,
+        example="karafka-lite lag module:app --broker localhost:9092",
     )
-    parser.example = "karafka-lite lag module:app --broker localhost:9092"
     add_groups(parser)
     parser.add_argument("--max-lag", metavar="N", type=number, help="exit with 1 if a partition lags by more")
     how = parser.add_mutually_exclusive_group()

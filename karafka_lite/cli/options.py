@@ -1,4 +1,7 @@
-"""What the commands share: the parser, its checks of values, and options that mean the same in each."""
+"""What the commands share: the parser, its checks of values, and options that mean the same in each.
+
+It is imported for every ``--help``: whatever takes longer than argparse itself is imported where it is needed.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,9 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
-from karafka_lite.cli.console import DEFAULT_LEVEL
-from karafka_lite.errors import ConfigurationError
-from karafka_lite.routing import check_topic
-
+DEFAULT_LEVEL = "info"
 _LEVELS = ("debug", "info", "warning", "error")
 
 _AGO = re.compile(r"-\d+[a-z]+")
@@ -40,21 +40,11 @@ class Parser(argparse.ArgumentParser):
         usage = f"{self.format_usage()}for example: {self.example}\nhelp: {self.prog} --help"
         self.exit(1, f"{self.prog}: {message}\n{usage}\n")
 
-
-Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
-
-
-def add_command(commands: Commands, name: str, command: Command, *, help: str, description: str, epilog: str) -> Parser:
-    parser = commands.add_parser(
-        name,
-        help=help,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # --con would break as soon as a second option begins with it
-    )
-    parser.set_defaults(command=command, parser=parser)
-    return parser
+    def describe(self, command: Command, *, description: str, epilog: str, example: str = "") -> None:
+        """This parser is of ``command``."""
+        self.set_defaults(command=command, parser=self)
+        self.description, self.epilog, self.example = description, epilog, example or self.example
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
 
 
 # -- options
@@ -124,6 +114,9 @@ def port(text: str) -> int:
 
 def topic_with_partitions(text: str) -> tuple[str, int]:
     """``NAME`` or ``NAME:PARTITIONS``."""
+    from karafka_lite.errors import ConfigurationError
+    from karafka_lite.routing import check_topic
+
     name, colon, partitions = text.partition(":")
     try:
         check_topic(name)

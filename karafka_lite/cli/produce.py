@@ -7,7 +7,7 @@ import argparse
 from karafka_lite.cli import console
 from karafka_lite.cli.cluster import cluster_of
 from karafka_lite.cli.feed import Feed, feed
-from karafka_lite.cli.options import Commands, add_cluster, add_command, add_log_level
+from karafka_lite.cli.options import Parser, add_cluster, add_log_level
 
 _EPILOG = """\
 examples:
@@ -35,16 +35,13 @@ exit codes:
 """
 
 
-def add_to(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "produce",
+def add_to(parser: Parser) -> None:
+    parser.describe(
         produce,
-        help="send the lines of a file to a topic",
         description="Send the lines of a file to a topic and wait until all in-sync replicas\nhave acknowledged them.",
         epilog=_EPILOG,
+        example="karafka-lite produce my_topic my_file.jsonl --broker localhost:9092",
     )
-    parser.example = "karafka-lite produce my_topic my_file.jsonl --broker localhost:9092"
     parser.add_argument("topic", metavar="TOPIC", help="where to send the messages")
     parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="default: -, standard input")
     group = parser.add_argument_group("messages")

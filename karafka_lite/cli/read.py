@@ -7,19 +7,21 @@ import base64
 import json
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from karafka_lite.cli import answer, console
 from karafka_lite.cli.broker import sigterm_as_ctrl_c
 from karafka_lite.cli.cluster import cluster_of, connected
-from karafka_lite.cli.options import Commands, add_cluster, add_command, add_log_level, count, number
+from karafka_lite.cli.options import Parser, add_cluster, add_log_level, count, number
 from karafka_lite.cli.position import position
-from karafka_lite.client.admin import Admin
-from karafka_lite.client.browser import Browser, Span
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.messages import Record, TopicPartition
 from karafka_lite.routing import check_topic
+
+if TYPE_CHECKING:
+    from karafka_lite.client.admin import Admin
+    from karafka_lite.client.browser import Span
 
 _EPILOG = """\
 examples:
@@ -44,16 +46,13 @@ exit codes:
 """
 
 
-def add_to(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "read",
+def add_to(parser: Parser) -> None:
+    parser.describe(
         read,
-        help="print the messages of a topic",
         description="Print the messages of a topic, from its start to where its end is now.",
         epilog=_EPILOG,
+        example="karafka-lite read my_topic --from -1h",
     )
-    parser.example = "karafka-lite read my_topic --from -1h"
     parser.add_argument("topic", metavar="TOPIC", help="what to read")
     group = parser.add_argument_group("messages")
     group.add_argument(
@@ -73,6 +72,8 @@ def add_to(commands: Commands) -> None:
 
 
 def read(arguments: argparse.Namespace) -> int:
+    from karafka_lite.client.browser import Browser
+
     console.configure_logging(arguments.log_level)
     check_topic(arguments.topic)
     cluster = cluster_of(arguments)

@@ -8,19 +8,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 from karafka_lite.cli import answer, console
 from karafka_lite.cli.cluster import Cluster, cluster_of, connected
 from karafka_lite.cli.interrupt import Interrupt
 from karafka_lite.cli.letters import Letter
-from karafka_lite.cli.options import Commands, add_cluster, add_command, add_log_level, count
-from karafka_lite.client.admin import Admin
-from karafka_lite.client.browser import Browser
-from karafka_lite.client.producer import Producer, Receipt
+from karafka_lite.cli.options import Parser, add_cluster, add_log_level, count
 from karafka_lite.core.starts import Place, begin, note_of
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.messages import TopicPartition, next_offset_after, where
 from karafka_lite.routing import check_topic
+
+if TYPE_CHECKING:
+    from karafka_lite.client.admin import Admin
+    from karafka_lite.client.producer import Producer, Receipt
 
 AT_ONCE, AT_ONCE_BYTES = 500, 8 << 20  # between two commits
 RESET = "earliest"
@@ -49,16 +51,13 @@ exit codes:
 """
 
 
-def add_to(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "redrive",
+def add_to(parser: Parser) -> None:
+    parser.describe(
         redrive,
-        help="send dead letters back to their topics",
         description="Send the messages of a dead-letter topic back to where they came from, once.",
         epilog=_EPILOG,
+        example="karafka-lite redrive orders.dead --dry-run",
     )
-    parser.example = "karafka-lite redrive orders.dead --dry-run"
     parser.add_argument("topic", metavar="TOPIC", help="the dead-letter topic")
     group = parser.add_argument_group("messages")
     group.add_argument("--to", metavar="TOPIC", help="send them there instead")
@@ -167,6 +166,8 @@ class Redrive:
 
     def _send(self, spans: Mapping[TopicPartition, tuple[int, int]]) -> str:
         """Send letters back, or to the end of their partition; returns why one was refused."""
+        from karafka_lite.client.producer import Producer
+
         self.sent.clear()
         with closing(Producer(*self._cluster)) as producer:
             producer.connect()
@@ -207,6 +208,8 @@ class Redrive:
         return letter.matches(self._error) and letter.topic(self._to) is not None
 
     def _letters(self, spans: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[tuple[TopicPartition, Letter]]:
+        from karafka_lite.client.browser import Browser
+
         with closing(Browser(*self._cluster)) as browser:
             browser.connect()
             for polled in browser.read(spans):

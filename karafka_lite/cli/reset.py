@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from karafka_lite.cli import answer, console
 from karafka_lite.cli.cluster import Target, connected, target_of, topics_of
-from karafka_lite.cli.options import Commands, add_cluster, add_command, add_groups, add_log_level, number
+from karafka_lite.cli.options import Parser, add_cluster, add_groups, add_log_level, number
 from karafka_lite.cli.position import position
-from karafka_lite.client.admin import Admin
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.starts import Place, note_of
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.messages import TopicPartition, where
+
+if TYPE_CHECKING:
+    from karafka_lite.client.admin import Admin
 
 _EPILOG = """\
 examples:
@@ -49,16 +51,13 @@ class Change(NamedTuple):
     to: int
 
 
-def add_to(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "reset",
+def add_to(parser: Parser) -> None:
+    parser.describe(
         reset,
-        help="move the committed offsets of a group",
         description="Move the committed offsets of a consumer group that does not run.",
         epilog=_EPILOG,
+        example="karafka-lite reset module:app --to earliest",
     )
-    parser.example = "karafka-lite reset module:app --to earliest"
     add_groups(parser)
     group = parser.add_argument_group("the change")
     group.add_argument(

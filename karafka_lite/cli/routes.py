@@ -11,7 +11,7 @@ from typing import Any
 
 from karafka_lite.app import App
 from karafka_lite.cli import answer, cluster, console
-from karafka_lite.cli.options import Commands, add_command, add_log_level
+from karafka_lite.cli.options import Parser, add_log_level
 from karafka_lite.routing import name_of
 
 _EPILOG = """\
@@ -29,16 +29,13 @@ exit codes:
 """
 
 
-def add_to(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "routes",
+def add_to(parser: Parser) -> None:
+    parser.describe(
         routes,
-        help="list the topics, groups and functions of an App",
         description="List the topics of an App, with their groups, modes, functions and hooks.",
         epilog=_EPILOG,
+        example="karafka-lite routes module:app",
     )
-    parser.example = "karafka-lite routes module:app"
     parser.add_argument("target", metavar="module:app", help="where the App is; ':app' may be omitted")
     parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
     add_log_level(parser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import gc
 import sys
 import time
@@ -12,8 +13,7 @@ from contextlib import closing, contextmanager
 from karafka_lite.app import App
 from karafka_lite.cli import broker, config, console, importer
 from karafka_lite.cli.feed import Feed, feed
-from karafka_lite.cli.options import Commands, add_command, add_config, add_image, add_log_level, seconds
-from karafka_lite.client.reader import choose_reader
+from karafka_lite.cli.options import Parser, add_config, add_image, add_log_level, seconds
 from karafka_lite.draining import NOT_DRAINED, Drain
 
 IDLE_TIMEOUT_S = 60.0
@@ -44,12 +44,9 @@ exit codes:
 """
 
 
-def add_to(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "run",
+def add_to(parser: Parser) -> None:
+    parser.describe(
         run,
-        help="run the consumers of an App",
         description="Run the consumers of an App until Ctrl-C or SIGTERM.",
         epilog=_EPILOG,
     )
@@ -97,6 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.idle_timeout and not arguments.until_end:
         arguments.parser.error("--idle-timeout requires --until-end")
     feeds = _feeds(app, arguments)
+    from karafka_lite.client.reader import choose_reader
+
     choose_reader()  # raises here, before a broker is started or a file is sent
     with _broker_of(app, arguments) as kind:
         console.banner(app, kind)
@@ -133,6 +132,11 @@ def _drain(app: App, timeout_s: float) -> int:
 def _broker_of(app: App, arguments: argparse.Namespace) -> Iterator[str]:
     """Point the App at ``--broker``; yields the kind of the broker started for this run, or "" if none was started."""
     kind = arguments.broker if arguments.broker in broker.KINDS else ""
+    if arguments.broker and not kind and (near := difflib.get_close_matches(arguments.broker, broker.KINDS, 1, 0.75)):
+        arguments.parser.error(
+            f"--broker {arguments.broker}: did you mean {near[0]}? For a host of that name, give its port: "
+            f"--broker {arguments.broker}:9092"
+        )
     if arguments.image and kind != "docker":
         arguments.parser.error("--image requires --broker docker")
     if not kind:

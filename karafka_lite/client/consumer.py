@@ -52,7 +52,7 @@ from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
 from karafka_lite.client.fetching import Fetching
 from karafka_lite.client.leaving import Leaving
 from karafka_lite.client.offsets import Offsets, RefusedError, encode, strays_of, topic_id_of
-from karafka_lite.client.protocol import Fetched, Rebalance, StrayedError
+from karafka_lite.client.protocol import Fetched, Rebalance
 from karafka_lite.client.reader import POLL_BYTES, PollIsFullError, choose_reader
 from karafka_lite.client.refusals import explained, refused_topics, topics_refused
 from karafka_lite.client.stalls import Stalls
@@ -68,6 +68,7 @@ from karafka_lite.errors import (
     FetchError,
     KarafkaLiteError,
     PollError,
+    StrayedError,
     describe,
 )
 from karafka_lite.messages import TopicPartition, where

@@ -30,7 +30,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from kafka.consumer.fetcher import Fetcher
 from kafka.protocol.consumer import IsolationLevel
@@ -39,7 +39,7 @@ from kafka.record.util import decode_varint
 
 from karafka_lite.client.codecs import MAX_DECOMPRESSED_BYTES, UnreadableError, decompress
 from karafka_lite.errors import ConfigurationError, FetchError, describe
-from karafka_lite.messages import next_offset_after, where
+from karafka_lite.messages import PlainRecord, next_offset_after, where
 
 log = logging.getLogger("karafka_lite")
 
@@ -56,8 +56,8 @@ CODEC_AT, CODEC_BITS = 22, 0x07  # in the header: the lower byte of the attribut
 def choose_reader() -> type[Reader]:
     """The reader of this process: compiled where aiokafka is installed and reads a sample as it should, else pure.
 
-    Its ``name`` is for the banner. Why it is not the compiled one is logged, once. With the environment variable
-    ``KARAFKA_LITE_DECODER=pure`` that one is not even tried; with ``compiled`` there is no other.
+    Where aiokafka is installed and does not read as it should, that is logged, once. With the environment variable
+    ``KARAFKA_LITE_DECODER=pure`` it is not even tried; with ``compiled`` there is no other reader.
 
     Raises:
         ConfigurationError: the variable has another value, or asks for the compiled one where it cannot be had.
@@ -73,9 +73,16 @@ def choose_reader() -> type[Reader]:
         except Exception as error:
             if wanted:
                 raise ConfigurationError(f"{VARIABLE}=compiled: {error}; install it with {INSTALL}") from error
-            level = logging.INFO if getattr(error, "name", "") == "aiokafka" else logging.WARNING  # missing, or unfit
-            log.log(level, "records are read in pure Python (%s); faster: %s", error, INSTALL)
+            if getattr(error, "name", "") != "aiokafka":  # it is there, and unfit
+                log.warning("records are read in pure Python: %s", error)
     return Reader
+
+
+def reader_in_words() -> str:
+    """The reader of this process, for the banner, and how to have a faster one unless the slow one is wished for."""
+    reader = choose_reader()
+    faster = reader is Reader and os.environ.get(VARIABLE) != "pure"
+    return f"{reader.name} (faster: {INSTALL})" if faster else reader.name
 
 
 class PollIsFullError(Exception):
@@ -253,17 +260,7 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
 # -- Python only ------------------------------------------------------------------------------------------------------
 
 
-class ReadRecord(NamedTuple):
-    """One record: what ``messages.Record`` asks for."""
-
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes | None]]
-
-
-def _records_of(batch: Any, content: Any) -> Iterator[ReadRecord]:
+def _records_of(batch: Any, content: Any) -> Iterator[PlainRecord]:
     """The format of a record::
 
         length, attributes, timestamp - first, offset - base, key length, key, value length, value, headers
@@ -275,7 +272,7 @@ def _records_of(batch: Any, content: Any) -> Iterator[ReadRecord]:
     data, pos, at = bytes(content), HEADER_SIZE, HEADER_SIZE
     base, first_timestamp = batch.base_offset, batch.first_timestamp
     append_time = batch.max_timestamp if batch.timestamp_type else None  # the broker's clock, one for the batch
-    new = tuple.__new__  # half the price of ReadRecord()
+    new = tuple.__new__  # half the price of PlainRecord()
     try:
         for _ in range(batch.records_count):
             c = data[at := pos]
@@ -341,7 +338,7 @@ def _records_of(batch: Any, content: Any) -> Iterator[ReadRecord]:
                 raise ValueError(f"it ends {pos - end:+} bytes from where it should")
             if append_time is not None:
                 timestamp = append_time
-            yield new(ReadRecord, (offset, timestamp, key, value, headers))
+            yield new(PlainRecord, (offset, timestamp, key, value, headers))
     except (IndexError, ValueError) as error:
         raise UnreadableError(f"a malformed record at byte {at} of its batch ({error})") from error
     if pos != len(data):
@@ -368,7 +365,7 @@ def _blob(data: bytes, pos: int) -> tuple[bytes | None, int]:
     return (None, start) if size < 0 else (data[start : start + size], start + size)
 
 
-def _old_records_of(batch: Any, most: int, *, check_crcs: bool) -> Iterator[ReadRecord]:
+def _old_records_of(batch: Any, most: int, *, check_crcs: bool) -> Iterator[PlainRecord]:
     """Of formats 0 and 1: one record, or one whose value holds others, compressed."""
     try:
         if codec := batch.compression_type:
@@ -385,7 +382,7 @@ def _old_records_of(batch: Any, most: int, *, check_crcs: bool) -> Iterator[Read
             if check_crcs and not record.validate_crc():
                 raise UnreadableError("a message with a wrong checksum", DISKS)
             timestamp = -1 if record.timestamp is None else record.timestamp
-            yield ReadRecord(record.offset, timestamp, record.key, record.value, ())
+            yield PlainRecord(record.offset, timestamp, record.key, record.value, ())
     except (AssertionError, IndexError, ValueError, struct.error) as error:
         raise UnreadableError(f"a malformed message in format {batch.magic} ({error!r})") from error
 

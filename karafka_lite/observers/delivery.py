@@ -17,12 +17,13 @@ MOST_WAITING = 10_000  # events that come on top are dropped, and counted
 END_S = 5.0  # how long the last events may take
 
 Observer = Callable[[Event], object]
+Observers = Sequence[Observer]
 
 
 class Delivery:
     """Calls ``observers`` with each event for which ``wants`` is True, in order, on a thread of its own."""
 
-    def __init__(self, name: str, observers: Sequence[Observer], wants: Callable[[Event], bool]) -> None:
+    def __init__(self, name: str, observers: Observers, wants: Callable[[Event], bool]) -> None:
         self._observers = observers
         self._wants = wants
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
@@ -55,7 +56,7 @@ class Delivery:
             deliver(event, self._observers)
 
 
-def deliver(event: Event, observers: Sequence[Observer]) -> None:
+def deliver(event: Event, observers: Observers) -> None:
     """Call each observer. One that raises is logged, and never matters."""
     for observer in observers:
         try:
@@ -73,7 +74,7 @@ class Deliveries:
     The log lines have a thread for themselves: an observer of the user's that hangs does not hold them up.
     """
 
-    def __init__(self, immediate: Observer, report: Delivery, observers: Sequence[Observer]) -> None:
+    def __init__(self, immediate: Observer, report: Delivery, observers: Observers) -> None:
         users = [Delivery("karafka-observers", observers, lambda event: True)] if observers else []
         self._immediate = immediate
         self._deliveries = [report, *users]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from concurrent.futures import Future
 
 from karafka_lite.client.producer import check_outgoing, partition_of
-from karafka_lite.messages import Message, Outgoing, TopicPartition
-from karafka_lite.testing.record import Record
+from karafka_lite.messages import Message, Outgoing, PlainRecord, TopicPartition
 
 EPOCH_MS = 1_577_836_800_000  # the clock begins with 2020
 
@@ -25,7 +25,7 @@ class Cluster:
 
     def __init__(self, partitions: int | Mapping[str, int]) -> None:
         self.now: float = 0.0
-        self.logs: dict[TopicPartition, list[Record]] = {}
+        self.logs: dict[TopicPartition, list[PlainRecord]] = {}
         self.commits: dict[str, dict[TopicPartition, int]] = {}
         self.sent: dict[str, list[Message]] = {}
         self.refusing: dict[str, list[Exception]] = {}
@@ -54,7 +54,9 @@ class Cluster:
             partition = partition_of(key, self.count(topic)) if key is not None else 0
         log = self.logs.setdefault((topic, partition), [])
         now_ms = EPOCH_MS + int(self.now * 1000)
-        record = Record(len(log), now_ms if timestamp_ms is None else timestamp_ms, key, value, list(headers or ()))
+        record = PlainRecord(
+            len(log), now_ms if timestamp_ms is None else timestamp_ms, key, value, list(headers or ())
+        )
         log.append(record)
         return partition, record.offset
 
@@ -67,6 +69,8 @@ class Cluster:
             return future
         partition, offset = self.append(message)
         record = self.logs[message.topic, partition][offset]
-        self.sent.setdefault(message.topic, []).append(record.message(message.topic, partition))
+        self.sent.setdefault(message.topic, []).append(
+            Message.of_record((message.topic, partition), record, json.loads)
+        )
         future.set_result((partition, offset))
         return future

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -11,8 +12,7 @@ from karafka_lite.client.producer import check_outgoing
 from karafka_lite.context import Context
 from karafka_lite.core.options import Options, SeekTarget
 from karafka_lite.core.ownership import Ownership, Run, State
-from karafka_lite.messages import Message, Outgoing
-from karafka_lite.testing.record import Record
+from karafka_lite.messages import Message, Outgoing, PlainRecord
 
 
 class RecordingContext(Context):
@@ -102,8 +102,10 @@ class _Recorder:
         check_outgoing(message)
         sent = self.context.produced
         partition, offset = message.partition or 0, sum(one.topic == message.topic for one in sent)
-        record = Record(offset, message.timestamp_ms or -1, message.key, message.value, list(message.headers or ()))
-        sent.append(record.message(message.topic, partition))
+        record = PlainRecord(
+            offset, message.timestamp_ms or -1, message.key, message.value, list(message.headers or ())
+        )
+        sent.append(Message.of_record((message.topic, partition), record, json.loads))
         future: Future[tuple[int, int]] = Future()
         future.set_result((partition, offset))
         return future

@@ -54,7 +54,6 @@ ELSEWHERE = {
     "testing/cluster.py": "unit/test_testing.py",
     "testing/member.py": "unit/test_testing.py",
     "testing/plain.py": "unit/test_testing.py",
-    "testing/record.py": "unit/test_testing.py",
 }
 
 

@@ -91,7 +91,7 @@ CORE = {
     *("core/", "client/", "runner.py"),
     *("app.py", "context.py", "events.py", "messages.py", "routing.py", "settings.py"),
 }
-MAX_LINES_OF_THE_CORE = 5_440
+MAX_LINES_OF_THE_CORE = 5_490
 MAX_LINES_OF_A_FILE = 500
 MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 

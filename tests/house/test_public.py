@@ -30,6 +30,7 @@ PUBLIC = [*PACKAGES, *DEFINING]
 INTERNAL = {
     "Exit",  # the command line's numbers
     "PollError",  # the runner polls again
+    "StrayedError",  # it asks where they are
     "ClientBrokenError",  # the runner makes a new client
 }
 

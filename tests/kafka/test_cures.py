@@ -41,10 +41,16 @@ import karafka_lite.client.consumer
 import karafka_lite.client.receiving
 from karafka_lite import App
 from karafka_lite.client.consumer import Client
-from karafka_lite.client.protocol import StrayedError
 from karafka_lite.core.options import Timestamp
 from karafka_lite.core.starts import Stray
-from karafka_lite.errors import BrokerUnavailableError, ClientBrokenError, ConfigurationError, FetchError, PollError
+from karafka_lite.errors import (
+    BrokerUnavailableError,
+    ClientBrokenError,
+    ConfigurationError,
+    FetchError,
+    PollError,
+    StrayedError,
+)
 from karafka_lite.events import ClientLogged
 
 A_WHILE_S = 1.0  # for what must not happen; it would take a tenth of that

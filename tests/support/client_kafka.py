@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from karafka_lite import App
+from karafka_lite.messages import PlainRecord
 from karafka_lite.testing import TestClient
-from karafka_lite.testing.record import Record
 from support.observer import PUMPS, _as_bytes, _nth
 
 STEP_MS = 20
@@ -25,7 +25,7 @@ class ClientKafka:
     bootstrap_servers = "test-client:1"
 
     def __init__(self) -> None:
-        self.logs: dict[tuple[str, int], list[Record]] = {}
+        self.logs: dict[tuple[str, int], list[PlainRecord]] = {}
         self.commits: dict[str, dict[tuple[str, int], int]] = defaultdict(dict)
         self.partitions: dict[str, int] = {}
         self.topics: list[str] = []
@@ -59,7 +59,7 @@ class ClientKafka:
             raw = key.encode() if isinstance(key, str) else key
             log = self.logs[topic, partition or 0]
             placed.append((partition or 0, len(log)))
-            log.append(Record(len(log), _nth(timestamps, index) or 1, raw, _as_bytes(value), list(headers or ())))
+            log.append(PlainRecord(len(log), _nth(timestamps, index) or 1, raw, _as_bytes(value), list(headers or ())))
         return placed
 
     def records(self, topic: str) -> list[Any]:
@@ -92,7 +92,7 @@ class ClientKafka:
 class _Found:
     """As confluent's Message has it."""
 
-    def __init__(self, record: Record, partition: int) -> None:
+    def __init__(self, record: PlainRecord, partition: int) -> None:
         self._record = record
         self._partition = partition
 

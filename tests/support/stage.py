@@ -18,9 +18,8 @@ from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.starts import Place
 from karafka_lite.errors import Exit
 from karafka_lite.events import Crashed, Event
-from karafka_lite.messages import Outgoing, TopicPartition
+from karafka_lite.messages import Outgoing, PlainRecord, TopicPartition
 from karafka_lite.runner import ExitRequest, Member, Shared, System, Workers
-from karafka_lite.testing.record import Record
 from support.observer import wait_until
 
 PATIENCE_S = 20
@@ -30,13 +29,13 @@ class FakeCluster:
     """Topics that are lists, and what is committed. A topic has one partition."""
 
     def __init__(self, *topics: str) -> None:
-        self.logs: dict[TopicPartition, list[Record]] = {(topic, 0): [] for topic in topics}
+        self.logs: dict[TopicPartition, list[PlainRecord]] = {(topic, 0): [] for topic in topics}
         self.committed: dict[TopicPartition, int] = {}
 
     def send(self, topic: str, count: int = 1) -> None:
         log = self.logs[topic, 0]
         for _ in range(count):
-            log.append(Record(len(log), -1, None, b"%d" % len(log), []))
+            log.append(PlainRecord(len(log), -1, None, b"%d" % len(log), []))
 
 
 class FakeClient:

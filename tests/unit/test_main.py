@@ -121,3 +121,13 @@ def test_a_usage_error_in_a_process_exits_1(tmp_path: Path) -> None:
     done = process("-m", "karafka_lite", "run", cwd=tmp_path)
     assert done.returncode == 1
     assert "karafka-lite run module:app" in done.stderr
+
+
+def test_a_help_imports_no_kafka_python_and_the_top_one_nothing_of_an_app(tmp_path: Path) -> None:
+    for argv, foreign in (([], "karafka_lite.app"), (["run"], "kafka"), (["produce"], "kafka"), (["broker"], "kafka")):
+        program = (
+            f"import sys\nfrom karafka_lite.cli.main import main\n"
+            f"try: main([*{argv}, '--help'])\nfinally: assert {foreign!r} not in sys.modules\n"
+        )
+        done = process("-c", program, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), argv

@@ -388,7 +388,8 @@ def test_payloads_are_decoded_once_whoever_asks_first() -> None:
 def test_payloads_build_no_messages() -> None:
     batch = fetched(Fetched(0, b"1"), Fetched(1, b"2"))
     assert batch.payloads == (1, 2)
-    assert batch._messages == [None, None]
+    assert batch._messages is None
+    assert not batch._some
 
 
 def test_without_a_deserializer_payloads_are_the_values() -> None:
@@ -419,3 +420,21 @@ def test_a_fetched_batch_is_what_a_list_of_its_messages_would_be(offsets: list[i
     assert [one.offset for one in batch[part]] == offsets[part]
     assert [one.offset for one in batch] == offsets
     assert batch.last.next_offset == offsets[-1] + 1
+
+
+def test_a_message_is_the_same_object_however_it_is_reached() -> None:
+    batch = fetched(*(Fetched(offset, b"{}") for offset in range(3)))
+    last, middle = batch.last, batch[-2]
+    assert [*batch] == [batch[0], middle, last]
+    assert [id(message) for message in batch] == [id(batch[0]), id(middle), id(last)]
+    for index in (3, -4):
+        with pytest.raises(IndexError):
+            fetched(Fetched(0, b""), Fetched(1, b""), Fetched(2, b""))[index]
+
+
+def test_a_message_cannot_be_changed() -> None:
+    message = fetched(Fetched(0, b"{}")).first
+    with pytest.raises(AttributeError):
+        message.offset = 7  # type: ignore[misc]
+    message.headers.append(("name", b"value"))
+    assert message.headers == []

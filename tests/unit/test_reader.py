@@ -28,7 +28,7 @@ from kafka.record.util import calc_crc32c, encode_varint
 
 from karafka_lite import App, ConfigurationError, FetchError
 from karafka_lite.client import reader as readers
-from karafka_lite.messages import Batch
+from karafka_lite.messages import Batch, PlainRecord
 
 PLACE = TopicPartition("user_events", 3)
 NOW = 1_700_000_000_000
@@ -387,7 +387,7 @@ def test_ten_thousand_headers_are_read(reader: Any) -> None:
 def test_what_the_compiled_parser_cannot_read_is_read_in_python_from_where_it_gave_up() -> None:
     body = b"".join(with_headers(*([(b"\xff", None)] if offset == 5 else []), offset=offset) for offset in range(9))
     taken = opened(reader_named("compiled"), batch(body=body, count=9, removed_behind=8), offset=2)
-    kinds = [[type(record) is readers.ReadRecord for record in taken.take(1)] for _ in range(7)]
+    kinds = [[type(record) is PlainRecord for record in taken.take(1)] for _ in range(7)]
     assert kinds == [[False], [False], [True], [True], [True], [True], [True]]
 
 
@@ -732,15 +732,16 @@ def test_the_pure_reader_can_be_asked_for(
     assert caplog.messages == []
 
 
-def test_without_aiokafka_the_pure_reader_is_chosen_and_said_once(
+def test_without_aiokafka_the_pure_reader_is_chosen_and_only_the_banner_says_so(
     choose: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_aiokafka(monkeypatch)
     assert choose() is readers.Reader
-    (said,) = caplog.records
-    assert said.levelname == "INFO"
-    assert "No module named 'aiokafka'" in said.message
-    assert "pip install 'karafka-lite[speed]'" in said.message
+    assert caplog.messages == []
+    assert readers.reader_in_words() == "pure Python (faster: pip install 'karafka-lite[speed]')"
+    monkeypatch.setenv("KARAFKA_LITE_DECODER", "pure")
+    choose()
+    assert readers.reader_in_words() == "pure Python"
 
 
 def test_the_compiled_reader_can_be_insisted_on(choose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
