@@ -54,7 +54,7 @@ def add_to(parser: Parser) -> None:
     how.add_argument("--json", action="store_true", help="print JSON, one object a line")
     how.add_argument("--watch", action="store_true", help=f"refresh in place every {WATCH_S:g} s until Ctrl-C")
     add_cluster(parser, app="with --group: an App whose brokers and settings to use")
-    add_log_level(parser)
+    add_log_level(parser, "warning")
 
 
 def lag(arguments: argparse.Namespace) -> int:
@@ -72,12 +72,12 @@ def lag(arguments: argparse.Namespace) -> int:
         answer.show(rows, as_json=arguments.json)
     missing = _missing(target, rows)
     if missing:
-        print(f"karafka-lite: topics do not exist: {', '.join(missing)} (or no Describe permission)", file=sys.stderr)
+        answer.complain(f"topics do not exist: {', '.join(missing)} (or no Describe permission)")
     late = [] if arguments.max_lag is None else [row for row in rows if _is_past(row["lag"], arguments.max_lag)]
     for row in late:
         place = where(row["topic"], row["partition"])
         how_far = "is not known" if row["lag"] is None else f"is {row['lag']}"
-        print(f"karafka-lite: the lag of {place} {how_far}, past --max-lag {arguments.max_lag}", file=sys.stderr)
+        answer.complain(f"the lag of {place} {how_far}, past --max-lag {arguments.max_lag}")
     return 1 if missing or late else 0
 
 

@@ -50,10 +50,11 @@ class Parser(argparse.ArgumentParser):
 # -- options
 
 
-def add_log_level(parser: argparse.ArgumentParser) -> None:
+def add_log_level(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """``default``: the level of a command that answers, and says no more without need."""
     group = parser.add_argument_group("logging")
-    levels = f"{', '.join(_LEVELS)} (default: {DEFAULT_LEVEL})"
-    group.add_argument("--log-level", metavar="LEVEL", type=str.lower, choices=_LEVELS, help=levels)
+    levels = f"{', '.join(_LEVELS)} (default: {default or DEFAULT_LEVEL})"
+    group.add_argument("--log-level", metavar="LEVEL", type=str.lower, choices=_LEVELS, default=default, help=levels)
 
 
 def add_config(group: argparse._ArgumentGroup) -> None:

@@ -68,7 +68,7 @@ def add_to(parser: Parser) -> None:
     group.add_argument("--partition", metavar="N", type=number, help="only this partition")
     group.add_argument("--value", action="store_true", help="print values only, as they are, each with a line end")
     add_cluster(parser)
-    add_log_level(parser)
+    add_log_level(parser, "warning")
 
 
 def read(arguments: argparse.Namespace) -> int:
@@ -138,31 +138,30 @@ def _value(record: Record) -> bytes:
 
 
 def line(topic: str, partition: int, record: Record) -> bytes:
-    """One message as a line of JSON."""
+    """One message as a line of JSON. ``value_base64`` stands wherever ``payload`` is null, also JSON's own null."""
+    value = record.value
     message: dict[str, Any] = {
         "topic": topic,
         "partition": partition,
         "offset": record.offset,
         "timestamp_ms": record.timestamp,
         "key": _text(record.key),
-        "headers": [[name, _text(value)] for name, value in record.headers],
-        **_payload(record.value),
+        "headers": [[name, _text(header)] for name, header in record.headers],
+        "payload": None,
     }
-    return f"{answer.as_line(message)}\n".encode(errors="backslashreplace")
-
-
-def _payload(value: bytes | None) -> dict[str, Any]:
-    """``value_base64`` stands wherever ``payload`` is null: for a value that is no JSON, and for JSON's own null."""
-    payload = None
     if value is not None:
         try:
-            payload = json.loads(value.decode(), parse_constant=_refuse)
-            answer.as_line(payload)
+            message["payload"] = json.loads(value.decode(), parse_constant=_refuse)
+            if message["payload"] is not None:
+                return _encoded(message)
         except (ValueError, RecursionError):  # no UTF-8, no JSON, or 1e999, which is read as infinity
-            payload = None
-    if payload is not None:
-        return {"payload": payload}
-    return {"payload": None, "value_base64": None if value is None else base64.b64encode(value).decode()}
+            message["payload"] = None
+    message["value_base64"] = None if value is None else base64.b64encode(value).decode()
+    return _encoded(message)
+
+
+def _encoded(message: dict[str, Any]) -> bytes:
+    return f"{answer.as_line(message)}\n".encode(errors="backslashreplace")
 
 
 def _refuse(constant: str) -> NoReturn:

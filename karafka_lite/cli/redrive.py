@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -66,7 +65,7 @@ def add_to(parser: Parser) -> None:
     group.add_argument("--dry-run", action="store_true", help="send and commit nothing, only say what would be sent")
     group.add_argument("--json", action="store_true", help="print JSON, one object a line: topic, error, messages")
     add_cluster(parser)
-    add_log_level(parser)
+    add_log_level(parser, "warning")
 
 
 def redrive(arguments: argparse.Namespace) -> int:
@@ -82,9 +81,9 @@ def redrive(arguments: argparse.Namespace) -> int:
     rows = [{"topic": topic, "error": error, "messages": sent} for (topic, error), sent in sorted(work.sent.items())]
     with answer.until_nobody_reads():
         answer.show(rows, as_json=arguments.json)
-    print(work.summary(dry=arguments.dry_run), file=sys.stderr)
+    answer.tell(work.summary(dry=arguments.dry_run))
     if complaint:
-        print(f"karafka-lite: {complaint}", file=sys.stderr)
+        answer.complain(complaint)
     return 1 if complaint else 0
 
 

@@ -72,7 +72,7 @@ def add_to(parser: Parser) -> None:
     group.add_argument("--yes", action="store_true", help="do not ask")
     group.add_argument("--json", action="store_true", help="print the change as JSON, one object a line")
     add_cluster(parser, app="with --group: an App whose brokers and settings to use")
-    add_log_level(parser)
+    add_log_level(parser, "warning")
 
 
 def reset(arguments: argparse.Namespace) -> int:
@@ -89,7 +89,7 @@ def reset(arguments: argparse.Namespace) -> int:
             mine = [change for change in changes if change.group_id == group_id]
             notes = {change.tp: note_of(change.place, None, target.reset) for change in mine}
             admin.commit(group_id, {change.tp: (change.to, notes[change.tp]) for change in mine})
-            print(f"committed for group {group_id}: {_partitions(len(mine))}", file=sys.stderr)
+            answer.tell(f"committed for group {group_id}: {_partitions(len(mine))}")
     return 0
 
 
@@ -153,12 +153,12 @@ def _row(change: Change) -> dict[str, Any]:
 def _agreed(count: int) -> bool:
     """Ask on the terminal, if there is one."""
     if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
-        print("karafka-lite: nothing was changed: there is no terminal to ask on; add --yes", file=sys.stderr)
+        answer.complain("nothing was changed: there is no terminal to ask on; add --yes")
         return False
     print(f"commit these offsets of {_partitions(count)}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
         return True
-    print("nothing was changed", file=sys.stderr)
+    answer.tell("nothing was changed")
     return False
 
 

@@ -38,7 +38,7 @@ def add_to(parser: Parser) -> None:
     )
     parser.add_argument("target", metavar="module:app", help="where the App is; ':app' may be omitted")
     parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
-    add_log_level(parser)
+    add_log_level(parser, "warning")
 
 
 def routes(arguments: argparse.Namespace) -> int:

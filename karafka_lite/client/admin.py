@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -40,6 +41,7 @@ JOINED = (  # the brokers' answers to a commit from outside, when the group has 
 )
 NO_ID = UUID(int=0)  # before Kafka 2.8
 NO_GROUP = "Dead"  # its state
+ERROR = re.compile(r"\[Error (\d+)\]")
 ALL = IsolationLevel.READ_UNCOMMITTED
 
 T = TypeVar("T")
@@ -188,7 +190,8 @@ class Admin:
         def ask() -> list[Any]:
             group = self._admin.describe_groups([group_id])[group_id]
             if group["error"] and group["group_state"] != NO_GROUP:
-                raise kafka.errors.KafkaError(group["error"])  # kafka-python keeps the text only
+                code = ERROR.match(group["error"])  # kafka-python keeps the text only
+                raise kafka.errors.for_code(int(code[1]) if code else -1)(group["error"])
             return list(group["members"])
 
         return [_member(found) for found in self._ask(f"describe group {group_id}", ask)]

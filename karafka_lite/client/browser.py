@@ -19,7 +19,7 @@ from kafka import TopicPartition as KafkaTP
 
 from karafka_lite.client.codecs import MAX_DECOMPRESSED_BYTES
 from karafka_lite.client.connection import BOOTSTRAP_MS, RECONNECT_MAX_MS, Connection
-from karafka_lite.client.consumer import FETCH_BYTES
+from karafka_lite.client.consumer import FETCH_BYTES, POLL_RECORDS
 from karafka_lite.client.reader import PollIsFullError, choose_reader
 from karafka_lite.errors import AccessError, ClusterError, describe
 from karafka_lite.messages import Record, TopicPartition
@@ -29,6 +29,7 @@ ASK_AGAIN_S = 0.2
 DEFAULTS: dict[str, Any] = {
     "client_id": "karafka-lite",
     "reconnect_backoff_max_ms": RECONNECT_MAX_MS,
+    "max_poll_records": POLL_RECORDS,
     "fetch_max_bytes": FETCH_BYTES,
 }
 FORCED: dict[str, Any] = {

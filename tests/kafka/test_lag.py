@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka.errors import CoordinatorLoadInProgressError, GroupAuthorizationFailedError, NotCoordinatorError
 from support.command import Terminal, command, process, refused, rows, write_app
 from support.harness import make_app, running
 from support.observer import Observer, wait_until
 
+from karafka_lite.broker import EmbeddedBroker
 from karafka_lite.cli.lag import lag_of
 from karafka_lite.core.starts import Note, Place
 
@@ -120,6 +122,19 @@ def test_a_mistake_is_one_message(embedded_kafka: Observer, folder: Path, capsys
     ended = command(capsys, "lag", write_app(folder, kafka, kafka.group(), missing, topic), "--json")
     assert (ended.code, [row["topic"] for row in rows(ended.out)]) == (1, [topic])
     assert ended.err == f"karafka-lite: topics do not exist: {missing} (or no Describe permission)\n"
+
+
+def test_a_coordinator_that_loads_is_asked_again_and_one_that_refuses_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with EmbeddedBroker(["orders"]) as broker:
+        argv = ["lag", "--group", "shop", "--broker", broker.bootstrap_servers]
+        Observer(broker.bootstrap_servers).commit("shop", "orders", 0)
+        broker.fail("DescribeGroups", CoordinatorLoadInProgressError)
+        broker.fail("OffsetFetch", NotCoordinatorError)
+        assert command(capsys, *argv).code == 0
+        broker.fail("DescribeGroups", GroupAuthorizationFailedError)
+        refused(command(capsys, *argv), "could not describe group shop (", "GroupAuthorizationFailedError")
 
 
 def test_on_a_terminal_it_is_refreshed_in_place_until_ctrl_c(embedded_kafka: Observer, folder: Path) -> None:

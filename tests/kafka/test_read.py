@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from support.command import command, process, refused, rows, write_app
 from support.observer import Observer, wait_until
 from support.partitions import Record
 
+from karafka_lite.broker import EmbeddedBroker
 from karafka_lite.cli.read import line
+from karafka_lite.client.browser import Browser
+from karafka_lite.errors import ClusterError
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +75,7 @@ def test_it_prints_everything_from_the_start_to_where_the_end_is_now(kafka: Obse
         (b'{"a": [1.5, null]}', {"a": [1.5, None]}),
         (b' "text" ', "text"),
         (b"0", 0),
+        (b"[]", []),
         (b"false", False),
         (b'"\\ud800"', "\ud800"),
         (b"null", None),  # and so with value_base64: it is no tombstone
@@ -189,6 +194,32 @@ def test_what_cannot_be_read_is_named_with_how_to_go_on(
     go_on = f"karafka-lite read {topic} --partition 0 --from 2"
     assert ended.err.endswith(f"To skip it: {go_on}\n")
     assert command(capsys, *go_on.split()[1:], "--app", small, "--value").out == "2\n"
+
+
+def test_a_broker_that_goes_away_ends_it_in_time_but_not_who_follows() -> None:
+    def some(polls: Any) -> list[bytes]:
+        return next(found for polled in polls if (found := [one.value for _, records in polled for one in records]))
+
+    with EmbeddedBroker(["orders"]) as broker:
+        observer, tp = Observer(broker.bootstrap_servers), ("orders", 0)
+        observer.produce("orders", ["first"])
+        with closing(Browser([broker.bootstrap_servers], {"bootstrap_timeout_ms": 500})) as browser:
+            browser.connect()
+            following = browser.read({tp: (0, None)})
+            assert some(following) == [b"first"]
+            broker.down()
+            observer.forget_clients()
+            down_since = time.monotonic()
+            while time.monotonic() < down_since + 1:
+                assert next(following) == []
+            broker.up()
+            observer.produce("orders", ["second"])
+            assert some(following) == [b"second"]
+            broker.down()
+            observer.forget_clients()
+            with pytest.raises(ClusterError, match="could not read messages"):
+                some(browser.read({tp: (2, 3)}))
+            broker.up()
 
 
 def test_a_mistake_is_one_message(embedded_kafka: Observer, capsys: pytest.CaptureFixture[str]) -> None:
