@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import os
@@ -22,7 +23,8 @@ from support.observer import Observer, wait_until
 from support.partitions import Record
 
 from karafka_lite.broker import EmbeddedBroker
-from karafka_lite.cli.read import line
+from karafka_lite.cli.cluster import Cluster, connected
+from karafka_lite.cli.read import _spans, line
 from karafka_lite.client.browser import Browser
 from karafka_lite.errors import ClusterError
 
@@ -125,6 +127,15 @@ def test_from_count_partition_and_value_choose(kafka: Observer, capsys: pytest.C
     assert len(read("--count", "6")) == 6
     ended = command(capsys, "read", topic, "--broker", kafka.bootstrap_servers, "--partition", "1", "--value")
     assert ended.out == "11\n12\n"
+
+
+def test_who_follows_waits_at_the_end_of_a_partition_that_does_not_come_so_far(embedded_kafka: Observer) -> None:
+    """An offset that a log does not have would be read from the start."""
+    topic = embedded_kafka.topic(2)
+    embedded_kafka.produce(topic, range(5), 0)
+    arguments = argparse.Namespace(topic=topic, partition=None, start=4, follow=True)
+    with connected(Cluster([embedded_kafka.bootstrap_servers], {})) as admin:
+        assert _spans(admin, arguments) == {(topic, 0): (4, None), (topic, 1): (0, None)}
 
 
 def test_it_ends_also_where_no_message_is_at_the_end(kafka: Observer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 import time
 from datetime import datetime, timezone
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import KafkaProducer
 from support.command import Terminal, command, process, refused, rows, write_app
 from support.harness import make_app, running
 from support.observer import Observer, wait_until
@@ -88,7 +91,8 @@ def test_a_group_without_an_app_keeps_what_its_commits_say_of_the_topic(
     assert commits(kafka, group, topic, 3) == [4, 0, 0]
     topic_id = kafka.commit_metadata(group, topic).split(":")[1]
     assert len(topic_id) == 22
-    assert kafka.commit_metadata(group, topic) == f"karafka-lite:{topic_id}:2", "partition 2 appeared later"
+    for partition in range(3):
+        assert kafka.commit_metadata(group, topic, partition) == f"karafka-lite:{topic_id}:2", "partition 2 is younger"
 
     kafka.commit(group, topic, 1, 0, metadata=old)
     assert command(capsys, "reset", *argv, "--to", "3", "--topic", topic, "--partition", "0").code == 0
@@ -102,6 +106,32 @@ def test_a_group_without_an_app_keeps_what_its_commits_say_of_the_topic(
 
     worker.drain()
     assert begun == [3]
+
+
+def test_what_cannot_be_read_is_skipped_by_the_command_that_the_log_names(
+    kafka: Observer, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, group = kafka.topic(), kafka.group()
+    kafka.produce(topic, [1])
+    bomb = KafkaProducer(bootstrap_servers=kafka.bootstrap_servers, compression_type="gzip")
+    bomb.send(topic, b"x" * 100_000).get(10)
+    bomb.close()
+    kafka.produce(topic, [2])
+    app, done = make_app(kafka, group, max_decompressed_bytes=1000), list[int]()
+
+    @app.topic(topic)
+    def work(batch: Any, ctx: Any) -> None:
+        done.extend(batch.payloads)
+
+    with running(app):
+        wait_until(lambda: "cannot be read" in caplog.text and done, message="it says what it cannot read")
+    said = re.search(r"To skip it: stop the group, then karafka-lite (.*?--to \d+)", caplog.text)
+    assert said is not None
+    argv = shlex.split(said[1])
+    assert argv[:3] == ["reset", "--group", group]
+    assert command(capsys, *argv, "--yes", "--broker", kafka.bootstrap_servers).code == 0
+    app.drain()
+    assert done == [1, 2]
 
 
 def test_on_a_terminal_it_asks(embedded_kafka: Observer, folder: Path) -> None:
