@@ -7,7 +7,7 @@ import base64
 import json
 from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from karafka_lite.cli import answer, console
 from karafka_lite.cli.broker import sigterm_as_ctrl_c
@@ -151,10 +151,10 @@ def line(topic: str, partition: int, record: Record) -> bytes:
     }
     if value is not None:
         try:
-            message["payload"] = json.loads(value.decode(), parse_constant=_refuse)
+            message["payload"] = json.loads(value.decode())
             if message["payload"] is not None:
                 return _encoded(message)
-        except (ValueError, RecursionError):  # no UTF-8, no JSON, or 1e999, which is read as infinity
+        except (ValueError, RecursionError):  # no UTF-8, no JSON, or NaN or 1e999, which only Python takes for JSON
             message["payload"] = None
     message["value_base64"] = None if value is None else base64.b64encode(value).decode()
     return _encoded(message)
@@ -162,10 +162,6 @@ def line(topic: str, partition: int, record: Record) -> bytes:
 
 def _encoded(message: dict[str, Any]) -> bytes:
     return f"{answer.as_line(message)}\n".encode(errors="backslashreplace")
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _text(data: bytes | None) -> str | dict[str, str] | None:

@@ -41,7 +41,8 @@ is committed in the group TOPIC.redrive after the brokers acknowledged it: a
 second run sends what is new. After a kill nothing is lost, and some may be sent
 twice. What --where leaves out, or has no source-topic, is put back at the end
 of its partition, if something past it is sent. It ends where the topic ended at
-the start. Run one at a time.
+the start. Run one at a time. The brokers keep the commit for their
+offsets.retention.minutes (7 days).
 
 exit codes:
   0  done

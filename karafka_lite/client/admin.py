@@ -17,7 +17,7 @@ from kafka.admin import KafkaAdminClient
 
 from karafka_lite.client.connection import Connection, Emit
 from karafka_lite.client.offsets import NO_OFFSET, decode, encode, id_as_text, spec_of
-from karafka_lite.client.refusals import writes_refused
+from karafka_lite.client.refusals import ACL, writes_refused
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.starts import Note, Place
 from karafka_lite.errors import AccessError, ClusterError, ConfigurationError, describe
@@ -249,7 +249,10 @@ class Admin:
                 # kafka-python has a RuntimeError for "no controller now", say.
                 if not getattr(error, "retriable", True) or time.monotonic() > deadline:
                     why = self._admin._manager.trouble.cause() if isinstance(error, NOT_REACHED) else ""
-                    raise ClusterError(f"could not {what} ({why or describe(error)})") from error
+                    right = (
+                        f"; a right is missing, see {ACL}" if isinstance(error, kafka.errors.AuthorizationError) else ""
+                    )
+                    raise ClusterError(f"could not {what} ({why or describe(error)}){right}") from error
                 self._connection.waits(f"the brokers to {what}", began, describe(error))
             time.sleep(ASK_AGAIN_S)
 

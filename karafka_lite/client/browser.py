@@ -21,6 +21,7 @@ from karafka_lite.client.codecs import MAX_DECOMPRESSED_BYTES
 from karafka_lite.client.connection import BOOTSTRAP_MS, RECONNECT_MAX_MS, Connection
 from karafka_lite.client.consumer import FETCH_BYTES, POLL_RECORDS
 from karafka_lite.client.reader import PollIsFullError, choose_reader
+from karafka_lite.client.refusals import ACL
 from karafka_lite.errors import AccessError, ClusterError, describe
 from karafka_lite.messages import Record, TopicPartition
 
@@ -89,7 +90,10 @@ class Browser:
             except PollIsFullError:
                 polled = {}
             except kafka.errors.TopicAuthorizationFailedError as error:
-                raise AccessError(f"topics may not be read: {', '.join(sorted(error.args[0]))}") from error
+                names = sorted(error.args[0])
+                command = f"{ACL} --operation Read " + " ".join(f"--topic {name}" for name in names)
+                text = f"topics may not be read: {', '.join(names)} (TopicAuthorizationFailed); use {command}"
+                raise AccessError(text) from error
             except kafka.errors.KafkaError as error:
                 polled, why = {}, error
                 time.sleep(ASK_AGAIN_S)

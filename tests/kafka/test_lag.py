@@ -53,6 +53,8 @@ def test_every_partition_is_named_with_commit_end_lag_and_member_as_another_clie
     assert (done.returncode, done.stderr) == (0, "")
     assert rows(done.stdout) == expected([3, 3, 0])
 
+    never = write_app(folder, kafka, kafka.group(), topic)
+    assert [row["lag"] for row in rows(command(capsys, "lag", never, "--json").out)] == [5, 3, 0], "it never ran"
     worker = make_app(kafka, group)
 
     @worker.topic(topic)

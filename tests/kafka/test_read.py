@@ -129,6 +129,16 @@ def test_from_count_partition_and_value_choose(kafka: Observer, capsys: pytest.C
     assert ended.out == "11\n12\n"
 
 
+def test_where_retention_has_overtaken_it_reading_goes_on(embedded_kafka: Observer) -> None:
+    topic = embedded_kafka.topic()
+    embedded_kafka.produce(topic, range(5))
+    embedded_kafka.truncate(topic, 0, 3)
+    with closing(Browser([embedded_kafka.bootstrap_servers], {})) as browser:
+        browser.connect()
+        polls = browser.read({(topic, 0): (0, 5)})
+        assert [one.offset for polled in polls for _, records in polled for one in records] == [3, 4]
+
+
 def test_who_follows_waits_at_the_end_of_a_partition_that_does_not_come_so_far(embedded_kafka: Observer) -> None:
     """An offset that a log does not have would be read from the start."""
     topic = embedded_kafka.topic(2)
@@ -178,12 +188,13 @@ def test_it_joins_no_group_follows_and_ends_with_0_at_a_signal(embedded_kafka: O
 
 def test_a_closed_pipe_ends_it_quietly(embedded_kafka: Observer, folder: Path) -> None:
     topic = embedded_kafka.topic()
-    embedded_kafka.produce(topic, [b"x" * 1000] * 300)
-    with start(folder, topic, "--broker", embedded_kafka.bootstrap_servers) as reader:
+    embedded_kafka.produce(topic, [1])
+    with start(folder, topic, "--broker", embedded_kafka.bootstrap_servers, "--follow") as reader:
         assert reader.stdout is not None
         assert reader.stderr is not None
         assert reader.stdout.readline().startswith(b'{"topic"')
         reader.stdout.close()
+        embedded_kafka.produce(topic, [2])
         assert reader.wait(20) == 0
         assert reader.stderr.read() == b""
 
