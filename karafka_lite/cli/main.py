@@ -21,7 +21,12 @@ from karafka_lite.version import details
 NO_BROKER = 3
 COMMANDS = {
     "run": "run the consumers of an App",
+    "routes": "list the topics, groups and functions of an App",
+    "lag": "show how far consumer groups have to go",
+    "reset": "move the committed offsets of a group",
     "produce": "send the lines of a file to a topic",
+    "read": "print the messages of a topic",
+    "redrive": "send dead letters back to their topics",
     "broker": "run a broker for development",
 }
 """By name, what ``karafka-lite --help`` says of it."""

@@ -6,11 +6,15 @@ It is imported for every ``--help``: whatever takes longer than argparse itself 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import NoReturn
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 DEFAULT_LEVEL = "info"
 _LEVELS = ("debug", "info", "warning", "error")
+
+_AGO = re.compile(r"-\d+[a-z]+")
 
 Command = Callable[[argparse.Namespace], int]
 """What a command does with its arguments; returns the exit code."""
@@ -21,6 +25,17 @@ class Parser(argparse.ArgumentParser):
 
     as_json = False  # so that a usage error is one object, too
     example = "karafka-lite run module:app --broker localhost:9092 --concurrency 5 --log-level debug"
+
+    def parse_known_args(  # type: ignore[override]  # argparse's is overloaded
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """As argparse has it, but for ``--to -2h``: a time that is so long ago is no option."""
+        given: list[str] = []
+        for text in sys.argv[1:] if args is None else args:
+            if _AGO.fullmatch(text) and given and given[-1] in ("--from", "--to"):
+                text = f"{given.pop()}={text}"
+            given.append(text)
+        return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
         usage = f"{self.format_usage()}for example: {self.example}\nhelp: {self.prog} --help"
@@ -41,10 +56,11 @@ class Parser(argparse.ArgumentParser):
 # -- options
 
 
-def add_log_level(parser: argparse.ArgumentParser) -> None:
+def add_log_level(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """``default``: the level of a command that answers, and says no more without need."""
     group = parser.add_argument_group("logging")
-    levels = f"{', '.join(_LEVELS)} (default: {DEFAULT_LEVEL}; with --quiet: warning)"
-    group.add_argument("--log-level", metavar="LEVEL", type=str.lower, choices=_LEVELS, help=levels)
+    levels = f"{', '.join(_LEVELS)} (default: {default or DEFAULT_LEVEL}; with --quiet: warning)"
+    group.add_argument("--log-level", metavar="LEVEL", type=str.lower, choices=_LEVELS, default=default, help=levels)
     formats = "auto: colour on a terminal, else text; text; json: one object a line for all of standard error"
     group.add_argument("--log-format", metavar="FORMAT", choices=("auto", "text", "json"), default="auto", help=formats)
     group.add_argument("--quiet", action="store_true", help="say only what is wrong: no banner, no summary")
@@ -53,6 +69,22 @@ def add_log_level(parser: argparse.ArgumentParser) -> None:
 def add_config(group: argparse._ArgumentGroup) -> None:
     text = "file with settings by kafka-python's names, a 'name = value' in each line; overrides the App's"
     group.add_argument("--config", metavar="FILE", help=text)
+
+
+def add_cluster(parser: argparse.ArgumentParser, app: str = "an App whose brokers and settings to use") -> None:
+    """Where a command connects to; ``cluster.py`` reads it."""
+    group = parser.add_argument_group("brokers")
+    servers = "brokers to connect to (default: KARAFKA_LITE_BOOTSTRAP_SERVERS, or localhost:9092)"
+    group.add_argument("--broker", metavar="HOST:PORT,...", help=servers)
+    group.add_argument("--app", metavar="module:app", help=app)
+    add_config(group)
+
+
+def add_groups(parser: argparse.ArgumentParser) -> None:
+    """Whose offsets a command is about; ``cluster.py`` reads it."""
+    whose = "the App whose groups and topics are meant; ':app' may be omitted"
+    parser.add_argument("target", metavar="module:app", nargs="?", help=whose)
+    parser.add_argument("--group", metavar="GROUP", help="instead: a consumer group, with the topics of its commits")
 
 
 def add_image(group: argparse._ArgumentGroup, option: str) -> None:
@@ -76,6 +108,18 @@ def seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number of seconds > 0, got {text!r}")
     return value
+
+
+def count(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"must be an integer ≥ 1, got {text!r}")
+    return int(text)
+
+
+def number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be an integer ≥ 0, got {text!r}")
+    return int(text)
 
 
 def port(text: str) -> int:

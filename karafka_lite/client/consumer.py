@@ -177,7 +177,7 @@ class Client:
             raise (BrokerUnavailableError(str(error)) if self._rebalance.begun else error) from error
         consumer._refresh_committed_offsets = lambda timeout_ms=None: True  # nor does it look for one by itself
         consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]
-        bounds = {"sizes": self._sizes, "poll_bytes": POLL_BYTES, "most": self._most}
+        bounds = {"sizes": self._sizes, "poll_bytes": POLL_BYTES, "most": self._most, "group_id": self.group_id}
         consumer._fetcher.PartitionRecords = partial(choose_reader(), **bounds)
         self._fetching = Fetching(consumer)
         self._offsets = Offsets(consumer, self.reset)

@@ -25,6 +25,7 @@ import importlib.metadata
 import itertools
 import logging
 import os
+import shlex
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -93,7 +94,7 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
     metrics are off.
 
     ``sizes``: bytes that the current poll has taken, by partition; after ``poll_bytes`` it takes no more. ``most``: how
-    many bytes a batch may hold.
+    many bytes a batch may hold. ``group_id``: whose offset has to be moved past what cannot be read; "": nobody's.
     """
 
     name = "pure Python"
@@ -109,11 +110,12 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
         sizes: Any = None,
         poll_bytes: int = ALL,
         most: int = MAX_DECOMPRESSED_BYTES,
+        group_id: str = "",
         **more: Any,
     ) -> None:
         super().__init__(fetch_offset, tp, batches, *args, **more)
         self._batches = batches
-        self._poll_bytes, self._most = poll_bytes, most
+        self._poll_bytes, self._most, self._group_id = poll_bytes, most, group_id
         self._sizes: Counter[Any] = Counter() if sizes is None else sizes
         self._batch: Any = None  # the one in hand
         self._size = 0.0  # of a record of it in bytes, on average: to look at each would cost too much. 0: not known
@@ -247,10 +249,11 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
         what, cure = str(error), getattr(error, "cure", DISKS)
         if not isinstance(error, UnreadableError):  # of kafka-python, or there is no memory
             what = describe(error)
-        message = (
-            f"{where(topic, partition, offset)} cannot be read: {what}. Cure: {cure}. To skip it, stop the group, then "
-            f"kafka-consumer-groups.sh --reset-offsets --topic {topic}:{partition} --to-offset {behind} --execute"
-        )
+        skip = f"karafka-lite read {topic} --partition {partition} --from {behind}"
+        if group := self._group_id:
+            skip = f"stop the group, then karafka-lite reset --group {shlex.quote(group)} --topic {topic}"
+            skip += f" --partition {partition} --to {behind}"
+        message = f"{where(topic, partition, offset)} cannot be read: {what}. Cure: {cure}. To skip it: {skip}"
         return FetchError(message, topic, partition, offset)
 
 

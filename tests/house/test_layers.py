@@ -43,7 +43,9 @@ LAYERS = {
 }
 
 # What knows Kafka; client/protocol.py only says what the runner needs of it.
-KAFKA = {f"client/{name}.py" for name in ("admin", "causes", "connection", "consumer", "fetching", "network")}
+KAFKA = {
+    f"client/{name}.py" for name in ("admin", "browser", "causes", "connection", "consumer", "fetching", "network")
+}
 KAFKA |= {f"client/{name}.py" for name in ("codecs", "leaving", "offsets", "producer", "reader", "receiving")}
 KAFKA |= {f"client/{name}.py" for name in ("refusals", "stalls", "trouble")}
 
@@ -89,7 +91,7 @@ CORE = {
     *("core/", "client/", "runner.py"),
     *("app.py", "context.py", "events.py", "messages.py", "routing.py", "settings.py"),
 }
-MAX_LINES_OF_THE_CORE = 5_350
+MAX_LINES_OF_THE_CORE = 5_490
 MAX_LINES_OF_A_FILE = 500
 MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 
