@@ -223,6 +223,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     once = metafunc.definition.get_closest_marker("apache_only")
     beside = ["test_client"] if metafunc.definition.get_closest_marker("test_client") else []
     for fixture in ON_BOTH.intersection(metafunc.fixturenames):
+        assert fixture == "kafka" or not beside, "TestClient has no broker of its own to break: use the fixture kafka"
         metafunc.parametrize(fixture, BROKERS[:1] if once else [*BROKERS, *beside], indirect=True)
 
 

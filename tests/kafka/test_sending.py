@@ -615,7 +615,6 @@ def test_what_was_sent_by_a_lost_ownership_arrives_and_commits_nothing(kafka: Ob
 # -- brokers that are down, slow, killed ------------------------------------------------------------------------------
 
 
-@pytest.mark.test_client
 def test_a_broker_that_goes_and_comes_back_holds_the_commits_up_and_loses_nothing(
     private_kafka: BreakableKafka,
 ) -> None:
@@ -776,7 +775,6 @@ def test_what_was_sent_and_forgotten_by_a_buffer_comes_again_when_it_is_refused(
     assert sorted({record.value() for record in kafka.records(target)}) == [b"0", b"1", b"2", b"3"]
 
 
-@pytest.mark.test_client
 @pytest.mark.usefixtures("impatient")
 def test_a_stop_does_not_wait_for_a_producer_that_reaches_nobody(private_kafka: BreakableKafka) -> None:
     kafka, gate = private_kafka, Gate()
