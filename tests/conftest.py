@@ -162,9 +162,10 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client gives up a request that nobody answers after 1 s instead of 5."""
+    """A client gives up a request that nobody answers after 1 s instead of 5, and a group its last commit."""
     for name in ("REQUEST_MS", "CLOSE_MS"):
         monkeypatch.setattr(f"karafka_lite.client.consumer.{name}", 1000)
+    monkeypatch.setattr("karafka_lite.core.group.FINAL_COMMIT_S", 1.0)
 
 
 @pytest.fixture(autouse=True)

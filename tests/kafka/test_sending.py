@@ -477,6 +477,7 @@ def test_a_stop_waits_for_the_answers_and_commits_behind_them(kafka: Observer) -
     assert len(kafka.records(out)) == 1
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_stop_past_its_bound_commits_only_what_is_acknowledged_and_names_who_waits(
     kafka: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -658,7 +659,7 @@ def test_killed_between_the_mark_and_the_answer_the_input_comes_again(kafka: Obs
         if kills == "yes":
             Outbox.send = lambda self, message: Future()  # it never leaves
 
-        app = App(group, bootstrap_servers=BROKERS, concurrency=5, auto_commit_interval_ms=1, session_timeout_ms=6000,
+        app = App(group, bootstrap_servers=BROKERS, concurrency=5, auto_commit_interval_ms=1, session_timeout_ms=2000,
                   heartbeat_interval_ms=300, fetch_max_wait_ms=50)
 
         @app.topic(topic, manual_offsets=True)
