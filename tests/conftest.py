@@ -38,6 +38,7 @@ DECODERS = {"apache": "pure", "embedded": "compiled"}  # on Apache Kafka what a 
 # How long an example takes says nothing on a machine that also runs brokers. Nor how long it takes to make one: in a
 # fresh checkout hypothesis first reads all of our code for constants, and blames the first strategy for that second.
 hypothesis.settings.register_profile("house", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("few", hypothesis.settings.get_profile("house"), max_examples=10)
 hypothesis.settings.load_profile("house")
 
 
