@@ -242,14 +242,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group("three nodes"))  # one worker starts them for all
         if "secure_kafka" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("secure Kafka"))
-    # One after the other, the cheap ones tell of a mistake soon; side by side, the long ones must not be the tail.
-    items.sort(key=_cost, reverse=hasattr(config, "workerinput"))
+    if hasattr(config, "workerinput"):
+        items[:] = _side_by_side(sorted(items, key=_cost, reverse=True))
+    else:
+        items.sort(key=_cost)  # the cheap ones tell of a mistake soon
 
 
 def _brokers(item: pytest.Item) -> set[object]:
     """Those of BROKERS that a test runs on."""
     callspec = getattr(item, "callspec", None)
     return {callspec.params.get(fixture) for fixture in ON_BOTH} if callspec else set()
+
+
+def _side_by_side(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The slow ones first, which must not be the tail; then who waits for brokers evenly among who works by itself."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    waits = [item for item in items if any(_cost(item)) and item not in slow]
+    works = [item for item in items if not any(_cost(item))]
+    places = {item: number / len(part) for part in (waits, works) for number, item in enumerate(part)}
+    return [*slow, *sorted(places, key=places.__getitem__)]
 
 
 def _cost(item: pytest.Item) -> tuple[bool, bool, bool, bool]:
@@ -272,8 +283,8 @@ def pytest_cmdline_main(config: pytest.Config) -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """What ``-n auto`` means here: tests mostly wait, so that a core has room for two."""
-    return min(4, 2 * (os.cpu_count() or 1))
+    """What ``-n auto`` means here: who waits for a broker leaves the core to two others."""
+    return min(6, 3 * (os.cpu_count() or 1))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

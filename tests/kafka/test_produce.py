@@ -238,6 +238,7 @@ def strict() -> Iterator[Observer]:
 
 
 @pytest.mark.kafka
+@pytest.mark.xdist_group("strict")
 def test_a_topic_that_is_missing_and_not_created_is_said(strict: Observer) -> None:
     impatient = "from karafka_lite.client import producer; producer.DEFAULTS['max_block_ms'] = 2000\n"
     impatient += "import sys; from karafka_lite.cli.main import main; sys.exit(main())"
@@ -246,6 +247,7 @@ def test_a_topic_that_is_missing_and_not_created_is_said(strict: Observer) -> No
 
 
 @pytest.mark.kafka
+@pytest.mark.xdist_group("strict")
 def test_a_topic_that_we_may_not_write_to_is_said(strict: Observer) -> None:
     topic = strict.topic()
     somebody = ("User:somebody", "*", AclOperation.WRITE, AclPermissionType.ALLOW)
