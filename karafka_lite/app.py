@@ -7,13 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any, TypeVar
-
-from typing_extensions import Unpack
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from karafka_lite import forks
 from karafka_lite.checks import check_function
-from karafka_lite.client.reader import choose_reader
 from karafka_lite.draining import Drain, Drained
 from karafka_lite.errors import ConfigurationError, Exit
 from karafka_lite.observers.delivery import Observer
@@ -23,6 +20,9 @@ from karafka_lite.runner import Member, Runner, System
 from karafka_lite.serializer import Serializer, to_json
 from karafka_lite.settings import Config, Settings, int_mistakes, refuse, resolve_bootstrap_servers
 from karafka_lite.signals import Signals
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 ObserverT = TypeVar("ObserverT", bound=Observer)
 
@@ -244,6 +244,8 @@ class App(Router):
             raise ConfigurationError('no topic is registered: decorate a function with @app.topic("name")')
         if self._runner is not None and not self._runner.ended.is_set():
             raise ConfigurationError("this app runs already; stop() it first")
+        from karafka_lite.client.reader import choose_reader
+
         choose_reader()  # raises here, before anything is started
 
     def _claim(self) -> Runner:

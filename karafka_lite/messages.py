@@ -10,12 +10,19 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from enum import Enum
-from typing import Any, Generic, NamedTuple, Protocol, cast, overload
-
-from typing_extensions import TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, cast, overload
 
 from karafka_lite.errors import DeserializationError, describe
 from karafka_lite.functions import name_of, only_parameter
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any)  # of a payload
+else:  # only the checkers need the default, and typing_extensions takes its time to import
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 Headers = list[tuple[str, bytes]]
 TopicPartition = tuple[str, int]
@@ -29,7 +36,6 @@ class Loads(Protocol):
 
 
 Deserializer = Callable[[bytes], Any]
-T = TypeVar("T", default=Any)  # of a payload
 T_co = TypeVar("T_co", covariant=True)
 D = TypeVar("D")
 

@@ -10,9 +10,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, overload
-
-from typing_extensions import TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, overload
 
 from karafka_lite.checks import dead_letter_mistakes, deserializer_mistakes, function_mistakes, topic_mistakes
 from karafka_lite.context import Context
@@ -24,6 +22,9 @@ from karafka_lite.functions import name_of
 from karafka_lite.lifespan import ProcessHook
 from karafka_lite.messages import Batch, Decode, Deserializer, Loads, MessageDeserializer, as_deserializer
 from karafka_lite.settings import group_id_mistakes, int_mistakes, refuse, safe_repr
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Handler = Callable[[Batch[Any], Context], object]
 HookFunction = Callable[[Context], object]

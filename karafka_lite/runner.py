@@ -20,11 +20,9 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from karafka_lite import errors, events, forks
-from karafka_lite.client import consumer, producer
-from karafka_lite.client.protocol import Client, Outbox, StrayedError
 from karafka_lite.context import Context
 from karafka_lite.core.group import Group
 from karafka_lite.core.marks import Send
@@ -34,13 +32,16 @@ from karafka_lite.errors import CommitError, Exit, KarafkaLiteError, ProduceErro
 from karafka_lite.functions import name_of
 from karafka_lite.lifespan import Lifespan
 from karafka_lite.messages import Outgoing, TopicPartition, where
-from karafka_lite.observers.delivery import Deliveries, Observer
+from karafka_lite.observers.delivery import Deliveries, Observers
 from karafka_lite.observers.frames import stacks
 from karafka_lite.observers.news import DeadLetter, News
 from karafka_lite.observers.progress import Progress
 from karafka_lite.observers.report import report_delivery
 from karafka_lite.routing import Route, Router
 from karafka_lite.settings import Config
+
+if TYPE_CHECKING:
+    from karafka_lite.client.protocol import Client, Outbox
 
 LOOK_AGAIN_S = 0.1  # how late a thread that waits sees that the membership was lost
 TOPICS_CHECK_S = 1.0  # between two looks for missing topics, and two tries to connect again
@@ -269,9 +270,9 @@ class Member:
         self._apply_plan()
         try:
             fetched = self._client.poll(paused=bool(self.group.paused))
-        except (errors.FetchError, StrayedError) as error:
+        except (errors.FetchError, errors.StrayedError) as error:
             with self.locked() as now:
-                if isinstance(error, StrayedError):
+                if isinstance(error, errors.StrayedError):
                     self.group.stray(error.strays, now)
                 elif (wait := self.group.fetch_failed((error.topic, error.partition), now)) is not None:
                     self._news.add(events.Unreadable, error.topic, error.partition, error, wait)
@@ -619,15 +620,16 @@ class Runner:
     """One run of an app. Constructed idle; ``start`` begins, ``serve`` waits for the end and knows the exit code."""
 
     def __init__(
-        self, config: Config, servers: list[str], router: Router, observers: Sequence[Observer], leftovers: Leftovers
+        self, config: Config, servers: list[str], router: Router, observers: Observers, leftovers: Leftovers
     ) -> None:
+        from karafka_lite.client import consumer, producer  # here: kafka-python takes 0.1 s to import
+
         system, self.progress = System(), Progress()
-        self._deliveries = Deliveries(self.progress.observe, report_delivery(), observers)
+        self._deliveries = Deliveries(self.progress.observe, report_delivery(self.progress), observers)
         emit = self._deliveries.emit
         self._lifespan = Lifespan(router.process_hooks, emit, system.thread_id)
         self._requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()  # ``put`` may be called by signal handlers
-        self._inside: dict[int, Run] = {}
-        self._workers: dict[int, Workers] = {}  # by the list of hooks that all routes of a handler share
+        self._inside, self._workers = dict[int, Run](), dict[int, Workers]()  # by the list of hooks that routes share
         self._outbox = producer.Outbox(servers, config.settings, emit)
 
         def make_client(member: Member) -> Client:
@@ -657,9 +659,7 @@ class Runner:
         """Start, serve in a thread of its own, and return when every group has reached a broker; else raise why not."""
         self.start()
         threading.Thread(target=self.serve, name="karafka-main", daemon=True).start()
-        for member in self.members:
-            member.connected.wait()
-        if mistakes := [member.error for member in self.members if member.error is not None]:
+        if mistakes := [m.error for m in self.members if m.connected.wait() and m.error is not None]:
             self.ended.wait()
             raise mistakes[0]
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from datetime import date, time
-from decimal import Decimal
-from enum import Enum
 from typing import Any
-from uuid import UUID
 
 from karafka_lite.errors import describe
 from karafka_lite.functions import name_of
@@ -35,6 +31,11 @@ def to_json(value: Any) -> bytes:
 
 def _plain(value: Any) -> Any:
     """What stands for ``value`` in JSON; json asks again for what is inside."""
+    from datetime import date, time  # here: most values need none of these, and their import takes its time
+    from decimal import Decimal
+    from enum import Enum
+    from uuid import UUID
+
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, UUID | Decimal):

@@ -18,6 +18,7 @@ from karafka_lite.errors import ConfigurationError
 from karafka_lite.functions import is_lazy, name_of, signature_without
 from karafka_lite.serializer import Serializer, to_json
 
+PARTITIONS = 3  # of a topic of a broker for development: several, as in production
 MAX_POLL_INTERVAL_MS = 300_000  # kafka-python's default
 Servers = str | Sequence[str]  # as in kafka-python: "a:9092,b:9092" or a list
 

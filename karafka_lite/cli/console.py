@@ -8,14 +8,15 @@ groups and log messages are wrapped in ``Text`` or logged with ``markup=False``,
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from karafka_lite.client.reader import choose_reader
+from karafka_lite.cli import lines
+from karafka_lite.cli.options import DEFAULT_LEVEL
 from karafka_lite.observers.progress import Snapshot
 from karafka_lite.version import __version__
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from karafka_lite.app import App
 
-DEFAULT_LEVEL = "info"
 _HANDLER = "karafka-lite"
 _FOR_DEVELOPMENT = "for development and tests; its data is discarded on exit"
 
@@ -83,7 +83,7 @@ class _Level(int):
 
 
 def _level(name: str | None) -> int:
-    return int(getattr(logging, (name or DEFAULT_LEVEL).upper()))
+    return int(getattr(logging, (name or ("warning" if lines.is_quiet() else DEFAULT_LEVEL)).upper()))
 
 
 def banner(app: App, broker: str = "") -> None:
@@ -91,7 +91,7 @@ def banner(app: App, broker: str = "") -> None:
 
     ``broker``: the kind of the broker that was started for this run; "" if none was.
     """
-    if on_terminal():
+    if lines.on_terminal():
         _rich_banner(app, broker)
     else:
         _plain_banner(app, broker)
@@ -100,16 +100,17 @@ def banner(app: App, broker: str = "") -> None:
 def serving(broker: str, servers: str, topics: Mapping[str, int]) -> None:
     """Print that a broker of the kind ``broker`` is ready, and how to use it from another terminal."""
     counts = [f"{topic} ({count} partition{'s' if count > 1 else ''})" for topic, count in topics.items()]
-    lines = [f"{broker} broker at {servers}, {_FOR_DEVELOPMENT}"]
-    lines += [f"topics: {', '.join(counts)}"] if counts else []
-    lines.append(f"in another terminal: karafka-lite run module:app --broker {servers}")
-    lines.append("stop with Ctrl-C or SIGTERM")
-    if on_terminal():
+    told = [f"{broker} broker at {servers}, {_FOR_DEVELOPMENT}"]
+    told += [f"topics: {', '.join(counts)}"] if counts else []
+    told.append(f"in another terminal: karafka-lite run module:app --broker {servers}")
+    told.append("stop with Ctrl-C or SIGTERM")
+    if lines.on_terminal():
         from rich.text import Text
 
-        _rich_panel(Text("\n".join(lines)))
+        _rich_panel(Text("\n".join(told)))
     else:
-        print("\n".join([f"karafka-lite {__version__}, {lines[0]}", *lines[1:]]), file=sys.stderr, flush=True)
+        text = "\n".join([f"karafka-lite {__version__}, {told[0]}", *told[1:]])
+        lines.say(text, broker=broker, bootstrap_servers=servers, topics=dict(topics))
 
 
 @contextmanager
@@ -121,23 +122,25 @@ def feeding(topic: str, total: int | None, typed: bool) -> Iterator[Callable[[in
     """
     began, produced = time.monotonic(), 0
     if typed:
-        print("enter one message per line; Ctrl-D ends the input", file=sys.stderr, flush=True)
+        lines.say("enter one message per line; Ctrl-D ends the input")
 
     def update(read: int, acknowledged: int) -> None:
         nonlocal produced
         produced = acknowledged
         draw(read, acknowledged)
 
-    with _rich_progress(topic, total) if on_terminal() and not typed else nullcontext(lambda *_: None) as draw:
+    with _rich_progress(topic, total) if lines.on_terminal() and not typed else nullcontext(lambda *_: None) as draw:
         yield update
     messages = "1 message" if produced == 1 else f"{produced} messages"
-    print(f"produced {messages} to {topic} in {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+    seconds = time.monotonic() - began
+    told = {"topic": topic, "messages": produced, "seconds": round(seconds, 3)}
+    lines.say(f"produced {messages} to {topic} in {seconds:.1f} s", **told)
 
 
 @contextmanager
 def draining(total: int) -> Iterator[Callable[[int], None]]:
     """Show how many of ``total`` offsets are processed; yields a function to call with their number."""
-    if not on_terminal():
+    if not lines.on_terminal():
         yield lambda done: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -158,18 +161,19 @@ def drained(snapshots: Sequence[Snapshot], seconds: float, complaint: str) -> No
         for group, topic, t in rows
     ]
     names = ("group", "topic", "messages", "batches", "failures", "given up", "seconds", "unmarked")
-    if on_terminal():
+    if lines.on_terminal():
         _rich_table(names, cells, end)
         return
-    for group, topic, *numbers in cells:
+    for (group, topic, *numbers), (_, _, t) in zip(cells, rows, strict=True):
         totals = ", ".join(f"{number} {name}" for name, number in zip(names[2:], numbers, strict=True))
-        print(f"group {group}: {topic}: {totals}", file=sys.stderr)
-    print(end, file=sys.stderr, flush=True)
+        lines.say(f"group {group}: {topic}: {totals}", group=group, topic=topic, **asdict(t))
+    (lines.complain if complaint else lines.say)(end, messages=messages, seconds=round(seconds, 3))
 
 
-def on_terminal() -> bool:
-    """True when standard error is a terminal that can do more than print lines."""
-    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+def _reader() -> str:
+    from karafka_lite.client.reader import reader_in_words
+
+    return reader_in_words()
 
 
 class _Row(NamedTuple):
@@ -186,7 +190,7 @@ def _rows(app: App) -> Iterator[_Row]:
 
 
 def _handler() -> logging.Handler:
-    handler = _rich_handler() if on_terminal() else _plain_handler()
+    handler = _rich_handler() if lines.on_terminal(quiet=True) else _plain_handler()
     handler.name = _HANDLER
     handler.addFilter(_is_not_shown_yet)
     return handler
@@ -213,19 +217,21 @@ def _concurrency(app: App) -> str:
 
 def _plain_handler() -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(lines.JsonFormatter() if lines.is_json() else text)
     return handler
 
 
 def _plain_banner(app: App, broker: str) -> None:
     # Every line is complete by itself: a log collector separates them.
     brokers = ", ".join(app.brokers())
-    lines = [f"karafka-lite {__version__}, brokers: {brokers}"]
-    lines += [f"group {row.group}: {row.topic} -> {row.function} ({row.offsets} offsets)" for row in _rows(app)]
-    lines += [f"the {broker} broker is {_FOR_DEVELOPMENT}"] if broker else []
-    lines.append(f"record decoder: {choose_reader().name}")
-    lines += [_concurrency(app), "stop with Ctrl-C or SIGTERM"]
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    told = [f"karafka-lite {__version__}, brokers: {brokers}"]
+    told += [f"group {row.group}: {row.topic} -> {row.function} ({row.offsets} offsets)" for row in _rows(app)]
+    told += [f"the {broker} broker is {_FOR_DEVELOPMENT}"] if broker else []
+    told.append(f"record decoder: {_reader()}")
+    told += [_concurrency(app), "stop with Ctrl-C or SIGTERM"]
+    routes = [row._asdict() for row in _rows(app)]
+    lines.say("\n".join(told), version=__version__, brokers=app.brokers(), broker=broker or None, routes=routes)
 
 
 def _rich_handler() -> logging.Handler:
@@ -295,7 +301,7 @@ def _rich_banner(app: App, broker: str) -> None:
     for row in _rows(app):
         table.add_row(*map(Text, row))
     brokers = Text.assemble(("brokers ", "dim"), ", ".join(app.brokers()))
-    decoder = Text.assemble(("record decoder ", "dim"), choose_reader().name)
+    decoder = Text.assemble(("record decoder ", "dim"), _reader())
     kind = [Text(f"the {broker} broker is {_FOR_DEVELOPMENT}")] if broker else []
     end = Text.assemble(("stop with ", "dim"), ("Ctrl-C", "bold"))
     _rich_panel(Group(table, Text(), brokers, decoder, *kind, Text(_concurrency(app), "dim"), end))

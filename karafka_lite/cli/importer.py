@@ -18,12 +18,14 @@ from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 
 from karafka_lite.app import App
-from karafka_lite.errors import ConfigurationError
+from karafka_lite.errors import ConfigurationError, KarafkaLiteError
 from karafka_lite.routing import Router
 
 
-class ImportFailed(Exception):
+class ImportFailed(KarafkaLiteError):
     """``module:app`` could not be loaded; the text is complete and is printed as it is."""
+
+    is_complete = True
 
 
 def load_app(target: str) -> App:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from karafka_lite.errors import KarafkaLiteError
 from karafka_lite.messages import Outgoing, Record, TopicPartition
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from karafka_lite.core.answers import Commit, PollPlan
     from karafka_lite.core.marks import Refusal
     from karafka_lite.core.options import SeekTarget
-    from karafka_lite.core.starts import Place, Stray
+    from karafka_lite.core.starts import Place
 
 
 class Fetched(NamedTuple):
@@ -24,14 +23,6 @@ class Fetched(NamedTuple):
     records: Sequence[Record]
     end_offset: int | None
     size_bytes: int
-
-
-class StrayedError(KarafkaLiteError):
-    """The logs do not have, or may not have, the positions of some partitions: ask for their places."""
-
-    def __init__(self, strays: Mapping[TopicPartition, Stray]) -> None:
-        super().__init__(strays)
-        self.strays = strays
 
 
 class Rebalance(Protocol):

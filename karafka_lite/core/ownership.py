@@ -12,7 +12,6 @@ The states, forwards only, and what changes them:
 
 ASSIGNED has three parts: its start is looked for (``intake.start`` is None); each function of ``on_assigned`` is called
 until it has returned (``opening``: those that have not); batches are handed over. The end may come in each of them.
-
 It is *open* once user code may have something to close: a function of ``on_assigned`` has returned, or a batch was
 handed over. The hooks of the end are called for what is open, also where it becomes so after the end has begun.
 
@@ -86,6 +85,14 @@ class Run:
     def culprit(self) -> int | None:
         """Offset of the message at which this batch fails, if it does; None where that is not known."""
         return self.records[0].offset if self.in_hand is None and len(self.records) == 1 else self.in_hand
+
+    @property
+    def lag(self) -> int | None:
+        """How many offsets after this batch the partition has, as far as its last fetch knows; None: not ours."""
+        end = self.ownership.intake.end_offset
+        if end is None or self.ownership.over or not self.records:
+            return None
+        return max(0, end - next_offset_after(self.records[-1].offset))
 
     def begin_of(self, offset: int) -> int:
         """Where the message at ``offset`` begins: right after the one before it, as offsets may be missing between."""
@@ -453,17 +460,14 @@ class Ownership:
 
     def drain(self, deadline: float, *, stopping_app: bool) -> None:
         """Hand over nothing more; the last hook before the end is due."""
-        self.state = State.DRAINING
-        self.stopping_app, self.deadline = stopping_app, deadline
+        self.state, self.stopping_app, self.deadline = State.DRAINING, stopping_app, deadline
         self.intake.clear()
         self._make_due()
 
     def release(self, commit_deadline: float) -> None:
         """Close the marks; a hook that had no time is left out."""
-        self.state = State.RELEASING
+        self.state, self.hook_due, self.deadline = State.RELEASING, None, commit_deadline
         self.marks.closed = True
-        self.deadline = commit_deadline
-        self.hook_due = None
 
     def finish(self, state: State) -> None:
         """The ownership is over: ``state`` is REVOKED or LOST. A stop in good order runs no ``on_revoked``."""
@@ -474,16 +478,13 @@ class Ownership:
 
     def call_no_more(self) -> None:
         """No worker will come: what is due, and what would be, is left out."""
-        self.hook_due = None
-        self.options = self.options._replace(hooks=())
+        self.hook_due, self.options = None, self.options._replace(hooks=())
 
     def _make_due(self) -> None:
         """The hooks of the end, if it has come and they have something to close."""
-        kind = None
-        if self.state is State.DRAINING:
-            kind = Hook.ON_SHUTDOWN if self.stopping_app else Hook.BEFORE_REVOKE
-        elif self.state is State.LOST or (self.state is State.REVOKED and not self.stopping_app):
-            kind = Hook.ON_REVOKED
+        before = Hook.ON_SHUTDOWN if self.stopping_app else Hook.BEFORE_REVOKE
+        after = None if self.stopping_app else Hook.ON_REVOKED
+        kind = {State.DRAINING: before, State.REVOKED: after, State.LOST: Hook.ON_REVOKED}.get(self.state)
         if kind is not None and self.open and self.options.hooks_of(kind):
             self.hook_due = kind
 

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from karafka_lite.app import App
-from karafka_lite.client.protocol import Client, Fetched, StrayedError
+from karafka_lite.client.protocol import Client, Fetched
 from karafka_lite.core.answers import Commit, PollPlan
 from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.starts import Note, Place, Stray
+from karafka_lite.errors import StrayedError
 from karafka_lite.events import CallEnded, Event
 from karafka_lite.messages import Outgoing, TopicPartition
 from karafka_lite.observers.delivery import deliver

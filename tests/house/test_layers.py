@@ -47,7 +47,9 @@ LAYERS = {
 }
 
 # What knows Kafka; client/protocol.py only says what the runner needs of it.
-KAFKA = {f"client/{name}.py" for name in ("admin", "causes", "connection", "consumer", "fetching", "network")}
+KAFKA = {
+    f"client/{name}.py" for name in ("admin", "browser", "causes", "connection", "consumer", "fetching", "network")
+}
 KAFKA |= {f"client/{name}.py" for name in ("codecs", "leaving", "offsets", "producer", "reader", "receiving")}
 KAFKA |= {f"client/{name}.py" for name in ("refusals", "stalls", "trouble")}
 
@@ -103,7 +105,7 @@ CORE = {
         "settings.py",
     ),
 }
-MAX_LINES_OF_THE_CORE = 5_540
+MAX_LINES_OF_THE_CORE = 5_740
 MAX_LINES_OF_A_FILE = 500
 MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 

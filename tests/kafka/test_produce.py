@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -35,10 +35,14 @@ EARTHQUAKES = ROOT / "examples" / "earthquakes.jsonl"
 
 
 def produce(
-    kafka: Observer, *arguments: str | Path, stdin: bytes | None = None, cwd: Path | None = None
+    kafka: Observer,
+    *arguments: str | Path,
+    stdin: bytes | None = None,
+    cwd: Path | None = None,
+    program: Sequence[str] = COMMAND,
 ) -> subprocess.CompletedProcess[str]:
     """``karafka-lite produce …`` to its end."""
-    command = [*COMMAND, "produce", *map(str, arguments), "--broker", kafka.bootstrap_servers]
+    command = [*program, "produce", *map(str, arguments), "--broker", kafka.bootstrap_servers]
     done = subprocess.run(command, input=stdin or b"", capture_output=True, cwd=cwd, timeout=90)
     return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
@@ -234,12 +238,16 @@ def strict() -> Iterator[Observer]:
 
 
 @pytest.mark.kafka
+@pytest.mark.xdist_group("strict")
 def test_a_topic_that_is_missing_and_not_created_is_said(strict: Observer) -> None:
-    done = produce(strict, "nowhere", stdin=b"1\n")
+    impatient = "from karafka_lite.client import producer; producer.DEFAULTS['max_block_ms'] = 2000\n"
+    impatient += "import sys; from karafka_lite.cli.main import main; sys.exit(main())"
+    done = produce(strict, "nowhere", stdin=b"1\n", program=[sys.executable, "-c", impatient])
     assert stopped(done, "<stdin>:1: ", "topic nowhere", "kafka-topics.sh --create --topic nowhere") == 0
 
 
 @pytest.mark.kafka
+@pytest.mark.xdist_group("strict")
 def test_a_topic_that_we_may_not_write_to_is_said(strict: Observer) -> None:
     topic = strict.topic()
     somebody = ("User:somebody", "*", AclOperation.WRITE, AclPermissionType.ALLOW)

@@ -477,6 +477,7 @@ def test_a_stop_waits_for_the_answers_and_commits_behind_them(kafka: Observer) -
     assert len(kafka.records(out)) == 1
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_stop_past_its_bound_commits_only_what_is_acknowledged_and_names_who_waits(
     kafka: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -615,7 +616,6 @@ def test_what_was_sent_by_a_lost_ownership_arrives_and_commits_nothing(kafka: Ob
 # -- brokers that are down, slow, killed ------------------------------------------------------------------------------
 
 
-@pytest.mark.test_client
 def test_a_broker_that_goes_and_comes_back_holds_the_commits_up_and_loses_nothing(
     private_kafka: BreakableKafka,
 ) -> None:
@@ -659,7 +659,7 @@ def test_killed_between_the_mark_and_the_answer_the_input_comes_again(kafka: Obs
         if kills == "yes":
             Outbox.send = lambda self, message: Future()  # it never leaves
 
-        app = App(group, bootstrap_servers=BROKERS, concurrency=5, auto_commit_interval_ms=1, session_timeout_ms=6000,
+        app = App(group, bootstrap_servers=BROKERS, concurrency=5, auto_commit_interval_ms=1, session_timeout_ms=2000,
                   heartbeat_interval_ms=300, fetch_max_wait_ms=50)
 
         @app.topic(topic, manual_offsets=True)
@@ -776,7 +776,6 @@ def test_what_was_sent_and_forgotten_by_a_buffer_comes_again_when_it_is_refused(
     assert sorted({record.value() for record in kafka.records(target)}) == [b"0", b"1", b"2", b"3"]
 
 
-@pytest.mark.test_client
 @pytest.mark.usefixtures("impatient")
 def test_a_stop_does_not_wait_for_a_producer_that_reaches_nobody(private_kafka: BreakableKafka) -> None:
     kafka, gate = private_kafka, Gate()

@@ -1084,24 +1084,37 @@ class Ledger:
             require(left.ended and (left.busy or left.life is not life), "leftovers are forgotten", life, tp)
 
     def _compare_one(self, o: Book, now: float) -> bool:
-        """False when the ownership is over."""
+        """False when the ownership is over. A third of all the time goes by here: what holds is not even a call."""
         p, marks, intake = o.ownership, o.ownership.marks, o.ownership.intake
         if p.state is not o.seen or o.lost:
             self._observe(o, p.state, now)
-        require(marks.stored == o.stored, "stored is what was marked last", o, marks.stored, o.stored)
-        require(p.retries.attempt == o.attempt, "attempts are counted", o, p.retries.attempt, o.attempt)
-        require(intake.next_offset == o.done, "where the next batch begins is known", o, intake.next_offset, o.done)
-        require(intake.size == o.queued, "the queue holds what was fetched", o, intake.size, o.queued)
-        require(p.run is o.running, "who runs is known", o)
-        require(p.user_state.get("token") is o.token, "the state is kept over batches, and emptied by a failure", o)
-        require(p.user_state.get("opened") is o.opened, "what on_assigned has left in the state outlives failures", o)
-        require(len(p.opening) == len(o.opening), "on_assigned is called until it has returned", o)
+        if marks.stored != o.stored:
+            violated("stored is what was marked last", o, marks.stored, o.stored)
+        if p.retries.attempt != o.attempt:
+            violated("attempts are counted", o, p.retries.attempt, o.attempt)
+        if intake.next_offset != o.done:
+            violated("where the next batch begins is known", o, intake.next_offset, o.done)
+        if intake.size != o.queued:
+            violated("the queue holds what was fetched", o, intake.size, o.queued)
+        if p.run is not o.running:
+            violated("who runs is known", o)
+        if p.user_state.get("token") is not o.token:
+            violated("the state is kept over batches, and emptied by a failure", o)
+        if p.user_state.get("opened") is not o.opened:
+            violated("what on_assigned has left in the state outlives failures", o)
+        if len(p.opening) != len(o.opening):
+            violated("on_assigned is called until it has returned", o)
         if not o.lost:
-            require(marks.pending is not o.acked, "pending until the broker has it", o, marks.stored, marks.committed)
-            require(marks.committable is o.committable, "a mark waits for what was sent before it", o, o.backed)
-            require(o.acked_seq <= o.applied_seq, "acknowledged is on the broker", o)
-        if o.stored is not None:
-            require(o.stored <= max(o.highest, o.start or 0), "stored <= delivered", o, o.stored, o.highest)
+            if marks.pending is o.acked:
+                violated("pending until the broker has it", o, marks.stored, marks.committed)
+            if marks.committable is not o.committable:
+                violated("a mark waits for what was sent before it", o, o.backed)
+            if o.acked_seq > o.applied_seq:
+                violated("acknowledged is on the broker", o)
+        if o.stored is not None and o.stored > o.highest and o.stored > (o.start or 0):
+            violated("stored <= delivered", o, o.stored, o.highest)
+        if o.seen < State.DRAINING:
+            return True
         if o.seen >= State.REVOKED:
             return False
         require(not (o.seen is State.DRAINING and o.code_ended), "a drain ends with the last user code", o)

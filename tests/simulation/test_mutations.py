@@ -91,7 +91,7 @@ def _given(plan: Any, group: Group, now: float, applied: Callable[..., None]) ->
     return plan
 
 
-@wrong("a client that was replaced reports a loss")
+@wrong("a client that was replaced reports a loss", unrest=0.3)
 def _(patch: Patch) -> None:
     instead(patch, Member, "on_lost", lambda method, member, client: method(member, member._client))
 
@@ -428,7 +428,7 @@ def _(patch: Patch) -> None:
     after(patch, Ownership, "__init__", lambda ownership, *_: setattr(ownership, "predecessor", None))
 
 
-@wrong("handlers that an earlier run of the app left behind are ignored")
+@wrong("handlers that an earlier run of the app left behind are ignored", hanging=0.1)
 def _(patch: Patch) -> None:
     instead(patch, Group, "__init__", lambda method, *args, leftovers, **named: method(*args, **named))
 
@@ -448,7 +448,7 @@ def _(patch: Patch) -> None:
     keeping(patch, Ownership, "release", "hook_due")
 
 
-@wrong("hooks without a worker block the next ownership for good")
+@wrong("hooks without a worker block the next ownership for good", hanging=0.1, concurrency=1)
 def _(patch: Patch) -> None:
     patch.setattr(Group, "close", lambda group, now: None)
 
@@ -513,7 +513,7 @@ def _(patch: Patch) -> None:
     patch.setattr(Place, "after", lambda place, began_at, next_offset, note: place._replace(committed=next_offset))
 
 
-@wrong("who takes the place of an ownership does not wait for its handler")
+@wrong("who takes the place of an ownership does not wait for its handler", hanging=0.1)
 def _(patch: Patch) -> None:
     def own(group: Group, tp: Any) -> None:
         if group._placing:  # type: ignore[attr-defined]

@@ -28,13 +28,12 @@ from karafka_lite import (
     events,
     runner,
 )
-from karafka_lite.client.protocol import StrayedError
 from karafka_lite.core import group as group_module
 from karafka_lite.core.group import Group
 from karafka_lite.core.marks import Refusal
 from karafka_lite.core.ownership import State
 from karafka_lite.core.starts import Place, Stray
-from karafka_lite.errors import ClientBrokenError, Exit, FetchError, PollError
+from karafka_lite.errors import ClientBrokenError, Exit, FetchError, PollError, StrayedError
 from karafka_lite.runner import ANSWER_SLACK_S, ExitRequest
 
 TP = ("t", 0)

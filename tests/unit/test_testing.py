@@ -523,7 +523,9 @@ def test_what_makes_no_sense_is_refused() -> None:
             pass
 
 
-def test_a_handler_without_an_end_ends() -> None:
+def test_a_handler_without_an_end_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("karafka_lite.testing.client.MOST_STEPS", 1000)
+
     def again(batch: Batch, ctx: Context) -> None:
         ctx.seek(0)
 
