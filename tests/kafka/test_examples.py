@@ -93,7 +93,7 @@ SHOWS = {
     "e12": ["2 passed"],
     "e13": [
         "alarm: 6.4, 22km NNE of Hualian",
-        "1707 earthquakes are in earthquakes-0.db",
+        " earthquakes are in earthquakes-0.db",
         " 28 given up",
         " 0 unmarked",
     ],
