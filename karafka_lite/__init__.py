@@ -23,14 +23,18 @@ if typing.TYPE_CHECKING:
         ProduceError,
     )
     from karafka_lite.messages import Batch, Message
+    from karafka_lite.routing import Router
+    from karafka_lite.serializer import to_json
 
 __all__ = [  # noqa: RUF022 - grouped: what one writes, what one receives, what is raised
     "App",
+    "Router",
     "Batch",
     "Context",
     "Message",
     "Drained",
     "TopicTotals",
+    "to_json",
     "AccessError",
     "BrokerUnavailableError",
     "ClusterError",
@@ -49,6 +53,8 @@ _MODULES = {  # of what is not an error
     "Batch": "messages",
     "Context": "context",
     "Message": "messages",
+    "Router": "routing",
+    "to_json": "serializer",
     **dict.fromkeys(["Drained", "DrainError", "TopicTotals"], "draining"),
 }
 

@@ -10,12 +10,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from karafka_lite import forks
+from karafka_lite.checks import check_function
 from karafka_lite.draining import Drain, Drained
 from karafka_lite.errors import ConfigurationError, Exit
 from karafka_lite.observers.delivery import Observer
 from karafka_lite.observers.progress import Progress, Snapshot
-from karafka_lite.routing import Router, check_function
+from karafka_lite.routing import Router
 from karafka_lite.runner import Member, Runner, System
+from karafka_lite.serializer import Serializer, to_json
 from karafka_lite.settings import Config, Settings, int_mistakes, refuse, resolve_bootstrap_servers
 from karafka_lite.signals import Signals
 
@@ -39,6 +41,8 @@ class App(Router):
         auto_commit_interval_ms: how often what is stored is committed.
         drain_timeout_ms: how long running handlers may take when the app stops or a partition is taken away; must be
             below ``max_poll_interval_ms``.
+        serializer: what makes bytes of a produced value that is neither bytes nor None, ``Callable[[Any], bytes]``. The
+            default, ``to_json``, also knows dataclasses, enums, dates, UUID, Decimal and pydantic models.
         settings: any KafkaConsumer setting of kafka-python under its own name. Other defaults than kafka-python's:
             ``auto_offset_reset="earliest"``, ``allow_auto_create_topics=False``, ``fetch_max_bytes`` of 8 MiB.
 
@@ -65,9 +69,11 @@ class App(Router):
         concurrency: int = 1,
         auto_commit_interval_ms: int = 5000,
         drain_timeout_ms: int = 60_000,
+        serializer: Serializer = to_json,
         **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(group_id)
+        super().__init__()
+        self._own_group = group_id
         self.config: Config = Config.validated(
             group_id,
             bootstrap_servers=bootstrap_servers,
@@ -75,6 +81,7 @@ class App(Router):
             auto_commit_interval_ms=auto_commit_interval_ms,
             drain_timeout_ms=drain_timeout_ms,
             settings=dict(settings),
+            serializer=serializer,
         )
         self._broker_option: str | None = None
         self._runner: Runner | None = None
@@ -108,10 +115,11 @@ class App(Router):
         """Run until SIGINT, SIGTERM, SIGHUP or ``stop``, as ``karafka-lite run module:app``. For the main thread.
 
         Returns:
-            0 clean; 1 a critical exception in a handler, or a setting, credentials or a right that were refused; 2 a
-            handler did not return, or an offset could not be committed, within ``drain_timeout_ms``; 3 no broker could
-            be reached within ``bootstrap_timeout_ms``. A further SIGINT or SIGTERM ends the process at once with 2, but
-            within a second it is the same one: wrappers and terminals send two.
+            0 clean; 1 a critical exception in a handler, a function of ``on_start`` that raised, or a setting,
+            credentials or a right that were refused; 2 a handler did not return, or an offset could not be committed,
+            within ``drain_timeout_ms``; 3 no broker could be reached within ``bootstrap_timeout_ms``. A further SIGINT
+            or SIGTERM ends the process at once with 2, but within a second it is the same one: wrappers and terminals
+            send two.
 
         Raises:
             ConfigurationError: no topic is registered, it runs already, ``KARAFKA_LITE_DECODER`` asks for what cannot
@@ -126,13 +134,19 @@ class App(Router):
         with Signals(required=main_thread) as signals:
             runner = self._claim()
             signals.ask_to_stop(runner)
-            runner.start()
+            try:
+                runner.start()
+            except BaseException:  # of a function of on_start, which has been said
+                if main_thread:
+                    return Exit.ERROR.value
+                raise
             return runner.serve().value
 
     def start(self) -> None:
         """Run in threads of their own and return as soon as every group has reached a broker. No signal handlers.
 
         Raises:
+            Exception: whatever a function of ``on_start`` raises.
             BrokerUnavailableError: none could be reached within ``bootstrap_timeout_ms``.
             AccessError: a broker refuses us: credentials, or TLS.
             ConfigurationError: no topic is registered, it runs already (perhaps in the process that this one is a fork
@@ -242,7 +256,7 @@ class App(Router):
         try:
             self._check_that_it_can_run()
             leftovers = {member.group_id: list(member.group.leftovers.values()) for member in self.members}
-            self._runner = Runner(self.config, self.brokers(), self.groups, self._observers, leftovers)
+            self._runner = Runner(self.config, self.brokers(), self, self._observers, leftovers)
             forks.in_child(self, App._was_forked)
             return self._runner
         finally:

@@ -14,8 +14,9 @@ from karafka_lite.errors import CRITICAL
 from karafka_lite.messages import TopicPartition, where
 
 __all__ = ["Assigned", "Call", "CallEnded", "ClientFailed", "ClientLogged", "CommitFailed", "Committed", "Crashed"]
-__all__ += ["DeadLettered", "Event", "Idle", "Left", "Lost", "Moved", "PollFailed", "Revoked", "Stalled", "Stopping"]
-__all__ += ["Stuck", "TakesLong", "TopicsCreated", "Uncommitted", "Unreachable", "Unreadable", "Waiting"]
+__all__ += ["DeadLettered", "Event", "Idle", "Left", "Lost", "Moved", "PollFailed", "ProcessHookFailed"]
+__all__ += ["Revoked", "Stalled", "Stopping", "Stuck", "TakesLong", "TopicsCreated", "Uncommitted", "Unreachable"]
+__all__ += ["Unreadable", "Waiting"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -155,7 +156,8 @@ class CallEnded(Call):
         seconds: how long it took.
         messages: how many of the batch's messages are done: all, or after a failure those that it marked.
         error: what it raised, or why a message that it sent was refused; None where it succeeded.
-        retry_offset: where the next try begins; None where there is none (success, a hook, a partition that ends).
+        retry_offset: where the next try begins; None where there is none (success, a partition that ends, a hook but
+            for ``on_assigned``).
         retry_s: seconds until then.
         reason: type and text of ``error`` in one line of at most 2,000 characters; "" without one.
         given_up: offset of the message that was given up, which a ``DeadLettered`` is about; None without one.
@@ -325,6 +327,22 @@ class Left(Event):
 
     unmarked: Mapping[TopicPartition, int]
     error: Exception | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ProcessHookFailed(Event):
+    """A function of ``on_start`` or ``on_stop`` has raised; ``group_id`` is "".
+
+    Attributes:
+        hook: after ``on_start`` the app does not start; after ``on_stop`` everything else goes on.
+        function: its qualified name.
+        reason: type and text of ``error`` in one line of at most 2,000 characters.
+    """
+
+    hook: Literal["on_start", "on_stop"]
+    function: str
+    error: BaseException
+    reason: str
 
 
 @dataclass(frozen=True, eq=False, repr=False)

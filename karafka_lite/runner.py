@@ -29,13 +29,15 @@ from karafka_lite.core.marks import Send
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Leftovers, Ownership, Run, State
 from karafka_lite.errors import CommitError, Exit, KarafkaLiteError, ProduceError
+from karafka_lite.functions import name_of
+from karafka_lite.lifespan import Lifespan
 from karafka_lite.messages import Outgoing, TopicPartition, where
 from karafka_lite.observers.delivery import Deliveries, Observers
 from karafka_lite.observers.frames import stacks
 from karafka_lite.observers.news import DeadLetter, News
 from karafka_lite.observers.progress import Progress
 from karafka_lite.observers.report import report_delivery
-from karafka_lite.routing import Route, Routes, name_of
+from karafka_lite.routing import Route, Router
 from karafka_lite.settings import Config
 
 if TYPE_CHECKING:
@@ -131,15 +133,12 @@ class Member:
         self, shared: Shared, group_id: str, routes: Mapping[str, Route], leftovers: Iterable[Ownership] = ()
     ) -> None:
         config, system = shared.config, shared.system
-        self.group_id = group_id
+        self.group_id, self._shared, self._now = group_id, shared, system.now
         self.connected = system.event()  # or it could not: then ``error`` is set
         self.error: KarafkaLiteError | None = None
-        self._shared = shared
-        self._now = system.now
         self._routes, self.topics = routes, list(routes)
         self._workers = {topic: shared.workers_of(route) for topic, route in routes.items()}
-        self._drain_s = config.drain_timeout_ms / 1000
-        self._client = shared.make_client(self)
+        self._drain_s, self._client = config.drain_timeout_ms / 1000, shared.make_client(self)
         self._connected = self._closed = self.begun = self.positions_wanted = self._handing_over = False
         self._subscribed: set[str] = set()
         self._look_for_topics_at = self._wind_down_until = 0.0
@@ -354,11 +353,11 @@ class Member:
 
     def _run(self, run: Run) -> None:
         route = self._routes[run.ownership.tp[0]]
-        context = Context(self, run, self.group_id, route.dead_letter)
+        context = Context(self, run, self.group_id, route.dead_letter, self._shared.config.serializer)
         error, unsent = self._call(run, route, context), self._await_answers(run)
         if error is None and unsent is not None:
             error = unsent
-            if run.hooks:
+            if not run.comes_again:
                 self._news.hook_ended(run, None, self._now() - run.began, unsent)
         run.failed_with(error, pointless=isinstance(error, route.no_retry))
         gives_up = False
@@ -369,7 +368,7 @@ class Member:
             self._send_dead_letter(run, route, context)
         else:
             self._end(run, gives_up)
-        if isinstance(error, errors.CRITICAL) and not run.hooks:
+        if isinstance(error, errors.CRITICAL) and run.comes_again:
             self._shared.requests.put(ExitRequest(Exit.ERROR))
 
     def _call(self, run: Run, route: Route, context: Context) -> BaseException | None:
@@ -383,7 +382,7 @@ class Member:
                 forks.call(function, *arguments)
             except BaseException as raised:  # noqa: BLE001 - user code may raise anything
                 failed = error = raised
-            if run.hooks:
+            if not run.comes_again:
                 self._news.hook_ended(run, name_of(function), self._now() - began, error)
                 self._news.emit()
         return failed
@@ -424,8 +423,8 @@ class Member:
         with self.locked() as now:
             end = self.group.give_up if given_up else partial(self.group.end, failed=run.error is not None)
             outcome = end(run, now=now)
-            if not run.hooks:  # they have been reported one by one
-                self._news.batch_ended(run, outcome, letter)
+            if run.comes_again:  # other hooks have been reported one by one
+                self._news.call_ended(run, outcome, letter)
 
     # -- what a context asks (``context.Shell``), on the thread of user code
 
@@ -621,14 +620,14 @@ class Runner:
     """One run of an app. Constructed idle; ``start`` begins, ``serve`` waits for the end and knows the exit code."""
 
     def __init__(
-        self, config: Config, servers: Sequence[str], routes: Routes, observers: Observers, leftovers: Leftovers
+        self, config: Config, servers: list[str], router: Router, observers: Observers, leftovers: Leftovers
     ) -> None:
         from karafka_lite.client import consumer, producer  # here: kafka-python takes 0.1 s to import
 
-        system = System()
-        self.progress = Progress()
+        system, self.progress = System(), Progress()
         self._deliveries = Deliveries(self.progress.observe, report_delivery(self.progress), observers)
         emit = self._deliveries.emit
+        self._lifespan = Lifespan(router.process_hooks, emit, system.thread_id)
         self._requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()  # ``put`` may be called by signal handlers
         self._inside: dict[int, Run] = {}
         self._workers: dict[int, Workers] = {}  # by the list of hooks that all routes of a handler share
@@ -642,13 +641,18 @@ class Runner:
             return self._workers.setdefault(id(route.hooks), workers)
 
         shared = Shared(config, system, workers_of, self._inside, self._outbox, make_client, emit, self._requests)
-        self.members = [Member(shared, name, topics, leftovers.get(name, ())) for name, topics in routes.items()]
-        self.ended = threading.Event()  # handlers that are stuck may still be running
-        self._exit, self._crashed = Exit.CLEAN, False
+        self.members = [Member(shared, name, routes, leftovers.get(name, ())) for name, routes in router.groups.items()]
+        self._exit, self._crashed, self.ended = Exit.CLEAN, False, threading.Event()  # ended: stuck handlers may run
 
     def start(self) -> None:
-        """Start all threads; the pollers connect."""
+        """Call ``on_start``, then start all threads; the pollers connect. Raises what ``on_start`` has raised."""
         self._deliveries.start()
+        try:
+            self._lifespan.start()
+        except BaseException:
+            self.members = []  # of whom nobody has begun, so it ends at once
+            self.serve()
+            raise
         for member in self.members:
             member.poller.start()
 
@@ -680,6 +684,7 @@ class Runner:
                     left.add(member)  # nothing was joined: its thread ends by itself when the client gives up
         for workers in self._workers.values():
             workers.stop()
+        self._lifespan.stop()
         self._outbox.close()
         self._deliveries.stop()
         self.ended.set()
@@ -692,7 +697,7 @@ class Runner:
     def stop(self) -> Exit:
         """Stop and wait for the end. User code only asks: the end waits for it."""
         self.ask_to_stop()
-        if threading.get_ident() in self._inside:
+        if (thread := threading.get_ident()) in self._inside or thread == self._lifespan.thread:
             return Exit.CLEAN
         self.ended.wait()
         return self._exit

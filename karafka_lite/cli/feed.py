@@ -24,10 +24,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from karafka_lite.checks import check_topic
 from karafka_lite.cli.interrupt import Interrupt
 from karafka_lite.errors import KarafkaLiteError
 from karafka_lite.messages import Outgoing
-from karafka_lite.routing import check_topic
 
 if TYPE_CHECKING:
     from karafka_lite.client.producer import Producer

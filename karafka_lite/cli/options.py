@@ -130,8 +130,8 @@ def port(text: str) -> int:
 
 def topic_with_partitions(text: str) -> tuple[str, int]:
     """``NAME`` or ``NAME:PARTITIONS``."""
+    from karafka_lite.checks import check_topic
     from karafka_lite.errors import ConfigurationError
-    from karafka_lite.routing import check_topic
     from karafka_lite.settings import PARTITIONS
 
     name, colon, partitions = text.partition(":")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from karafka_lite.checks import check_topic
 from karafka_lite.cli import answer, console
 from karafka_lite.cli.broker import sigterm_as_ctrl_c
 from karafka_lite.cli.cluster import cluster_of, connected
@@ -17,7 +18,6 @@ from karafka_lite.cli.position import position
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.messages import Record, TopicPartition
-from karafka_lite.routing import check_topic
 
 if TYPE_CHECKING:
     from karafka_lite.client.admin import Admin

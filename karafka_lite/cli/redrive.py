@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from karafka_lite.checks import check_topic
 from karafka_lite.cli import answer, console
 from karafka_lite.cli.cluster import Cluster, cluster_of, connected
 from karafka_lite.cli.interrupt import Interrupt
@@ -17,7 +18,6 @@ from karafka_lite.cli.options import Parser, add_cluster, add_log_level, count
 from karafka_lite.core.starts import Place, begin, note_of
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.messages import TopicPartition, next_offset_after, where
-from karafka_lite.routing import check_topic
 
 if TYPE_CHECKING:
     from karafka_lite.client.admin import Admin

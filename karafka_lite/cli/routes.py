@@ -12,7 +12,7 @@ from typing import Any
 from karafka_lite.app import App
 from karafka_lite.cli import answer, cluster, console
 from karafka_lite.cli.options import Parser, add_log_level
-from karafka_lite.routing import name_of
+from karafka_lite.functions import name_of
 
 _EPILOG = """\
 examples:

@@ -201,7 +201,7 @@ class Group:
     def close(self, now: float) -> None:
         """No worker will come any more: hooks that had no time are left out, so that no successor waits for them."""
         for ownership in list(self.leftovers.values()):
-            ownership.hook_due = None
+            ownership.call_no_more()
             self._settle(ownership, now)
         self.changed = True
 

@@ -104,8 +104,8 @@ class News:
         call = run.as_call(self._group_id, function or self._name(run))
         self.waiting.append(events.CallEnded(*call, seconds, error=error, reason=describe(error) if error else ""))
 
-    def batch_ended(self, run: Run, outcome: Outcome, letter: DeadLetter = None) -> None:
-        """The call of a handler has ended. Where a message was given up, ``letter`` is its dead letter."""
+    def call_ended(self, run: Run, outcome: Outcome, letter: DeadLetter = None) -> None:
+        """A call that comes again if it fails has ended. Where a message was given up, ``letter`` is its dead one."""
         seconds, messages, retry_offset, retry_s, given_up = outcome
         ended = seconds, messages, run.error, retry_offset, retry_s, run.reason, given_up and given_up[0]
         known = run.culprit if run.error is not None else None, run.ownership.options.budget, run.lag

@@ -69,6 +69,12 @@ class Progress:
 
     def _count(self, call: CallEnded) -> None:
         totals, errors = self._totals[call.group_id][call.topic], self._errors[call.group_id]
+        if call.hook == "on_assigned":  # it holds up its partition as a batch does
+            if call.error is None:
+                errors.pop(call.tp, None)
+            else:
+                errors[call.tp] = f"on_assigned: {call.reason}"
+            return
         if call.hook:
             totals.hook_failures += call.error is not None
             return

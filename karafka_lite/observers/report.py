@@ -113,7 +113,7 @@ class Report:
             lag = "" if event.lag is None else f", lag {event.lag}"
             ended = event, event.function, event.seconds * 1000, lag, event.attempt
             log.debug("%s: %s took %.1f ms%s (attempt %d)", *ended)
-        elif event.hook:
+        elif event.hook and event.hook != "on_assigned":
             unsent = isinstance(event.error, ProduceError)
             then = "marks made after that send were discarded" if unsent else "everything else goes on"
             self._failed(event, "failed", then)
@@ -124,7 +124,10 @@ class Report:
             log.critical(text, event, event.function, event.reason)
         else:
             then = "the partition is being revoked; the next owner will retry"
-            if event.retry_offset is not None:
+            if event.hook:
+                again = f"called again in {_duration(event.retry_s)}, no batch before it has returned"
+                then = "the partition is being revoked" if event.retry_offset is None else again
+            elif event.retry_offset is not None:
                 then = f"retrying from {where(*event.tp, event.retry_offset)} in {_duration(event.retry_s)}"
                 if event.attempt == TELL_AT and event.tries is None:
                     then += f", and for ever; {GIVE_UP}"
@@ -216,6 +219,12 @@ class Report:
 
     def _clientlogged(self, event: events.ClientLogged) -> None:
         logging.getLogger("karafka_lite.kafka").debug("%s: %s", event.logger, event.message)
+
+    def _processhookfailed(self, event: events.ProcessHookFailed) -> None:
+        starts = event.hook == "on_start"
+        then = "the app does not start" if starts else "everything else goes on"
+        text = f"{event.hook}: {event.function} failed, {event.reason}; {then}"
+        log_failure(logging.CRITICAL if starts else logging.ERROR, text, event.error, event.reason)
 
     def _crashed(self, event: events.Crashed) -> None:
         of = f"group {event.group_id}: " if event.group_id else ""

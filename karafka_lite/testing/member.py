@@ -80,7 +80,7 @@ class TestMember(Member):
         while self.group.unplaced() and not self.group.stopping:  # a poll has just found that it reads past the end
             self.poll_step(now)
         self._hand_overs = [hand_over for hand_over in self._hand_overs if hand_over() is not None]
-        ownership = self._jobs.take(lambda job: batches or job.hook_due is not None or _every_is_due(job, now))
+        ownership = self._jobs.take(lambda job: batches or _is_a_hooks_turn(job, now))
         if ownership is None:
             return self.commit_what_is_due()
         with _hooks_first(ownership, batches):
@@ -119,8 +119,9 @@ class TestMember(Member):
         deliver(event, self._app._observers)
 
 
-def _every_is_due(ownership: Ownership, now: float) -> bool:
-    return any(moment <= now for moment in ownership.every_at.values())
+def _is_a_hooks_turn(job: Ownership, now: float) -> bool:
+    every_is_due = any(moment <= now for moment in job.every_at.values())
+    return job.hook_due is not None or bool(job.opening) or every_is_due
 
 
 @contextmanager

@@ -45,6 +45,8 @@ ELSEWHERE = {
     "client/admin.py": "kafka/test_drain.py",
     # Of messages for nobody, who reads them is the command.
     "client/browser.py": "kafka/test_read.py",
+    # What decorators refuse, the tests of the decorators say.
+    "checks.py": "unit/test_routing.py",
     # Values only; the group that gives them is tested.
     "core/answers.py": "unit/test_group.py",
     # Types only: mypy compares them with the clients.

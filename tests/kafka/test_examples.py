@@ -91,6 +91,14 @@ SHOWS = {
     "e10": [r" to earthquakes\.strong", " 0 unmarked"],
     "e11": [r"the last one at offset \d+", " 0 unmarked"],
     "e12": ["2 passed"],
+    "e13": [
+        "alarm: 6.4, 22km NNE of Hualian",
+        "1707 earthquakes are in earthquakes-0.db",
+        " 28 given up",
+        " 0 unmarked",
+    ],
+    "e14": ["1 passed"],
+    "e15": ["1 passed"],
 }
 
 

@@ -117,10 +117,10 @@ def _recursive() -> list[Any]:
 
 
 MISTAKES: list[tuple[str, dict[str, Any], type[Exception]]] = [
-    ("value must be bytes, None or JSON-serializable, not object", {"value": object()}, TypeError),
-    ("value must be bytes, None or JSON-serializable, not float", {"value": float("nan")}, TypeError),
-    ("value must be", {"value": _recursive()}, TypeError),
-    ("value must be", {"value": "\udc80"}, TypeError),
+    ("value: to_json cannot make bytes of object", {"value": object()}, TypeError),
+    ("value: to_json cannot make bytes of float", {"value": float("nan")}, TypeError),
+    ("value: to_json cannot make bytes of ", {"value": _recursive()}, TypeError),
+    ("value: to_json cannot make bytes of ", {"value": "\udc80"}, TypeError),
     ("key must be bytes, a string or None, got int", {"key": 7}, TypeError),
     ("key cannot be encoded as UTF-8", {"key": "\udc80"}, ValueError),
     ("headers must be a list of (str, bytes) pairs, got ('h', 'text') in it", {"headers": [("h", "text")]}, TypeError),

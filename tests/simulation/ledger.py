@@ -109,6 +109,11 @@ class Book:
         self.redirect: Any = None  # where the running code wants the next batch to start
         self.retry_position = 0
         self.token: object = None
+        self.opening = list(ownership.options.hooks_of(Hook.ON_ASSIGNED))  # that have yet to return
+        self.opens = len(self.opening)
+        self.opened: object = None  # what on_assigned has put into the state
+        self.kept: object = None  # the same, as it was when a function of it returned last
+        self.no_worker = False  # will come any more
         self.marking: str | None = None  # how its handler goes about it
         self.was_revoked = False  # as user code has seen
 
@@ -156,6 +161,14 @@ class Book:
     def given_up(self) -> bool:
         """Nobody waits for its commit: it was refused for good."""
         return self.refused_seq == self.seq
+
+    @property
+    def open(self) -> bool:
+        """User code may have something to close."""
+        return self.handed or len(self.opening) < self.opens
+
+    def reset_state(self) -> None:
+        self.token, self.opened = None, self.kept
 
     @property
     def committable(self) -> bool:
@@ -359,6 +372,8 @@ class Books:
         elsewhere = o.ownership.predecessor is not None and any(p.life is not self.life for p in o.predecessors)
         if elsewhere or any(p.busy for p in o.predecessors):
             return FOREVER
+        if o.opening:
+            return FOREVER if o.start is None else o.not_before
         return min([o.ledger.batch_due(o)[0], *o.every_at.values()])
 
 
@@ -516,7 +531,7 @@ class Ledger:
                 self.reached[f"{why} while already ending by {o.asked}"] += o.asked != why
                 continue
             o.asked, o.deadline, o.queued, o.seek_to = why, now + life.drain_s, 0, None
-            o.final_hook = hook if o.handed and o.options.hooks_of(hook) else None
+            o.final_hook = hook if o.open and o.options.hooks_of(hook) else None
             self.reached["a stop during back-off"] += why == "stop" and not o.running and now < o.not_before
 
     def lost(self, life: Life, rejoin: bool, now: float) -> None:
@@ -545,7 +560,7 @@ class Ledger:
             for o in over:
                 if process is life.process and o.ownership in life.member.group.leftovers.values():
                     self.reached["a member left with an on_revoked hook waiting"] += o.revoked_hook_due
-                    o.revoked_hook_due = False
+                    o.revoked_hook_due, o.no_worker = False, True
 
     # -- what the poller does
 
@@ -636,11 +651,22 @@ class Ledger:
         o.redirect, o.raised = None, False
         if run.hook is Hook.EVERY:
             self._every_begun(o, run.hooks[0], now)
+        elif run.hook is Hook.ON_ASSIGNED:
+            self._opening_begun(o, run, now)
         elif run.hook:
             self._hook_begun(o, run.hook)
         else:
             self._batch_begun(o, run, now)
         o.running = inside[o.tp] = run
+
+    def _opening_begun(self, o: Book, run: Run, now: float) -> None:
+        owned = o.asked is None and not o.lost and o.seen is State.ASSIGNED and o.start is not None
+        require(owned, "on_assigned is called when a partition is ours and its start is known", o, o.seen)
+        require(list(run.hooks) == o.opening[:1], "functions of on_assigned are called in turn until they return", o)
+        require(now >= o.not_before - EPSILON, "on_assigned that failed waits its back-off", o, now, o.not_before)
+        require(run.attempt == o.attempt, "attempts are counted", o, run.attempt, o.attempt)
+        self.reached["a hook ran: on_assigned"] += 1
+        self.reached["on_assigned was called again"] += run.attempt > 1
 
     def _every_begun(self, o: Book, hook: RegisteredHook, now: float) -> None:
         owned = o.asked is None and not o.lost and o.handed
@@ -663,6 +689,7 @@ class Ledger:
         records = run.records
         owned = o.asked is None and not o.lost and o.seen is State.ASSIGNED
         require(owned, "a batch is handed over to its owner only", o, o.seen)
+        require(not o.opening, "no batch is handed over before on_assigned has returned", o, len(o.opening))
         require(not o.life.client.lost(now), "a batch is handed over to who is a member, for all that it knows", o)
         require(0 < len(records) <= o.options.max_messages, "a batch has 1 to max_messages messages", o, len(records))
         require(
@@ -727,7 +754,8 @@ class Ledger:
     def _hook_begun(self, o: Book, hook: Hook) -> None:
         require(o.options.hooks_of(hook), "a hook runs where it was registered", o, hook)
         require(hook not in o.hooks_run, "a hook runs once per ownership", o, hook)
-        require(o.handed, "a hook runs only for what was handed a batch", o, hook)
+        require(o.open, "a hook runs only for what was handed a batch, or was opened", o, hook)
+        self.reached["what on_assigned opened was closed without a batch"] += not o.handed
         if hook is Hook.ON_REVOKED:
             require(o.ended and o.revoked_hook_due, "on_revoked runs after a hand-over or a loss", o)
         else:
@@ -763,7 +791,8 @@ class Ledger:
         require(culprit is not None, "who is not known is not given up", o, run)
         assert culprit is not None
         tries = o.tries[culprit]
-        o.attempt, o.token = 1, None
+        o.attempt = 1
+        o.reset_state()
         o.is_done_with(culprit)
         self.reached["a message was given up"] += 1
         self._give_up(o, culprit, now)
@@ -809,8 +838,11 @@ class Ledger:
         o = self.books[run.ownership]
         unsent = o.failed_send
         reason, excused = o.raised or unsent, blameless(o, run)
-        require(run.hook or failed is reason, "a batch fails when it raises or cannot send, and only then", o, failed)
+        once = run.hook not in (None, Hook.ON_ASSIGNED)
+        require(once or failed is reason, "a call fails when it raises or cannot send, and only then", o, failed)
         self._out(run)
+        if run.hook is Hook.ON_ASSIGNED:
+            self._opening_ended(o, run, failed, excused, now)
         if run.hook:
             self._hooks_ended(o, run, unsent, excused, now)
         elif failed:
@@ -829,7 +861,7 @@ class Ledger:
     def _hooks_ended(self, o: Book, run: Run, unsent: bool, excused: bool, now: float) -> None:
         if unsent and o.seen is State.ASSIGNED and not o.lost:
             self.reached["what a hook could not send came again"] += 1
-            o.token = None
+            o.reset_state()
             if not excused:
                 o.not_before = max(o.not_before, now + o.options.backoff.delay_ms(1) / 1000)
             if o.sought is None:
@@ -838,8 +870,25 @@ class Ledger:
             o.every_at[run.hooks[0]] = now + run.hooks[0].every_ms / 1000
         elif run.hook is Hook.ON_REVOKED:
             o.revoked_hook_due = False
-        else:
+        elif run.hook is not Hook.ON_ASSIGNED:
             o.final_hook_done = True
+
+    def _opening_ended(self, o: Book, run: Run, failed: bool, excused: bool, now: float) -> None:
+        if failed:
+            o.reset_state()
+            if not excused:
+                o.not_before = max(o.not_before, now + o.options.backoff.delay_ms(run.attempt) / 1000)
+                o.attempt = run.attempt + 1
+            return
+        del o.opening[0]
+        o.kept, o.attempt = o.opened, 1
+        self.reached["on_assigned returned after the end had begun"] += o.asked is not None and not o.ended
+        if o.ended and not o.no_worker:
+            self.reached["on_assigned returned after the end"] += 1
+            o.revoked_hook_due = bool(o.options.hooks_of(Hook.ON_REVOKED)) and (o.lost or o.asked == "revoke")
+        elif o.asked and o.seen is State.DRAINING:
+            hook = Hook.BEFORE_REVOKE if o.asked == "revoke" else Hook.ON_SHUTDOWN
+            o.final_hook = hook if o.options.hooks_of(hook) else None
 
     def _batch_failed(self, o: Book, run: Run, excused: bool, now: float) -> None:
         if excused:
@@ -856,7 +905,7 @@ class Ledger:
             self._go_on_at(o, run, o.retry_position)
         else:
             self._redirect(o, o.redirect)
-        o.token = None
+        o.reset_state()
         self.reached["a handler failed"] += 1
         self.reached["a handler failed during a drain"] += o.asked is not None and not o.ended
 
@@ -1051,6 +1100,10 @@ class Ledger:
             violated("who runs is known", o)
         if p.user_state.get("token") is not o.token:
             violated("the state is kept over batches, and emptied by a failure", o)
+        if p.user_state.get("opened") is not o.opened:
+            violated("what on_assigned has left in the state outlives failures", o)
+        if len(p.opening) != len(o.opening):
+            violated("on_assigned is called until it has returned", o)
         if not o.lost:
             if marks.pending is o.acked:
                 violated("pending until the broker has it", o, marks.stored, marks.committed)
@@ -1096,7 +1149,7 @@ class Ledger:
     def _end(self, o: Book) -> None:
         o.ended = True
         o.queued = 0
-        if o.handed and o.options.hooks_of(Hook.ON_REVOKED):
+        if o.open and o.options.hooks_of(Hook.ON_REVOKED):
             o.revoked_hook_due = o.lost or o.asked == "revoke"
         self._over[o.life.process, o.tp].append(o)
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -84,9 +85,8 @@ class Life(Runner):
                 "threading.Event": system.event,
             }.items():
                 stack.enter_context(patch(f"karafka_lite.runner.{name}", made))
-            super().__init__(
-                config, config.bootstrap_servers, {GROUP: self.handlers.routes}, (), {GROUP: list(leftovers)}
-            )
+            router: Any = SimpleNamespace(groups={GROUP: self.handlers.routes}, process_hooks=())
+            super().__init__(config, config.bootstrap_servers, router, (), {GROUP: list(leftovers)})
         process.lives.append(self)
         self.start()
         self._main = system.thread(f"{self.name} main", self.serve)
@@ -108,7 +108,7 @@ class Life(Runner):
     @property
     def idle(self) -> bool:
         """No user code runs or waits, and all that was stored is on the broker."""
-        acked = all(o.acked for o in self.books.open.values())
+        acked = all(o.acked and not o.opening for o in self.books.open.values())
         runs = any(run.hook is not Hook.EVERY for run in self.process.inside.values())
         return acked and not runs and not self.member.group.leftovers and not self.client.joining
 

@@ -59,6 +59,7 @@ SITUATIONS = (
     "a handler failed",
     "a handler failed during a drain",
     "a hook ran: before_revoke",
+    "a hook ran: on_assigned",
     "a hook ran: on_revoked",
     "a hook ran: on_shutdown",
     "a hook was left out: before_revoke",
@@ -120,6 +121,9 @@ SITUATIONS = (
     "every was called",
     "fetched records were dropped",
     "nobody waited for a commit that was refused for good",
+    "on_assigned returned after the end",
+    "on_assigned returned after the end had begun",
+    "on_assigned was called again",
     "retention was faster",
     "retention was faster at a start",
     "retention was faster than a reader",
@@ -137,6 +141,7 @@ SITUATIONS = (
     "user code has sought",
     "user code has sought while no batch ran",
     "what a hook could not send came again",
+    "what on_assigned opened was closed without a batch",
 )
 
 
@@ -206,7 +211,8 @@ def draw_policies(rng: random.Random) -> dict[str, Policy]:
         kinds = [Hook.BEFORE_REVOKE, Hook.ON_REVOKED, Hook.ON_SHUTDOWN, Hook.BEFORE_REVOKE]
         chosen = rng.choice([kinds, kinds[:3], [], [kind for kind in kinds if rng.random() < 0.5]])
         every_ms = rng.choice([(), (), (400,), (50,), (3000, 700)])
-        hooks = (*((kind, 0) for kind in chosen), *((Hook.EVERY, ms) for ms in every_ms))
+        opening = rng.choice([0, 0, 1, 2]) * [Hook.ON_ASSIGNED]
+        hooks = (*((kind, 0) for kind in [*opening, *chosen]), *((Hook.EVERY, ms) for ms in every_ms))
         budget = rng.choice([None, 1, 1, 2, 4])
         dead_letter = None if budget is None else rng.choice([False, "dead", "dead"])
         return Policy(manual, rng.choice([1, 3, 10]), batch_timeout_ms, backoff, hooks, budget, dead_letter)

@@ -305,7 +305,7 @@ def _(patch: Patch) -> None:
     unrest=5.0,
     interrupts=0.8,
     favourite="answer",
-    first_seed=30_000,
+    first_seed=49_000,
 )
 def _(patch: Patch) -> None:
     def commit(method: Callable[..., Any], member: Member, ownership: Ownership, timeout_ms: int) -> Any:
@@ -556,6 +556,81 @@ def _(patch: Patch) -> None:
             ownership.every_at.pop(run.hooks[0], None)
 
     after(patch, Ownership, "end", end)
+
+
+# -- on_assigned
+
+
+@wrong("a batch is handed over before on_assigned has returned")
+def _(patch: Patch) -> None:
+    def begin(method: Callable[..., Any], ownership: Ownership, now: float) -> Run | None:
+        opening = ownership.opening
+        if ownership.intake.size and ownership.state is State.ASSIGNED and not ownership.hook_due:
+            ownership.opening = ()
+        run: Run | None = method(ownership, now)
+        ownership.opening = opening
+        return run
+
+    instead(patch, Ownership, "begin", begin)
+
+
+@wrong("on_assigned is called once, also when it has failed")
+def _(patch: Patch) -> None:
+    instead(
+        patch,
+        Ownership,
+        "_end_opening",
+        lambda method, ownership, run, failed, now: method(ownership, run, False, now),
+    )
+
+
+@wrong("functions of on_assigned that have returned are called again", failing=0.4)
+def _(patch: Patch) -> None:
+    def end(ownership: Ownership, run: Run, failed: bool, now: float) -> None:
+        if failed:
+            ownership.opening = ownership.options.hooks_of(Hook.ON_ASSIGNED)
+
+    after(patch, Ownership, "_end_opening", end)
+
+
+@wrong("on_assigned is not called where nothing comes")
+def _(patch: Patch) -> None:
+    instead(
+        patch,
+        Ownership,
+        "ready_at",
+        lambda method, ownership: None if ownership.opening and not ownership.intake.size else method(ownership),
+    )
+
+
+@wrong("what on_assigned has opened is closed only after a batch")
+def _(patch: Patch) -> None:
+    patch.setattr(Ownership, "open", property(lambda ownership: ownership.handed))
+
+
+@wrong("what on_assigned opens after the end has begun is not closed")
+def _(patch: Patch) -> None:
+    keeping(patch, Ownership, "_end_opening", "hook_due")
+
+
+@wrong("a failed batch takes away what on_assigned has left in the state")
+def _(patch: Patch) -> None:
+    keeping(patch, Ownership, "_end_opening", "_kept")
+
+
+@wrong("on_assigned that has failed leaves what it had put into the state", failing=0.4)
+def _(patch: Patch) -> None:
+    def end(method: Callable[..., Any], ownership: Ownership, *args: Any) -> None:
+        state = dict(ownership.user_state)
+        method(ownership, *args)
+        ownership.user_state.update(state)
+
+    instead(patch, Ownership, "_end_opening", end)
+
+
+@wrong("hooks of the end become due although no worker will come", hanging=0.1)
+def _(patch: Patch) -> None:
+    patch.setattr(Ownership, "call_no_more", lambda ownership: setattr(ownership, "hook_due", None))
 
 
 # One worker of pytest runs them, one after the other: the other cores are for tests that watch the clock.

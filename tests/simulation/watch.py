@@ -210,7 +210,7 @@ class WatchedGroup(Group):
         self.ledger.run_ended(run, failed=failed, now=now)
         with self._marking(run.ownership):
             outcome = super().end(run, failed=failed, now=now)
-        if not run.hooks:
+        if run.comes_again:
             self.ledger.ended(self.ledger[run.ownership], run, outcome, failed, now)
         return outcome
 

@@ -165,12 +165,12 @@ def test_a_batch_has_ended() -> None:
     scene.fetch(0, 3, 4)
     scene[0].intake.end_offset = 100
     run = scene.begin()
-    news.batch_ended(run, Outcome(0.5, 2))
+    news.call_ended(run, Outcome(0.5, 2))
     run.failed_with(error)
     run.in_hand = 4
-    news.batch_ended(run, Outcome(0.5, 1, 4, 2.0))
-    news.batch_ended(run, Outcome(0.5, given_up=(3, 4)), (("dead", 0, 9), ("error",)))
-    news.batch_ended(run, Outcome(0.5, given_up=(3, 4)))
+    news.call_ended(run, Outcome(0.5, 1, 4, 2.0))
+    news.call_ended(run, Outcome(0.5, given_up=(3, 4)), (("dead", 0, 9), ("error",)))
+    news.call_ended(run, Outcome(0.5, given_up=(3, 4)))
     news.emit()
     call = ("group", "topic", 0, "store", None, 3, 4, 1)
     message = ("group", "topic", 0, 3)

@@ -61,6 +61,11 @@ def of_hook(error: BaseException) -> events.CallEnded:
     return events.CallEnded(*HOOK, 0.5, error=error, reason=reason_of(error))
 
 
+def of_assigned(error: BaseException, **more: Any) -> events.CallEnded:
+    call = "group", "t", 0, "open_file", "on_assigned", -1, -1, 2
+    return events.CallEnded(*call, 0.5, error=error, reason=reason_of(error), **more)
+
+
 def reason_of(error: BaseException | None) -> str:
     return "" if error is None else describe(error)
 
@@ -114,6 +119,17 @@ LINES = [
      "ERROR", "t-0 every: flush failed, ValueError: bad; everything else goes on"),
     (of_hook(ProduceError("out: too large")),
      "ERROR", "t-0 every: flush failed, ProduceError: out: too large; marks made after that send were discarded"),
+    (of_assigned(OSError("no database"), retry_offset=0, retry_s=2.0),
+     "ERROR", "t-0 on_assigned: open_file failed at attempt 2, OSError: no database; called again in 2.0 s, no batch "
+     "before it has returned"),
+    (of_assigned(OSError("no database")),
+     "ERROR", "t-0 on_assigned: open_file failed at attempt 2, OSError: no database; the partition is being revoked"),
+    (of_assigned(SystemExit(3), retry_offset=0, retry_s=1.0),
+     "CRITICAL", "t-0 on_assigned: open_file raised SystemExit: 3; nothing more is marked, the app stops"),
+    (events.ProcessHookFailed("", "on_start", "connect", OSError("no database"), "OSError: no database"),
+     "CRITICAL", "on_start: connect failed, OSError: no database; the app does not start"),
+    (events.ProcessHookFailed("", "on_stop", "close", OSError("gone"), "OSError: gone"),
+     "ERROR", "on_stop: close failed, OSError: gone; everything else goes on"),
     (events.TakesLong(*CALL, 1, 240.4, "poll", 300_000),
      "WARNING", "t-0@120..124: store has been running for 240 s; no rebalance waits longer than "
      "max_poll_interval_ms=300000. Make batches smaller (max_messages), or raise max_poll_interval_ms"),

@@ -156,7 +156,7 @@ def test_a_worker_that_dies_ends_the_run_with_1_and_a_traceback(
     """The whole Runner, with a client of lists."""
     monkeypatch.setattr(Group, "begin", raise_bug)
     app = app_of(nothing)
-    started = runner.Runner(app.config, ["nowhere:1"], app.groups, [], {})
+    started = runner.Runner(app.config, ["nowhere:1"], app, [], {})
     stage = Stage(app, Steps())
     member = started.members[0]
     stage.cluster.send("t")
