@@ -43,10 +43,10 @@ ELSEWHERE = {
     "client/trouble.py": "kafka/test_silence.py",
     # What it asks of a cluster, a drain to the end of the topics shows.
     "client/admin.py": "kafka/test_drain.py",
-    # What decorators refuse, the tests of the decorators say.
-    "checks.py": "unit/test_routing.py",
     # Of messages for nobody, who reads them is the command.
     "client/browser.py": "kafka/test_read.py",
+    # What decorators refuse, the tests of the decorators say.
+    "checks.py": "unit/test_routing.py",
     # Values only; the group that gives them is tested.
     "core/answers.py": "unit/test_group.py",
     # Types only: mypy compares them with the clients.
