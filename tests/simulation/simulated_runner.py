@@ -77,14 +77,14 @@ class Life(Runner):
         system = SimulatedSystem(world, process, self._compare)
         with ExitStack() as stack:
             for name, made in {
-                "System": lambda: system,
-                "Deliveries": lambda *_: Deliveries(self),
-                "Group": partial(world.group, self),
-                "producer.Outbox": lambda *_: SimulatedOutbox(self),
-                "queue.SimpleQueue": lambda: SimulatedQueue(world),
-                "threading.Event": system.event,
+                "runner.System": lambda: system,
+                "runner.Deliveries": lambda *_: Deliveries(self),
+                "runner.Group": partial(world.group, self),
+                "client.producer.Outbox": lambda *_: SimulatedOutbox(self),
+                "runner.queue.SimpleQueue": lambda: SimulatedQueue(world),
+                "runner.threading.Event": system.event,
             }.items():
-                stack.enter_context(patch(f"karafka_lite.runner.{name}", made))
+                stack.enter_context(patch(f"karafka_lite.{name}", made))
             router: Any = SimpleNamespace(groups={GROUP: self.handlers.routes}, process_hooks=())
             super().__init__(config, config.bootstrap_servers, router, (), {GROUP: list(leftovers)})
         process.lives.append(self)
