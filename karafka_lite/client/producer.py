@@ -35,6 +35,7 @@ from karafka_lite.errors import KarafkaLiteError, ProduceError, cut
 from karafka_lite.messages import TOPIC
 
 if TYPE_CHECKING:
+    from karafka_lite.core.marks import Told
     from karafka_lite.messages import Headers, Outgoing
 
 WINDOW_BYTES = 32 << 20  # of unanswered messages: kafka-python itself takes any number into its memory
@@ -414,8 +415,17 @@ class Outbox:
         self._closed = False
         self.answer_timeout_s = self._new().answer_timeout_s
 
-    def send(self, message: Outgoing) -> Future[Receipt]:
+    def send(self, message: Outgoing, told: Told | None = None) -> Future[Receipt]:
         """As ``Producer.send``. No broker within ``bootstrap_timeout_ms`` is a ProduceError in the future, too."""
+        future = self._send(message)
+        if told is not None:
+            future.add_done_callback(lambda done: told(1, done.exception()))
+        return future
+
+    def hand_over(self) -> None:
+        """Messages leave at once."""
+
+    def _send(self, message: Outgoing) -> Future[Receipt]:
         check_outgoing(message)  # at the call, also while no broker can be reached
         try:
             producer = self._living()
