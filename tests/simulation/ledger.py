@@ -489,9 +489,9 @@ class Ledger:
     def _begins(self, o: Book, place: Place, start: Start | None, now: float) -> None:
         committed = place.committed
         assert start is not None
-        require(o.log.topic_id == place.topic_id or o.log is not self.logs[o.tp], "the topic is known", o)
-        if o.log.topic_id != place.topic_id and self.logs[o.tp].topic_id == place.topic_id:
-            o.log = self.logs[o.tp]
+        if o.log.topic_id != place.topic_id:  # what it was assigned, or what it begins with, was deleted meanwhile
+            current = self.logs[o.tp]
+            o.log = current if current.topic_id == place.topic_id else self._broker.gone[o.tp, place.topic_id]
         if start.reason == "recreated":
             foreign = committed is None or place.note.topic_id != place.topic_id
             require(foreign, "what was committed for another topic does not count", o, place)
