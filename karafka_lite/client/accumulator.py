@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from kafka.serializer import Serializer
 from kafka.structs import TopicPartition
 
-from karafka_lite.client.batches import Batch, Errors
+from karafka_lite.client.batches import Batch, Owner
 from karafka_lite.client.encoding import Unencoded
 from karafka_lite.client.outgoing import partition_of
 from karafka_lite.core.marks import Told
@@ -35,18 +35,6 @@ LONG_KEY = 64  # longer ones would take too much memory
 LOOKED_UP = "_batches", "_tp_lock", "_incomplete", "_appends_in_progress", "_closed", "ready", "split_and_reenqueue"
 
 NULL: Any = object()
-
-
-class Owner(Protocol):
-    """Who counts what is unanswered."""
-
-    lock: Any
-
-    def answered(self, batch: Batch, base_offset: int, errors: Errors | None) -> None:
-        """The answer of kafka-python. Not called under ``lock``."""
-
-    def split(self, batch: Batch, halves: Sequence[Batch]) -> None:
-        """``halves`` are answered in the place of ``batch``. Called under ``lock``."""
 
 
 class Partition:
@@ -65,19 +53,17 @@ class Topic:
     def __init__(self, partitions: list[Partition], available: list[Partition]) -> None:
         self.partitions = partitions
         self.by_number: dict[int, Partition] = {partition.tp.partition: partition for partition in partitions}
+        self.by_known_key: dict[bytes, Partition] = {}
         self._available = available
-        self._by_key: dict[bytes, Partition] = {}
         self._sticky = partitions[0]
 
     def by_key(self, key: bytes) -> Partition:
-        """As Kafka's own clients choose it."""
-        partition = self._by_key.get(key)
-        if partition is None:
-            partition = self.partitions[partition_of(key, len(self.partitions))]
-            if len(key) <= LONG_KEY:
-                if len(self._by_key) >= KEYS:
-                    self._by_key.clear()
-                self._by_key[key] = partition
+        """As Kafka's own clients choose it; it is remembered."""
+        partition = self.partitions[partition_of(key, len(self.partitions))]
+        if len(key) <= LONG_KEY:
+            if len(self.by_known_key) >= KEYS:
+                self.by_known_key.clear()
+            self.by_known_key[key] = partition
         return partition
 
     def any(self) -> Partition:
@@ -104,15 +90,17 @@ class Accumulator:
             self._manager.set_sequence_number  # noqa: B018 - it is there
         self._wake: Callable[[], None] = producer._sender.wakeup
         self._codec: int = producer.config["compression_attrs"]
-        self._batch_size: int = producer.config["batch_size"]
+        self.batch_size: int = producer.config["batch_size"]
         self._linger_s: float = producer.config["linger_ms"] / 1000
-        self._topics: dict[str, Topic] = {}
+        self.topics: dict[str, Topic] = {}
         self._partitions: dict[TopicPartition, Partition] = {}
         self._open: dict[Batch, Partition] = {}
         self._due: float | None = None  # when what is open is handed over at the latest; None: nothing is open
+        self._looks_at = float("inf")  # when the sender's thread looks whether something is due
+        self._handed_over_at = float("-inf")
         self._stock_ready, self._queues.ready = self._queues.ready, self._ready
         self._stock_split, self._queues.split_and_reenqueue = self._queues.split_and_reenqueue, self._split
-        producer._metadata.add_listener(lambda *_: self._topics.clear())
+        producer._metadata.add_listener(lambda *_: self.topics.clear())
 
     def partition_of(self, topic: str, key: bytes | None, number: int | None) -> Partition | None:
         """Where a message goes; None: the topic has no such partition. Waits for a topic that is not known yet.
@@ -120,29 +108,30 @@ class Accumulator:
         Raises:
             KafkaError: there is no such topic within ``max_block_ms``, or we may not see it.
         """
-        known = self._topics.get(topic) or self._look_up(topic)
+        known = self.topics.get(topic) or self._look_up(topic)
         if number is not None:
             return known.by_number.get(number)
-        return known.any() if key is None else known.by_key(key)
+        return known.any() if key is None else known.by_known_key.get(key) or known.by_key(key)
 
     def partitions(self, topic: str) -> int:
         """How many partitions a topic has."""
-        return len((self._topics.get(topic) or self._look_up(topic)).partitions)
+        return len((self.topics.get(topic) or self._look_up(topic)).partitions)
 
     def add(self, partition: Partition, message: Unencoded, size: int, told: Told | None) -> tuple[Batch, int, bool]:
         """Put ``message`` into the open batch; returns that, the index in it, and whether it is a new one."""
         batch = partition.batch
-        if batch is not None and batch.records.size + size > self._batch_size:
+        if batch is not None and batch.records.size + size > self.batch_size:
             self._queue(batch)
             self._wake()
             batch = None
         if is_new := batch is None:
-            batch = partition.batch = Batch(partition.tp, self._codec, self._owner.answered)
+            batch = partition.batch = Batch(partition.tp, self._codec, self._owner)
             self._open[batch] = partition
         index = batch.add(message, size, told)
         if self._due is None:
             self._due = time.monotonic() + self._linger_s
-            self._wake()  # so that its thread knows when it is due
+            if self._due < self._looks_at:
+                self._wake()
         return batch, index, is_new
 
     def hand_over(self) -> None:
@@ -160,7 +149,7 @@ class Accumulator:
     def _hand_over(self) -> None:
         for batch in list(self._open):
             self._queue(batch)
-        self._due = None
+        self._due, self._handed_over_at = None, time.monotonic()
 
     def _queue(self, batch: Batch) -> None:
         queues = self._queues
@@ -181,7 +170,7 @@ class Accumulator:
             partitions = [self._partitions.setdefault(tp, Partition(tp)) for tp in tps]
         available = self._producer._metadata.available_partitions_for_topic(topic) or ()
         known = Topic(partitions, [each for each in partitions if each.tp.partition in available] or partitions)
-        self._topics[topic] = known
+        self.topics[topic] = known
         return known
 
     # -- on the sender's thread
@@ -192,9 +181,12 @@ class Accumulator:
         with self._lock:
             if self._due is not None and now >= self._due:
                 self._hand_over()
-            due = self._due
+            self._looks_at = self._due or float("inf")
+            if now - self._handed_over_at < self._linger_s:  # who sends goes on sending, and need not wake us
+                self._looks_at = min(self._looks_at, now + self._linger_s)
+            rest_s = self._looks_at - now
         nodes, delay_s, unknown = self._stock_ready(cluster, now=now)
-        return nodes, delay_s if due is None else min(delay_s, due - now), unknown
+        return nodes, min(delay_s, rest_s), unknown
 
     def _split(self, batch: Any, now: float | None = None) -> int:
         """Put two batches into the place of one that is too large; they are numbered as if it had not been."""
@@ -217,6 +209,8 @@ class Plain:
 
     def __init__(self, producer: Any, owner: Owner) -> None:
         self._producer, self._owner = producer, owner
+        self.topics: dict[str, Topic] = {}  # none is known
+        self.batch_size = 0
         producer._accumulator.config["linger_ms"] = 0
         producer.config["value_serializer"] = _Values()
 
@@ -231,7 +225,7 @@ class Plain:
 
     def add(self, partition: Partition, message: Unencoded, size: int, told: Told | None) -> tuple[Batch, int, bool]:
         timestamp_ms, key, value, headers = message
-        batch = Batch(partition.tp, 0, self._owner.answered)
+        batch = Batch(partition.tp, 0, self._owner)
         batch.add(message, size, told)
 
         def acknowledged(found: Any) -> None:

@@ -12,9 +12,9 @@ topic is *split*: its halves are answered in its place.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from kafka.producer.producer_batch import ProducerBatch
 
@@ -36,11 +36,16 @@ class Records:
 
     def __init__(self, codec: int) -> None:
         self.messages: list[Unencoded] = []
-        self.count = 0  # of messages; asked for also when these are forgotten
-        self.size = 0  # bytes, at most
+        self.size = 0  # bytes, or some more
+        self._forgotten = 0  # how many messages there were
         self._codec = codec
         self._state = State()
         self._encoded: Any = None
+
+    @property
+    def count(self) -> int:
+        """How many messages; asked for also when these are forgotten."""
+        return self._forgotten or len(self.messages)
 
     @property
     def producer_id(self) -> int:
@@ -75,17 +80,31 @@ class Records:
 
     def forget(self) -> None:
         """A future that is kept does not keep a batch's messages."""
-        self.messages, self._encoded = [], b""
+        self._forgotten, self.messages, self._encoded = self.count, [], b""
+
+
+class Owner(Protocol):
+    """Who counts what is unanswered."""
+
+    lock: Any
+
+    def answered(self, batch: Batch, base_offset: int, errors: Errors | None) -> None:
+        """kafka-python has an answer; without ``errors`` it is a good one. Not called under ``lock``."""
+
+    def split(self, batch: Batch, halves: Sequence[Batch]) -> None:
+        """``halves`` are answered in the place of ``batch``. Called under ``lock``."""
+
+    def hand_over(self) -> None:
+        """Somebody waits for an answer."""
 
 
 class Batch(ProducerBatch):  # type: ignore[misc]
-    """``answered(batch, base_offset, errors)``: kafka-python has an answer; without ``errors`` it is a good one."""
+    """Messages of one partition that leave together."""
 
-    def __init__(self, tp: Any, codec: int, answered: Callable[[Batch, int, Errors | None], None]) -> None:
+    def __init__(self, tp: Any, codec: int, owner: Owner) -> None:
         super().__init__(tp, Records(codec))
-        self.codec = codec
-        self.told: list[tuple[Told | None, int]] = []  # who is told of the next so many messages
-        self._answered = answered
+        self.codec, self.owner = codec, owner
+        self.told: list[tuple[Told | None, int]] = []  # who is told of the messages from which index on
         self._answer: tuple[int, Sequence[ProduceError]] | None = None  # offset of the first message, or the failures
         self._halves: tuple[Batch, ...] = ()
         self._watchers: list[tuple[Sent | Many, int]] = []  # with an index
@@ -93,22 +112,27 @@ class Batch(ProducerBatch):  # type: ignore[misc]
     def add(self, message: Unencoded, size: int, told: Told | None) -> int:
         """Only while it is open, under its producer's lock. Returns the index."""
         records = self.records
-        index: int = records.count
+        index = len(records.messages)
+        if not index or self.told[-1][0] is not told:
+            self.told.append((told, index))
         records.messages.append(message)
-        records.count = index + 1
         records.size += size
-        if self.told and self.told[-1][0] is told:
-            self.told[-1] = told, self.told[-1][1] + 1
-        else:
-            self.told.append((told, 1))
         return index
+
+    @property
+    def tellings(self) -> Iterator[tuple[Told, int, int]]:
+        """Who is told of the messages from which index on, up to before which."""
+        ends = [begin for _, begin in self.told[1:]] + [self.records.count]
+        return ((told, begin, end) for (told, begin), end in zip(self.told, ends, strict=True) if told is not None)
 
     def split(self) -> tuple[Batch, ...]:
         """Two batches with a half of the messages each, which are answered in the place of this one."""
         middle = (self.records.count + 1) // 2
-        halves = [Batch(self.topic_partition, self.codec, self._answered) for _ in range(2)]
+        halves = [Batch(self.topic_partition, self.codec, self.owner) for _ in range(2)]
         with _looking:
-            each = [None if self._answer else told for told, count in self.told for _ in range(count)]
+            each: list[Told | None] = [None] * self.records.count
+            for told, begin, end in () if self._answer else self.tellings:
+                each[begin:end] = [told] * (end - begin)
             for index, message in enumerate(self.records.messages):
                 halves[index >= middle].add(message, size_of(*message[1:]), each[index])
             self._halves = tuple(halves)
@@ -165,7 +189,7 @@ class Batch(ProducerBatch):  # type: ignore[misc]
             self._watchers.append((watcher, index))
 
     def _complete_future(self, base_offset: int, timestamp_ms: Any, errors: Any) -> None:
-        self._answered(self, base_offset, errors)
+        self.owner.answered(self, base_offset, errors)
         super()._complete_future(base_offset, timestamp_ms, errors)
         self.records.forget()  # not before: one that is overdue for us may still be sent
 
@@ -174,10 +198,10 @@ LAZY = frozenset(vars(Future()))
 
 
 class Sent(Future[Receipt]):
-    """The future of the message at ``index`` of ``batch``. ``leave``: have what is open handed over."""
+    """The future of the message at ``index`` of ``batch``."""
 
-    def __init__(self, batch: Batch, index: int, leave: Callable[[], None]) -> None:
-        self._batch, self._index, self._leave = batch, index, leave  # the rest is made when somebody looks
+    def __init__(self, batch: Batch, index: int) -> None:
+        self._batch, self._index = batch, index  # the rest is made when somebody looks
 
     def __getattr__(self, name: str) -> Any:
         if name not in LAZY:
@@ -199,7 +223,7 @@ class Sent(Future[Receipt]):
         if isinstance(answer, tuple):
             return answer
         if answer is None and timeout != 0:
-            self._leave()
+            self._batch.owner.hand_over()
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -207,7 +231,7 @@ class Sent(Future[Receipt]):
         if answer is not None:
             return None if isinstance(answer, tuple) else answer
         if timeout != 0:
-            self._leave()
+            self._batch.owner.hand_over()
         return super().exception(timeout)
 
     def look(self, batch: Batch, index: int) -> None:
@@ -220,10 +244,10 @@ class Sent(Future[Receipt]):
 class Many(Future[list[Receipt]]):
     """The future of messages at ``places``, in batches. It fails with the first failure, when all have an answer."""
 
-    def __init__(self, places: Sequence[tuple[Batch, int]], leave: Callable[[], None]) -> None:
+    def __init__(self, places: Sequence[tuple[Batch, int]]) -> None:
         super().__init__()
         self.set_running_or_notify_cancel()
-        self._places, self._leave = places, leave
+        self._places = places
         self._batches = {batch for batch, _ in places}
         self._waits = True
         with _looking:
@@ -244,14 +268,16 @@ class Many(Future[list[Receipt]]):
         _resolve(self, failures[0] if failures else [answer for answer in answers if isinstance(answer, tuple)])
 
     def result(self, timeout: float | None = None) -> list[Receipt]:
-        if timeout != 0:
-            self._leave()
+        self._hand_over(timeout)
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        if timeout != 0:
-            self._leave()
+        self._hand_over(timeout)
         return super().exception(timeout)
+
+    def _hand_over(self, timeout: float | None) -> None:
+        if timeout != 0 and (batch := next(iter(self._batches), None)) is not None:
+            batch.owner.hand_over()
 
 
 def _resolve(future: Future[R], answer: R | ProduceError) -> None:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 import kafka.errors
@@ -32,7 +33,7 @@ from kafka.structs import TopicPartition
 from karafka_lite.client.accumulator import Accumulator, Partition, Plain
 from karafka_lite.client.batches import Batch, Errors, Receipt, Sent
 from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
-from karafka_lite.client.encoding import size_of
+from karafka_lite.client.encoding import RECORD_BYTES, size_of
 from karafka_lite.client.outgoing import check_outgoing
 from karafka_lite.errors import KarafkaLiteError, ProduceError
 
@@ -95,6 +96,7 @@ class Producer:
         known = {name: value for name, value in settings.items() if name in KafkaProducer.DEFAULT_CONFIG}
         one_of = {"enable_idempotence": idempotent, "max_in_flight_requests_per_connection": IN_FLIGHT[idempotent]}
         self.settings = {**DEFAULTS, **known, **FORCED, **one_of}
+        self._most_bytes: int = self.settings["max_request_size"]
         self._connection = Connection("the producer", emit)
         self._producer: Any = None
         self._accumulator: Any = None
@@ -149,7 +151,32 @@ class Producer:
         try:
             return self.send_checked(message)
         except DeadError as error:
-            return Sent(*self._unsent(message, error, None), self.hand_over)
+            return Sent(*self._unsent(message, error, None))
+
+    def send_soon(self, message: Outgoing, told: Told | None) -> Future[Receipt] | None:
+        """``send`` for most messages, in one function: calls would double the price. None: it has to be looked at."""
+        topic, value, key, headers, number, timestamp_ms = message
+        if headers is not None or number is not None or timestamp_ms is not None or type(topic) is not str:
+            return None
+        known = self._accumulator.topics.get(topic)
+        if known is None or type(value) is not bytes:
+            return None
+        size = RECORD_BYTES + len(value)
+        if key is None:
+            partition = known.any()
+        elif type(key) is bytes:
+            partition = known.by_known_key.get(key) or known.by_key(key)
+            size += len(key)
+        else:
+            return None
+        with self.lock:
+            batch = partition.batch
+            if batch is None or self._weight + size + MESSAGE_BYTES > WINDOW_BYTES:
+                return None
+            if batch.records.size + size > self._accumulator.batch_size:
+                return None
+            self._weight += size + MESSAGE_BYTES
+            return Sent(batch, batch.add((time_ns() // 1_000_000, key, value, None), size, told))
 
     def send_checked(self, message: Outgoing, told: Told | None = None) -> Future[Receipt]:
         """``send`` for what ``check_outgoing`` has seen; ``told`` as ``protocol.Outbox`` has it. Raises DeadError."""
@@ -159,7 +186,7 @@ class Producer:
             raise
         except kafka.errors.KafkaError as error:
             batch, index = self._unsent(message, error, told)
-        return Sent(batch, index, self.hand_over)
+        return Sent(batch, index)
 
     def hand_over(self) -> None:
         """Somebody waits for answers: what was sent leaves now."""
@@ -190,12 +217,10 @@ class Producer:
         """Put it into a batch when there is room; raises KafkaError."""
         _, value, key, headers, _, timestamp_ms = message
         if timestamp_ms is None:
-            timestamp_ms = time.time_ns() // 1_000_000
+            timestamp_ms = time_ns() // 1_000_000
         size = size_of(key, value, headers)
-        if size > self.settings["max_request_size"]:
-            raise kafka.errors.MessageSizeTooLargeError(
-                f"more than max_request_size={self.settings['max_request_size']}"
-            )
+        if size > self._most_bytes:
+            raise kafka.errors.MessageSizeTooLargeError(f"more than max_request_size={self._most_bytes}")
         weight = size + MESSAGE_BYTES
         while True:
             with self.lock:
@@ -220,7 +245,7 @@ class Producer:
 
     def _unsent(self, message: Outgoing, error: Exception, told: Told | None) -> tuple[Batch, int]:
         """A message that could not be put into a batch."""
-        batch = Batch(TopicPartition(message.topic, -1), 0, self.answered)
+        batch = Batch(TopicPartition(message.topic, -1), 0, self)
         batch.add((0, message.key, message.value, None), 0, told)
         failure = self._failure(message.topic, message.key, message.value, error, collateral=self._has_fatal_error())
         batch.answer(-1, [failure])
@@ -312,11 +337,8 @@ class Producer:
         failures = [] if errors is None else self._failures(batch, errors)
         if not batch.answer(base_offset, failures):
             return
-        index = 0
-        for told, count in batch.told:
-            if told is not None:
-                told(count, _first_own(failures[index : index + count]))
-            index += count
+        for told, begin, end in batch.tellings:
+            told(end - begin, _first_own(failures[begin:end]))
         with self.lock:
             if self._unanswered.pop(batch, None) is not None:
                 self._weigh(-batch.records.size - batch.records.count * MESSAGE_BYTES)
@@ -395,8 +417,10 @@ class Outbox:
 
     def send(self, message: Outgoing, told: Told | None = None) -> Future[Receipt]:
         """As ``Producer.send``. No broker within ``bootstrap_timeout_ms`` is a ProduceError in the future, too."""
-        check_outgoing(message)  # at the call, also while no broker can be reached
         producer = self._producer
+        if producer is not None and (sent := producer.send_soon(message, told)) is not None:
+            return sent
+        check_outgoing(message)  # at the call, also while no broker can be reached
         while True:
             try:
                 producer = producer or self._living()

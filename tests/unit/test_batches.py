@@ -18,12 +18,28 @@ from karafka_lite.errors import ProduceError
 FAILURE = ProduceError("refused")
 
 
-def leave() -> None:
-    """Nobody waits in vain."""
+class Owner:
+    """Answers when somebody waits."""
+
+    lock = None
+
+    def __init__(self) -> None:
+        self.batch: Batch | None = None
+
+    def answered(self, batch: Batch, base_offset: int, errors: Any) -> None: ...
+    def split(self, batch: Batch, halves: Any) -> None: ...
+
+    def hand_over(self) -> None:
+        if self.batch is not None:
+            answer(self.batch)
+
+
+def new_batch(partition: int = 3) -> Batch:
+    return Batch(TopicPartition("orders", partition), 0, Owner())
 
 
 def batch_of(count: int, partition: int = 3) -> Batch:
-    batch = Batch(TopicPartition("orders", partition), 0, lambda *_: None)
+    batch = new_batch(partition)
     for index in range(count):
         assert batch.add((1000, None, b"%d" % index, None), 30, None) == index
     return batch
@@ -35,11 +51,11 @@ def answer(batch: Batch, base: int = 40) -> None:
 
 def test_before_anybody_looks_a_future_is_a_place_in_a_batch() -> None:
     batch = batch_of(2)
-    sent = Sent(batch, 1, leave)
+    sent = Sent(batch, 1)
     answer(batch)
-    assert vars(sent).keys() == {"_batch", "_index", "_leave"}
+    assert vars(sent).keys() == {"_batch", "_index"}
     assert sent.result() == (3, 41)
-    assert vars(sent).keys() == {"_batch", "_index", "_leave"}
+    assert vars(sent).keys() == {"_batch", "_index"}
     assert sent.done()
     assert sent.exception() is None
     assert sent.result(0) == (3, 41)
@@ -49,7 +65,7 @@ def test_before_anybody_looks_a_future_is_a_place_in_a_batch() -> None:
 @pytest.mark.parametrize("fails", [True, False])
 def test_a_future_is_one_of_the_standard_library(looks_first: bool, fails: bool) -> None:
     batch = batch_of(3)
-    sent = [Sent(batch, index, leave) for index in range(3)]
+    sent = [Sent(batch, index) for index in range(3)]
     called: list[Any] = []
     if looks_first:
         assert not sent[0].done()
@@ -78,7 +94,7 @@ def test_it_can_be_awaited() -> None:
     batch = batch_of(1)
 
     async def story() -> tuple[int, int]:
-        waiting = asyncio.wrap_future(Sent(batch, 0, leave))
+        waiting = asyncio.wrap_future(Sent(batch, 0))
         threading.Thread(target=answer, args=(batch,)).start()
         return await waiting
 
@@ -86,22 +102,21 @@ def test_it_can_be_awaited() -> None:
 
 
 def test_who_waits_for_an_answer_has_what_is_open_leave() -> None:
-    batch = batch_of(1)
-    left: list[int] = []
-    sent = Sent(batch, 0, lambda: left.append(1) or answer(batch))  # type: ignore[func-returns-value]
-    assert not sent.done()
-    with pytest.raises(TimeoutError):
-        sent.result(0)
-    assert not left
-    assert sent.result(1) == (3, 40)
-    other = batch_of(1)
-    assert Sent(other, 0, lambda: answer(other)).exception(1) is None
+    for ask in (Sent.result, Sent.exception):
+        batch = batch_of(1)
+        sent = Sent(batch, 0)
+        assert not sent.done()
+        batch.owner.batch = batch
+        with pytest.raises(TimeoutError):
+            ask(sent, 0)
+        assert not batch.is_answered
+        assert ask(sent, 1) in ((3, 40), None)
 
 
 def test_looking_while_the_answer_comes_is_no_deadlock_and_no_mistake() -> None:
     for _ in range(300):
         batch = batch_of(1)
-        sent, found = Sent(batch, 0, leave), []
+        sent, found = Sent(batch, 0), []
         threads = [threading.Thread(target=lambda: found.append(sent.result(5))) for _ in range(3)]  # noqa: B023
         threads.append(threading.Thread(target=answer, args=(batch,)))
         for thread in threads:
@@ -115,19 +130,19 @@ def test_there_is_one_answer() -> None:
     batch = batch_of(1)
     answer(batch)
     assert not batch.answer(-1, [FAILURE])
-    assert Sent(batch, 0, leave).result() == (3, 40)
+    assert Sent(batch, 0).result() == (3, 40)
 
 
 def test_where_the_broker_knows_only_that_it_has_them_the_offset_is_unknown() -> None:
     batch = batch_of(2)
     answer(batch, -1)
-    assert Sent(batch, 1, leave).result() == (3, -1)
+    assert Sent(batch, 1).result() == (3, -1)
 
 
 def test_a_future_that_is_kept_does_not_keep_the_messages() -> None:
     batch = batch_of(2)
     batch.records.buffer()
-    sent = Sent(batch, 0, leave)
+    sent = Sent(batch, 0)
     answer(batch)
     assert batch.records.buffer(), "it may be overdue, and be sent all the same"
     batch.done(base_offset=40)
@@ -146,15 +161,14 @@ def test_a_future_that_is_kept_does_not_keep_the_messages() -> None:
 def test_the_halves_of_a_batch_are_answered_in_its_place() -> None:
     told: list[tuple[str, int]] = []
     a, b = (lambda count, _, name=name: told.append((name, count)) for name in "ab")
-    batch = Batch(TopicPartition("orders", 3), 0, lambda *_: None)
+    batch = new_batch()
     for index in range(5):
         batch.add((1000, None, b"%d" % index, None), 30, a if index < 4 else b)
-    early, late = ([Sent(batch, index, leave) for index in range(5)] for _ in range(2))
+    early, late = ([Sent(batch, index) for index in range(5)] for _ in range(2))
     assert not any(future.done() for future in early)
     first, second = batch.split()
     assert [half.records.count for half in (first, second)] == [3, 2]
-    assert [who for who, _ in first.told + second.told] == [a, a, b]
-    assert [count for _, count in first.told + second.told] == [3, 1, 1]
+    assert [*first.tellings, *second.tellings] == [(a, 0, 3), (a, 0, 1), (b, 1, 2)]
     assert not batch.answer(-1, [FAILURE] * 5), "it has no answer of its own any more"
     second_first, second_second = second.split()
     answer(first, 10)
@@ -175,11 +189,11 @@ def test_a_half_knows_when_its_messages_were_sent_and_how_often() -> None:
 
 
 def test_of_a_batch_that_was_given_up_nobody_is_told_again() -> None:
-    batch = Batch(TopicPartition("orders", 3), 0, lambda *_: None)
+    batch = new_batch()
     for _ in range(2):
         batch.add((1000, None, b"", None), 30, lambda *_: None)
     assert batch.answer(-1, [FAILURE] * 2)
-    assert [half.told for half in batch.split()] == [[(None, 1)]] * 2
+    assert [[*half.tellings] for half in batch.split()] == [[], []]
 
 
 # -- many at once -----------------------------------------------------------------------------------------------------
@@ -188,19 +202,19 @@ def test_of_a_batch_that_was_given_up_nobody_is_told_again() -> None:
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_many_have_their_places_in_the_order_in_which_they_were_given(order: tuple[int, int]) -> None:
     batches = batch_of(2, 0), batch_of(2, 1)
-    many = Many([(batches[0], 0), (batches[1], 1), (batches[0], 1), (batches[1], 0)], leave)
+    many = Many([(batches[0], 0), (batches[1], 1), (batches[0], 1), (batches[1], 0)])
     assert not many.cancel()
     for index in order:
         assert not many.done()
         answer(batches[index], 10 * (index + 1))
     assert many.result(0) == [(0, 10), (1, 21), (0, 11), (1, 20)]
-    assert Many([(batches[0], 1)], leave).result(0) == [(0, 11)]
-    assert Many([], leave).result(0) == []
+    assert Many([(batches[0], 1)]).result(0) == [(0, 11)]
+    assert Many([]).result(0) == []
 
 
 def test_many_fail_with_the_first_failure_when_all_have_an_answer() -> None:
     batches = batch_of(1), batch_of(1)
-    many = Many([(batches[0], 0), (batches[1], 0)], leave)
+    many = Many([(batches[0], 0), (batches[1], 0)])
     assert batches[1].answer(-1, [FAILURE])
     assert not many.done()
     answer(batches[0])
@@ -209,9 +223,9 @@ def test_many_fail_with_the_first_failure_when_all_have_an_answer() -> None:
 
 def test_many_wait_for_both_halves() -> None:
     batch = batch_of(4)
-    early = Many([(batch, index) for index in range(4)], leave)
+    early = Many([(batch, index) for index in range(4)])
     first, second = batch.split()
-    late = Many([(batch, index) for index in range(4)], leave)
+    late = Many([(batch, index) for index in range(4)])
     answer(second, 50)
     assert not early.done()
     assert not late.done()
@@ -220,9 +234,11 @@ def test_many_wait_for_both_halves() -> None:
 
 
 def test_who_waits_for_many_has_what_is_open_leave() -> None:
-    batch = batch_of(1)
-    many = Many([(batch, 0)], lambda: answer(batch))
-    assert many.result(1) == [(3, 40)]
-    other = batch_of(1)
-    assert Many([(other, 0)], lambda: answer(other)).exception(1) is None
+    for ask in (Many.result, Many.exception):
+        batch = batch_of(1)
+        many = Many([(batch, 0)])
+        batch.owner.batch = batch
+        with pytest.raises(TimeoutError):
+            ask(many, 0)
+        assert ask(many, 1) in ([(3, 40)], None)
     assert isinstance(many, Future)

@@ -45,7 +45,7 @@ def test_the_bound_of_an_answer_follows_from_the_settings() -> None:
 
 
 def batch_of(producer: Producer, topic: str = "orders", count: int = 1) -> Batch:
-    batch = Batch(TopicPartition(topic, 0), 0, producer.answered)
+    batch = Batch(TopicPartition(topic, 0), 0, producer)
     for _ in range(count):
         batch.add((0, b"k" * 4, b"v" * 6, None), 10, None)
     return batch
@@ -84,7 +84,8 @@ def test_without_a_fatal_error_each_message_fails_by_its_own_fault() -> None:
 
 
 def test_beside_an_invalid_message_the_others_of_its_batch_are_collateral() -> None:
-    producer, batch = Producer([], {}), Batch(TopicPartition("orders", 0), 0, lambda *_: None)
+    producer = Producer([], {})
+    batch = Batch(TopicPartition("orders", 0), 0, producer)
     told: list[tuple[int, BaseException | None]] = []
     for _ in range(3):
         batch.add((0, None, b"", None), 10, lambda count, failure: told.append((count, failure)))
@@ -96,7 +97,8 @@ def test_beside_an_invalid_message_the_others_of_its_batch_are_collateral() -> N
 
 
 def test_who_has_sent_several_is_told_once_and_of_its_own_fault_first() -> None:
-    producer, batch = Producer([], {}), Batch(TopicPartition("orders", 0), 0, lambda *_: None)
+    producer = Producer([], {})
+    batch = Batch(TopicPartition("orders", 0), 0, producer)
     told: list[Any] = []
     tell = lambda count, failure: told.append((count, failure and failure.collateral))  # noqa: E731
     for who in (tell, tell, None, tell):
