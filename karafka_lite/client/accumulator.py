@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kafka.serializer import Serializer
@@ -117,14 +117,10 @@ class Accumulator:
         """How many partitions a topic has."""
         return len((self.topics.get(topic) or self._look_up(topic)).partitions)
 
-    def add(self, partition: Partition, message: Unencoded, size: int, told: Told | None) -> tuple[Batch, int, bool]:
-        """Put ``message`` into the open batch; returns that, the index in it, and whether it is a new one."""
+    def add(self, partition: Partition, message: Unencoded, size: int, told: Told | None) -> tuple[Batch, int]:
+        """Put ``message`` into the open batch, or into a new one; returns that, and the index in it."""
         batch = partition.batch
-        if batch is not None and batch.records.size + size > self.batch_size:
-            self._queue(batch)
-            self._wake()
-            batch = None
-        if is_new := batch is None:
+        if batch is None:
             batch = partition.batch = Batch(partition.tp, self._codec, self._owner)
             self._open[batch] = partition
         index = batch.add(message, size, told)
@@ -132,12 +128,12 @@ class Accumulator:
             self._due = time.monotonic() + self._linger_s
             if self._due < self._looks_at:
                 self._wake()
-        return batch, index, is_new
+        return batch, index
 
-    def hand_over(self) -> None:
-        """What is open leaves now."""
+    def hand_over(self, batch: Batch | None = None) -> None:
+        """What is open leaves now: all, or one batch."""
         if self._open:
-            self._hand_over()
+            self._hand_over([batch] if batch else list(self._open))
             self._wake()
 
     def drop(self, batch: Batch) -> None:
@@ -146,10 +142,12 @@ class Accumulator:
         if partition is not None:
             partition.batch = None
 
-    def _hand_over(self) -> None:
-        for batch in list(self._open):
+    def _hand_over(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
             self._queue(batch)
-        self._due, self._handed_over_at = None, time.monotonic()
+        self._handed_over_at = time.monotonic()
+        if not self._open:
+            self._due = None
 
     def _queue(self, batch: Batch) -> None:
         queues = self._queues
@@ -180,7 +178,7 @@ class Accumulator:
         now = time.monotonic() if now is None else now
         with self._lock:
             if self._due is not None and now >= self._due:
-                self._hand_over()
+                self._hand_over(list(self._open))
             self._looks_at = self._due or float("inf")
             if now - self._handed_over_at < self._linger_s:  # who sends goes on sending, and need not wake us
                 self._looks_at = min(self._looks_at, now + self._linger_s)
@@ -223,7 +221,7 @@ class Plain:
     def partitions(self, topic: str) -> int:
         return len(self._producer.partitions_for(topic))
 
-    def add(self, partition: Partition, message: Unencoded, size: int, told: Told | None) -> tuple[Batch, int, bool]:
+    def add(self, partition: Partition, message: Unencoded, size: int, told: Told | None) -> tuple[Batch, int]:
         timestamp_ms, key, value, headers = message
         batch = Batch(partition.tp, 0, self._owner)
         batch.add(message, size, told)
@@ -236,9 +234,9 @@ class Plain:
         receipt = self._producer.send(partition.tp.topic, data, key, names, partition.tp.partition, timestamp_ms)
         receipt.add_callback(acknowledged)
         receipt.add_errback(lambda error: self._owner.answered(batch, -1, lambda _: error))
-        return batch, 0, True
+        return batch, 0
 
-    def hand_over(self) -> None: ...
+    def hand_over(self, batch: Batch | None = None) -> None: ...
     def drop(self, batch: Batch) -> None: ...
 
 

@@ -20,9 +20,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
+from itertools import islice
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,9 @@ from kafka import KafkaProducer
 from kafka.structs import TopicPartition
 
 from karafka_lite.client.accumulator import Accumulator, Partition, Plain
-from karafka_lite.client.batches import Batch, Errors, Receipt, Sent
+from karafka_lite.client.batches import Batch, Errors, Many, R, Receipt, Sent
 from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
-from karafka_lite.client.encoding import RECORD_BYTES, size_of
+from karafka_lite.client.encoding import RECORD_BYTES, Unencoded, size_of
 from karafka_lite.client.outgoing import check_outgoing
 from karafka_lite.errors import KarafkaLiteError, ProduceError
 
@@ -181,12 +182,63 @@ class Producer:
     def send_checked(self, message: Outgoing, told: Told | None = None) -> Future[Receipt]:
         """``send`` for what ``check_outgoing`` has seen; ``told`` as ``protocol.Outbox`` has it. Raises DeadError."""
         try:
-            batch, index = self._put(message, self._partition_of(message), told)
+            batch, index = self._put(message, told)
         except DeadError:
             raise
         except kafka.errors.KafkaError as error:
             batch, index = self._unsent(message, error, told)
         return Sent(batch, index)
+
+    def send_many(self, messages: Sequence[Outgoing], told: Told | None = None) -> Future[list[Receipt]]:
+        """All of these, which ``check_outgoing`` has seen; or none where one cannot be sent. Raises DeadError."""
+        places: list[tuple[Batch, int]] = []
+        try:
+            ready = [self._made_ready(message) for message in messages]
+        except DeadError:
+            raise
+        except kafka.errors.KafkaError as error:
+            return Many([self._unsent(message, error, told) for message in messages])
+        while (done := len(places)) < len(messages):
+            self._put_soon(islice(ready, done, None), places, told)
+            if len(places) > done:
+                continue
+            try:  # a batch has to be opened, or to be waited for
+                places.append(self._put(messages[done], told))
+            except kafka.errors.KafkaError as error:
+                if not places and isinstance(error, DeadError):
+                    raise
+                places.append(self._unsent(messages[done], error, told))
+        return Many(places)
+
+    def _made_ready(self, message: Outgoing) -> tuple[str, Partition | None, Unencoded, int]:
+        """Its topic, its partition (None: any will do), what is put into a batch, and the size of that."""
+        topic, value, key, headers, number, timestamp_ms = message
+        size = size_of(key, value, headers)
+        self._check_size(size)
+        partition = self._partition_of(message)
+        time_ms = time_ns() // 1_000_000 if timestamp_ms is None else timestamp_ms
+        any_will_do = key is None and number is None
+        return topic, None if any_will_do else partition, (time_ms, key, value, headers), size
+
+    def _put_soon(
+        self,
+        ready: Iterable[tuple[str, Partition | None, Unencoded, int]],
+        places: list[tuple[Batch, int]],
+        told: Told | None,
+    ) -> None:
+        """Put messages into batches that are open and have room, up to the first one without."""
+        most, topics = self._accumulator.batch_size, self._accumulator.topics
+        with self.lock:
+            for topic, partition, message, size in ready:
+                if partition is None:
+                    if (known := topics.get(topic)) is None:
+                        return
+                    partition = known.any()
+                batch, weight = partition.batch, self._weight + size + MESSAGE_BYTES
+                if batch is None or batch.records.size + size > most or weight > WINDOW_BYTES:
+                    return
+                self._weight = weight
+                places.append((batch, batch.add(message, size, told)))
 
     def hand_over(self) -> None:
         """Somebody waits for answers: what was sent leaves now."""
@@ -213,25 +265,26 @@ class Producer:
         self._producer._sender.wakeup()
         answered.wait(self.settings["max_block_ms"] / 1000)
 
-    def _put(self, message: Outgoing, partition: Partition, told: Told | None) -> tuple[Batch, int]:
+    def _put(self, message: Outgoing, told: Told | None) -> tuple[Batch, int]:
         """Put it into a batch when there is room; raises KafkaError."""
         _, value, key, headers, _, timestamp_ms = message
-        if timestamp_ms is None:
-            timestamp_ms = time_ns() // 1_000_000
         size = size_of(key, value, headers)
-        if size > self._most_bytes:
-            raise kafka.errors.MessageSizeTooLargeError(f"more than max_request_size={self._most_bytes}")
+        self._check_size(size)
         weight = size + MESSAGE_BYTES
         while True:
+            partition = self._partition_of(message)
+            if timestamp_ms is None:
+                timestamp_ms = time_ns() // 1_000_000
             with self.lock:
+                batch = partition.batch
+                if batch is not None and batch.records.size + size > self._accumulator.batch_size:
+                    self._accumulator.hand_over(batch)
+                    continue  # without a key the next batch is one of another partition
                 if not self._unanswered or self._weight + weight <= WINDOW_BYTES:
-                    if partition.batch is None and self.dead:  # looked at for each batch, not for each message
+                    if batch is None and self.dead:  # looked at for each batch, not for each message
                         raise DeadError
-                    batch, index, is_new = self._accumulator.add(
-                        partition, (timestamp_ms, key, value, headers), size, told
-                    )
-                    if is_new:
-                        self._unanswered[batch] = batch.created + self.answer_timeout_s
+                    batch, index = self._accumulator.add(partition, (timestamp_ms, key, value, headers), size, told)
+                    self._unanswered.setdefault(batch, batch.created + self.answer_timeout_s)
                     self._weight += weight
                     return batch, index
             self.hand_over()
@@ -239,6 +292,10 @@ class Producer:
                 raise kafka.errors.KafkaTimeoutError("too much is unanswered, for too long")
             if self.dead:
                 raise DeadError
+
+    def _check_size(self, size: int) -> None:
+        if size > self._most_bytes:
+            raise kafka.errors.MessageSizeTooLargeError(f"more than max_request_size={self._most_bytes}")
 
     def _has_room(self, weight: int) -> bool:
         return not self._unanswered or self._weight + weight <= WINDOW_BYTES or self.dead
@@ -421,19 +478,30 @@ class Outbox:
         if producer is not None and (sent := producer.send_soon(message, told)) is not None:
             return sent
         check_outgoing(message)  # at the call, also while no broker can be reached
+        return self._by_living(lambda producer: producer.send_checked(message, told), [message], told)
+
+    def send_many(self, messages: Sequence[Outgoing], told: Told | None = None) -> Future[list[Receipt]]:
+        """As ``Producer.send_many``."""
+        for message in messages:
+            check_outgoing(message)
+        return self._by_living(lambda producer: producer.send_many(messages, told), messages, told)
+
+    def _by_living(
+        self, send: Callable[[Producer], Future[R]], messages: Sequence[Outgoing], told: Told | None
+    ) -> Future[R]:
+        producer = self._producer
         while True:
             try:
-                producer = producer or self._living()
-                return producer.send_checked(message, told)
+                return send(producer or self._living())
             except DeadError:
                 producer = None
             except KarafkaLiteError as error:
-                failure = ProduceError(f"topic {message.topic} did not take a message ({error})")
+                failure = ProduceError(f"topic {messages[0].topic} did not take a message ({error})")
                 break
-        future: Future[Receipt] = Future()
+        future: Future[R] = Future()
         future.set_exception(failure)
         if told is not None:
-            told(1, failure)
+            told(len(messages), failure)
         return future
 
     def hand_over(self) -> None:
