@@ -391,6 +391,7 @@ class Member:
         """Wait until everything that was sent is acknowledged or has failed. Returns the first failure."""
         marks, outbox = run.ownership.marks, self._shared.outbox
         deadline = self._now() + (limit_s := outbox.answer_timeout_s + ANSWER_SLACK_S)
+        outbox.hand_over()
         while True:
             with self.lock:
                 if not marks.in_flight:
@@ -464,6 +465,7 @@ class Member:
 
     def commit(self, ownership: Ownership, timeout_ms: int) -> bool:
         marks = ownership.marks
+        self._shared.outbox.hand_over()
         with self.locked() as now:
             deadline, wanted, last_failure = now + timeout_ms / 1000, marks.version, marks.last_failure
             if marks.committed_version < wanted:
@@ -500,13 +502,12 @@ class Member:
             if ownership.marks.failure is not None and not after_failure:
                 raise ProduceError.from_failure(ownership.marks.failure)
             send = ownership.marks.sending()
+            told = send.told = send.told or partial(self._answered, ownership, send)
         try:
-            future = self._shared.outbox.send(message)
+            return self._shared.outbox.send(message, told)
         except BaseException:  # it cannot be a message: nothing has left
-            self._answered(ownership, send, None)
+            told(1, None)
             raise
-        future.add_done_callback(lambda done: self._answered(ownership, send, done.exception()))
-        return future
 
     def dead_letter(self, run: Run, message: Outgoing, offset: int, attempts: int, reason: str) -> Sent:
         future = self.send(run, message)
@@ -516,9 +517,9 @@ class Member:
         future.add_done_callback(lambda done: done.exception() or tell(((message.topic, *done.result()), ())))
         return future
 
-    def _answered(self, ownership: Ownership, send: Send, failure: BaseException | None) -> None:
+    def _answered(self, ownership: Ownership, send: Send, count: int, failure: BaseException | None) -> None:
         with self.lock:  # on the producer's thread, which does not emit either
-            self.group.answered(ownership, send, failure, self._now())
+            self.group.answered(ownership, send, failure, self._now(), count)
             self._dispatch()
 
     # -- the commit step

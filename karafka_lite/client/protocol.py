@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from karafka_lite.core.answers import Commit, PollPlan
-    from karafka_lite.core.marks import Refusal
+    from karafka_lite.core.marks import Refusal, Told
     from karafka_lite.core.options import SeekTarget
     from karafka_lite.core.starts import Place
 
@@ -107,8 +107,14 @@ class Outbox(Protocol):
     def answer_timeout_s(self) -> float:
         """After so long there is an answer to every message, or there will be none."""
 
-    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
-        """The future holds (partition, offset), or a ProduceError. TypeError, ValueError: this cannot be a message."""
+    def send(self, message: Outgoing, told: Told | None = None) -> Future[tuple[int, int]]:
+        """The future holds (partition, offset), or a ProduceError. TypeError, ValueError: this cannot be a message.
+
+        ``told`` is called once the futures have their answers; one call may be for many messages.
+        """
+
+    def hand_over(self) -> None:
+        """Somebody waits for answers: what was sent leaves now."""
 
     def check(self) -> None:
         """Have the futures fail whose messages no living thread will send any more; never blocks."""

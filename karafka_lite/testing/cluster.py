@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import Future
 
-from karafka_lite.client.producer import check_outgoing, partition_of
+from karafka_lite.client.outgoing import check_outgoing, partition_of
 from karafka_lite.messages import Message, Outgoing, PlainRecord, TopicPartition
 
 EPOCH_MS = 1_577_836_800_000  # the clock begins with 2020

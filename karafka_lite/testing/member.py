@@ -11,7 +11,7 @@ from typing import Any
 from karafka_lite.app import App
 from karafka_lite.client.protocol import Client, Fetched
 from karafka_lite.core.answers import Commit, PollPlan
-from karafka_lite.core.marks import Refusal
+from karafka_lite.core.marks import Refusal, Told
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.starts import Note, Place, Stray
@@ -200,9 +200,14 @@ class Sent:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
+    def send(self, message: Outgoing, told: Told | None = None) -> Future[tuple[int, int]]:
         """The answer is there at once."""
-        return self._cluster.accept(message)
+        future = self._cluster.accept(message)
+        if told is not None:
+            told(1, future.exception())
+        return future
+
+    def hand_over(self) -> None: ...
 
     def check(self) -> None: ...
     def close(self) -> None: ...

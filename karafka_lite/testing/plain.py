@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from karafka_lite.client.producer import check_outgoing
+from karafka_lite.client.outgoing import check_outgoing
 from karafka_lite.context import Context
 from karafka_lite.core.options import Options, SeekTarget
 from karafka_lite.core.ownership import Ownership, Run, State

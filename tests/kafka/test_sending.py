@@ -17,6 +17,7 @@ from support.observer import BreakableKafka, Observer, wait_until
 
 from karafka_lite import App, Batch, CommitError, Context, ProduceError
 from karafka_lite.client.producer import Outbox, Producer
+from karafka_lite.core.marks import Told
 from karafka_lite.messages import Outgoing
 
 QUICKLY = {"backoff_ms": 20, "backoff_max_ms": 20}
@@ -39,10 +40,11 @@ class Outputs:
         self._plain = self._outbox.send
         self._outbox.send = self._send  # type: ignore[method-assign]
 
-    def _send(self, message: Any) -> Sent:
+    def _send(self, message: Any, told: Told) -> Sent:
         if not self.holding(message.value):
-            return self._plain(message)
+            return self._plain(message, told)
         future: Sent = Future()
+        future.add_done_callback(lambda done: told(1, done.exception()))
         self.held.append((message.value, lambda: self._plain(message), future))
         return future
 
@@ -657,7 +659,7 @@ def test_killed_between_the_mark_and_the_answer_the_input_comes_again(kafka: Obs
 
         topic, out, group, kills = sys.argv[1:]
         if kills == "yes":
-            Outbox.send = lambda self, message: Future()  # it never leaves
+            Outbox.send = lambda self, message, told: Future()  # it never leaves
 
         app = App(group, bootstrap_servers=BROKERS, concurrency=5, auto_commit_interval_ms=1, session_timeout_ms=2000,
                   heartbeat_interval_ms=300, fetch_max_wait_ms=50)

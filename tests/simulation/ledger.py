@@ -72,6 +72,14 @@ class Mark(NamedTuple):
     number: int  # of all that was stored and requested
 
 
+class Leaving:
+    """A message that user code has sent, and what a failure takes the ownership back to."""
+
+    def __init__(self, retry_position: int, gone: set[int]) -> None:
+        self.retry_position, self.gone = retry_position, gone
+        self.waits = True  # for its answer
+
+
 class Book:
     """What the ledger knows of one ownership."""
 
@@ -126,9 +134,10 @@ class Book:
         self.void: set[int] = set()  # stores that a failed send has undone
         self.last_mark: dict[object, tuple[bool, int]] = {}  # of each thread: whether it was stored, and as which one
         self.backed = Mark(0, None, 0)  # the newest mark with every send before it acknowledged
-        self.trail: list[Mark | Send] = []  # what came after it: sends, and marks that wait for them
-        self.waiting: set[Send] = set()  # sends without an answer
-        self.before: dict[Send, tuple[int, set[int]]] = {}  # the retry position, and what was given up
+        self.trail: list[
+            Mark | Leaving
+        ] = []  # what came after it: messages that were sent, and marks that wait for them
+        self.waiting: dict[Send, list[Leaving]] = {}  # messages without an answer, by what the group counts them with
         self.failed_send = False  # of the code that runs
         self.own_fault = False  # it was refused what it has sent, and not because of another message
         self.raised = False  # the code that runs has raised
@@ -208,27 +217,31 @@ class Book:
 
     def trim(self, now: float) -> None:
         """A mark before which no send waits is backed."""
-        while self.trail and self.trail[0] not in self.waiting:
+        while self.trail and not (isinstance(self.trail[0], Leaving) and self.trail[0].waits):
             mark = self.trail.pop(0)
             if isinstance(mark, Mark):
                 if not self.committable:
                     self.unacked_since = now
                 self.backed = mark
 
-    def send_failed(self, send: Send) -> None:
-        """Everything after ``send`` is void."""
+    def send_failed(self, message: Leaving) -> None:
+        """Everything after ``message`` is void."""
         self.failed_send = True
-        if send in self.trail:
-            index = self.trail.index(send)
+        if message in self.trail:
+            index = self.trail.index(message)
             self.void.update(mark.seq for mark in self.trail[index:] if isinstance(mark, Mark))
             del self.trail[index:]
             marks = [mark for mark in self.trail if isinstance(mark, Mark)]
             last = marks[-1] if marks else self.backed
             self.seq, self.stored = last.seq, last.offset
             self.void.discard(last.seq)  # it was stored again after the send
-            self.retry_position, gone = self.before[send]
-            self.ledger.reached["a failed send undid that a message was given up"] += gone != self.gone
-            self.gone = gone
+            self.retry_position = message.retry_position
+            self.ledger.reached["a failed send undid that a message was given up"] += message.gone != self.gone
+            self.gone = message.gone
+
+    def after(self, message: Leaving) -> list[Mark | Leaving]:
+        """What came after ``message``; nothing, where it is void or forgotten."""
+        return self.trail[self.trail.index(message) + 1 :] if message in self.trail else []
 
     def __str__(self) -> str:
         return f"{self.tp[0]}-{self.tp[1]}/{self.life}"
@@ -491,9 +504,9 @@ class Ledger:
     def _begins(self, o: Book, place: Place, start: Start | None, now: float) -> None:
         committed = place.committed
         assert start is not None
-        require(o.log.topic_id == place.topic_id or o.log is not self.logs[o.tp], "the topic is known", o)
-        if o.log.topic_id != place.topic_id and self.logs[o.tp].topic_id == place.topic_id:
-            o.log = self.logs[o.tp]
+        if o.log.topic_id != place.topic_id:  # what it was assigned, or what it begins with, was deleted meanwhile
+            current = self.logs[o.tp]
+            o.log = current if current.topic_id == place.topic_id else self._broker.gone[o.tp, place.topic_id]
         if start.reason == "recreated":
             foreign = committed is None or place.note.topic_id != place.topic_id
             require(foreign, "what was committed for another topic does not count", o, place)
@@ -827,7 +840,7 @@ class Ledger:
 
     def _out(self, run: Run) -> Book:
         o = self.books[run.ownership]
-        require(not o.waiting, "a run ends with the answers to what it sent", o)
+        require(not any(o.waiting.values()), "a run ends with the answers to what it sent", o)
         require(o.running is run, "a run ends once", o)
         o.running = None
         o.failed_send = o.own_fault = o.waits_no_more = False
@@ -1018,20 +1031,24 @@ class Ledger:
     # -- sends
 
     def sent(self, o: Book, send: Send) -> None:
-        o.waiting.add(send)
-        o.trail.append(send)
-        o.before[send] = o.retry_position, {*o.gone}
+        message = Leaving(o.retry_position, {*o.gone})
+        others = o.waiting.setdefault(send, [])
+        self.reached["messages were counted together"] += bool(others)
+        others.append(message)
+        o.trail.append(message)
 
     def answered(self, o: Book, send: Send, failure: BaseException | None, now: float) -> None:
-        if send not in o.waiting:
+        if not o.waiting.get(send):
             self.reached["an answer came after nothing waited for it"] += 1
             return
-        o.waiting.remove(send)
+        message = o.waiting[send].pop(0)
+        message.waits = False
         if failure is not None:
             o.own_fault |= not (isinstance(failure, ProduceError) and failure.collateral)
             self.reached["a send failed"] += 1
-            self.reached["a send failed, and the marks after it were void"] += send in o.trail and o.trail[-1] != send
-            o.send_failed(send)
+            undone = any(isinstance(mark, Mark) for mark in o.after(message))
+            self.reached["a send failed, and the marks after it were void"] += undone
+            o.send_failed(message)
         o.trim(now)
         if self.covered[o.tp] is not None:
             self._cover(o)

@@ -176,7 +176,7 @@ def _(patch: Patch) -> None:
 
 @wrong("a version is used twice", sending=0.5)
 def _(patch: Patch) -> None:
-    after(patch, Marks, "answered", lambda marks, send, failure: setattr(marks, "_versions", marks.version))
+    after(patch, Marks, "answered", lambda marks, send, *answer: setattr(marks, "_versions", marks.version))
 
 
 @wrong("an answer counts twice", sending=0.5, failing=0.0, hanging=0.0, unrest=20.0)
@@ -185,8 +185,25 @@ def _(patch: Patch) -> None:
         patch,
         Marks,
         "answered",
-        lambda method, marks, send, *failure: (marks._open.add(send), method(marks, send, *failure)),
+        lambda method, marks, send, failure, count=1: (
+            marks._open.add(send),
+            setattr(send, "unanswered", max(send.unanswered, count)),
+            method(marks, send, failure, count),
+        ),
     )
+
+
+@wrong("one answer counts for all that is counted together", sending=0.5)
+def _(patch: Patch) -> None:
+    def answered(method: Callable[..., Any], marks: Marks, send: Any, failure: Any, count: int = 1) -> None:
+        method(marks, send, failure, send.unanswered)
+
+    instead(patch, Marks, "answered", answered)
+
+
+@wrong("messages are counted together whatever was marked in between", sending=0.5)
+def _(patch: Patch) -> None:
+    patch.setattr(Marks, "_is_at", lambda marks, mark: True)
 
 
 @wrong("what is put back is lost")

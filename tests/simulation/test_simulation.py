@@ -50,5 +50,5 @@ def test_a_violation_names_its_seed_and_tells_what_happened_before() -> None:
             world._rebalance = partial(break_the_books, world)  # type: ignore[method-assign]
             world.run(EVENTS_PER_WORLD)
 
-    with pytest.raises(Violation, match=r"seed \d+, \d+ events(.|\n)*\n.* begins "):
+    with pytest.raises(Violation, match=r"seed \d+, \d+ events(.|\n)*\n.* has fetched "):
         run_until_it_is_noticed()
