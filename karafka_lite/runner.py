@@ -196,8 +196,7 @@ class Member:
         """Call ``step`` with the time, and rest as long as it says, until it returns None."""
         while True:
             changes = self._changes
-            rest = step(self._now())
-            if rest is None:
+            if (rest := step(self._now())) is None:
                 return
             if rest > 0:
                 with self.lock:

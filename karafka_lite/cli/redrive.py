@@ -21,7 +21,8 @@ from karafka_lite.messages import TopicPartition, next_offset_after, where
 
 if TYPE_CHECKING:
     from karafka_lite.client.admin import Admin
-    from karafka_lite.client.producer import Producer, Receipt
+    from karafka_lite.client.batches import Receipt
+    from karafka_lite.client.producer import Producer
 
 AT_ONCE, AT_ONCE_BYTES = 500, 8 << 20  # between two commits
 RESET = "earliest"

@@ -216,7 +216,8 @@ class Plain:
         numbers = self._producer.partitions_for(topic)  # else ``send`` would wait for them, under the lock
         if number is not None and number not in numbers:
             return None
-        return Partition(TopicPartition(topic, number))
+        chosen: Any = number  # or None: kafka-python chooses
+        return Partition(TopicPartition(topic, chosen))
 
     def partitions(self, topic: str) -> int:
         return len(self._producer.partitions_for(topic))

@@ -88,6 +88,7 @@ MAY_HAVE_THREADS = {
     "broker/",  # the embedded broker is a thread of the process that tests with it
     "draining.py",  # the watch over an app that runs
     "cli/",  # the command's own, around an app that runs
+    "client/batches.py",  # any thread asks for the answer to what it has sent
     "client/producer.py",  # any thread sends, and waits there for what kafka-python's own thread acknowledges
 }
 
@@ -105,7 +106,7 @@ CORE = {
         "settings.py",
     ),
 }
-MAX_LINES_OF_THE_CORE = 5_740
+MAX_LINES_OF_THE_CORE = 6_400
 MAX_LINES_OF_A_FILE = 500
 MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 
