@@ -137,6 +137,10 @@ class Intake:
             self.queued_since = now
         self._add(Chunk(records, end_offset, size_bytes // len(records)), self._chunks.append)
 
+    def lag_after(self, offset: int) -> int | None:
+        """How many offsets the partition has after that one, as far as its last fetch knows; None: there was none."""
+        return None if self.end_offset is None else max(0, self.end_offset - next_offset_after(offset))
+
     def unreadable(self, now: float) -> float:
         """What comes next cannot be read: wait, then fetch it again. Returns the seconds until then."""
         self.fetch_failures += 1

@@ -86,14 +86,6 @@ class Run:
         """Offset of the message at which this batch fails, if it does; None where that is not known."""
         return self.records[0].offset if self.in_hand is None and len(self.records) == 1 else self.in_hand
 
-    @property
-    def lag(self) -> int | None:
-        """How many offsets after this batch the partition has, as far as its last fetch knows; None: not ours."""
-        end = self.ownership.intake.end_offset
-        if end is None or self.ownership.over or not self.records:
-            return None
-        return max(0, end - next_offset_after(self.records[-1].offset))
-
     def begin_of(self, offset: int) -> int:
         """Where the message at ``offset`` begins: right after the one before it, as offsets may be missing between."""
         before = [record.offset for record in self.records if record.offset < offset]

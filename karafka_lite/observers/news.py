@@ -108,8 +108,9 @@ class News:
         """A call that comes again if it fails has ended. Where a message was given up, ``letter`` is its dead one."""
         seconds, messages, retry_offset, retry_s, given_up = outcome
         ended = seconds, messages, run.error, retry_offset, retry_s, run.reason, given_up and given_up[0]
-        known = run.culprit if run.error is not None else None, run.ownership.options.budget, run.lag
-        self.waiting.append(events.CallEnded(*self._call(run), *ended, *known))
+        ours, culprit = run.ownership, run.culprit if run.error is not None else None
+        lag = None if ours.over or not run.records else ours.intake.lag_after(run.records[-1].offset)
+        self.waiting.append(events.CallEnded(*self._call(run), *ended, culprit, ours.options.budget, lag))
         if given_up:
             self.given_up(run, *given_up, run.reason, letter, run.error)
 

@@ -243,8 +243,8 @@ NOISY = """
 def test_with_json_every_line_of_standard_error_is_an_object(tmp_path: Path) -> None:
     (tmp_path / "noisy.py").write_text(textwrap.dedent(NOISY))
     (tmp_path / "clicks.jsonl").write_text('{"good": true}\n{"good": false}\n')
-    arguments = ["--broker", "embedded", "--feed", "clicks=clicks.jsonl", "--until-end", "--log-format", "json"]
-    done = run_once(tmp_path, "run", "noisy.py", *arguments)
+    feed = ["--broker", "embedded", "--partitions", "1", "--feed", "clicks=clicks.jsonl"]
+    done = run_once(tmp_path, "run", "noisy.py", *feed, "--until-end", "--log-format", "json")
     said = [json.loads(line) for line in done.stderr.splitlines()]
     assert done.returncode == 0, done.stderr
     assert said[0]["routes"] == [{"group": "noisy", "topic": "clicks", "offsets": "automatic", "function": "work"}]
