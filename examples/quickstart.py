@@ -5,21 +5,22 @@
 Data: earthquakes.jsonl, 1,707 events of February 2018. Credit: U.S. Geological Survey.
 """
 
+import atexit
 from collections import Counter
 
 from karafka_lite import App
 
 app = App("earthquake-counter")
+magnitudes: Counter[int] = Counter()  # one call at a time, whatever the partition
 
 
 @app.topic("earthquakes")
 def count(batch, ctx):
-    magnitudes = ctx.state.setdefault("magnitudes", Counter())
     magnitudes.update(int(quake["magnitude"]) for quake in batch.payloads)
     print(f"{magnitudes.total()} earthquakes so far, {magnitudes[6]} of magnitude 6", flush=True)
 
 
-@app.on_shutdown(count)
-def report(ctx):
-    for magnitude, earthquakes in sorted(ctx.state.get("magnitudes", Counter()).items()):
+@atexit.register
+def report():
+    for magnitude, earthquakes in sorted(magnitudes.items()):
         print(f"magnitude {magnitude}: {earthquakes:4} {'█' * (earthquakes // 20)}")

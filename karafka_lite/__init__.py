@@ -3,35 +3,38 @@
 A message is committed because it was processed, never because it was delivered.
 """
 
-import warnings
+import typing
 
-with warnings.catch_warnings():  # kafka-python 3.0 reads a file of its own in a way that Python 3.11 deprecates
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from karafka_lite.app import App
-
-from karafka_lite.context import Context
-from karafka_lite.draining import Drained, DrainError, TopicTotals
-from karafka_lite.errors import (
-    AccessError,
-    BrokerUnavailableError,
-    ClusterError,
-    CommitError,
-    ConfigurationError,
-    DeserializationError,
-    FetchError,
-    KarafkaLiteError,
-    ProduceError,
-)
-from karafka_lite.messages import Batch, Message
 from karafka_lite.version import __version__
+
+if typing.TYPE_CHECKING:
+    from karafka_lite.app import App
+    from karafka_lite.context import Context
+    from karafka_lite.draining import Drained, DrainError, TopicTotals
+    from karafka_lite.errors import (
+        AccessError,
+        BrokerUnavailableError,
+        ClusterError,
+        CommitError,
+        ConfigurationError,
+        DeserializationError,
+        FetchError,
+        KarafkaLiteError,
+        ProduceError,
+    )
+    from karafka_lite.messages import Batch, Message
+    from karafka_lite.routing import Router
+    from karafka_lite.serializer import to_json
 
 __all__ = [  # noqa: RUF022 - grouped: what one writes, what one receives, what is raised
     "App",
+    "Router",
     "Batch",
     "Context",
     "Message",
     "Drained",
     "TopicTotals",
+    "to_json",
     "AccessError",
     "BrokerUnavailableError",
     "ClusterError",
@@ -44,3 +47,32 @@ __all__ = [  # noqa: RUF022 - grouped: what one writes, what one receives, what 
     "ProduceError",
     "__version__",
 ]
+
+_MODULES = {  # of what is not an error
+    "App": "app",
+    "Batch": "messages",
+    "Context": "context",
+    "Message": "messages",
+    "Router": "routing",
+    "to_json": "serializer",
+    **dict.fromkeys(["Drained", "DrainError", "TopicTotals"], "draining"),
+}
+
+
+if not typing.TYPE_CHECKING:  # else the checkers would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        """Import what is first used: the command line's help needs none of it."""
+        import importlib
+
+        if name in ("errors", "events"):
+            return importlib.import_module(f"{__name__}.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}")
+        globals()[name] = thing = getattr(module, name)
+        return thing
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

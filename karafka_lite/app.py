@@ -8,25 +8,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
-from typing import Any, TypeVar
-
-from typing_extensions import Self, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from karafka_lite import exits, forks
-from karafka_lite.client.connection import Emit
-from karafka_lite.client.producer import Outbox
-from karafka_lite.client.reader import choose_reader
+from karafka_lite.checks import check_function
 from karafka_lite.context import outgoing
 from karafka_lite.draining import Drain, Drained
 from karafka_lite.errors import ConfigurationError, Exit
+from karafka_lite.functions import is_again, place_of
 from karafka_lite.observers.banner import Banner, Row, on_terminal, show
 from karafka_lite.observers.delivery import Observer
 from karafka_lite.observers.progress import Progress, Snapshot
-from karafka_lite.routing import Router, Routes, check_function, is_again, place_of
+from karafka_lite.routing import Route, Router
 from karafka_lite.runner import Member, Runner, System
 from karafka_lite.sender import Sender
+from karafka_lite.serializer import Serializer, to_json
 from karafka_lite.settings import Config, Settings, int_mistakes, refuse, resolve_bootstrap_servers
 from karafka_lite.signals import Signals
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from karafka_lite.client.connection import Emit
+    from karafka_lite.client.producer import Outbox
 
 ObserverT = TypeVar("ObserverT", bound=Observer)
 
@@ -48,6 +52,8 @@ class App(Router):
         auto_commit_interval_ms: how often what is stored is committed.
         drain_timeout_ms: how long running handlers may take when the app stops or a partition is taken away; must be
             below ``max_poll_interval_ms``.
+        serializer: what makes bytes of a produced value that is neither bytes nor None, ``Callable[[Any], bytes]``. The
+            default, ``to_json``, also knows dataclasses, enums, dates, UUID, Decimal and pydantic models.
         settings: any KafkaConsumer setting of kafka-python under its own name. Other defaults than kafka-python's:
             ``auto_offset_reset="earliest"``, ``allow_auto_create_topics=False``, ``fetch_max_bytes`` of 8 MiB.
 
@@ -74,9 +80,11 @@ class App(Router):
         concurrency: int = 1,
         auto_commit_interval_ms: int = 5000,
         drain_timeout_ms: int = 60_000,
+        serializer: Serializer = to_json,
         **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(group_id)
+        super().__init__()
+        self._own_group = group_id
         self.config: Config = Config.validated(
             group_id,
             bootstrap_servers=bootstrap_servers,
@@ -84,6 +92,7 @@ class App(Router):
             auto_commit_interval_ms=auto_commit_interval_ms,
             drain_timeout_ms=drain_timeout_ms,
             settings=dict(settings),
+            serializer=serializer,
         )
         self._broker_option: str | None = None
         self._runner: Runner | None = None
@@ -150,9 +159,12 @@ class App(Router):
             partition, offset = app.produce("orders", {"id": 7}, key="7").result(timeout=10)
         """
         self._check_process()
-        return self._sender.send(outgoing(topic, value, key, headers, partition, timestamp_ms))
+        serializer = self.config.serializer
+        return self._sender.send(outgoing(topic, value, key, headers, partition, timestamp_ms, serializer))
 
     def _new_outbox(self, emit: Emit) -> Outbox:
+        from karafka_lite.client.producer import Outbox
+
         exits.end_before_exit(self)
         # Not idempotent: one message that is refused would have others fail, for which nobody tries again here.
         return Outbox(self.brokers(), self.config.settings, emit, idempotent=False)
@@ -165,10 +177,11 @@ class App(Router):
         On a terminal it begins with what is about to run: groups, topics, functions, brokers.
 
         Returns:
-            0 clean; 1 a critical exception in a handler, or a setting, credentials or a right that were refused; 2 a
-            handler did not return, or an offset could not be committed, within ``drain_timeout_ms``; 3 no broker could
-            be reached within ``bootstrap_timeout_ms``. A further SIGINT or SIGTERM ends the process at once with 2, but
-            within a second it is the same one: wrappers and terminals send two.
+            0 clean; 1 a critical exception in a handler, a function of ``on_start`` that raised, or a setting,
+            credentials or a right that were refused; 2 a handler did not return, or an offset could not be committed,
+            within ``drain_timeout_ms``; 3 no broker could be reached within ``bootstrap_timeout_ms``. A further SIGINT
+            or SIGTERM ends the process at once with 2, but within a second it is the same one: wrappers and terminals
+            send two.
 
         Raises:
             ConfigurationError: no topic is registered, it runs already, ``KARAFKA_LITE_DECODER`` asks for what cannot
@@ -186,6 +199,7 @@ class App(Router):
         stopped when the program exits, in good order and with a warning. On a terminal it says what runs, as ``run``.
 
         Raises:
+            Exception: whatever a function of ``on_start`` raises.
             BrokerUnavailableError: none could be reached within ``bootstrap_timeout_ms``.
             AccessError: a broker refuses us: credentials, or TLS.
             ConfigurationError: no topic is registered, it runs already (perhaps in the process that this one is a fork
@@ -289,7 +303,12 @@ class App(Router):
         with Signals(required=main_thread) as signals:
             runner = self._claim()
             signals.ask_to_stop(runner)
-            runner.start()
+            try:
+                runner.start()
+            except BaseException:  # of a function of on_start, which has been said
+                if main_thread:
+                    return Exit.ERROR.value
+                raise
             try:
                 return runner.serve().value
             except BaseException:  # a signal handler of the program's own has raised
@@ -301,13 +320,15 @@ class App(Router):
 
     def banner(self, *, broker: str = "", stop: str, more: str) -> Banner:
         """What there is to say before a run."""
+        from karafka_lite.client.reader import reader_in_words
+
         routes = [(group, topic, route) for group, topics in self.groups.items() for topic, route in topics.items()]
         rows = [
             Row(group, topic, "manual" if route.options.manual_offsets else "automatic", route.name)
             for group, topic, route in routes
         ]
         most = max((route.concurrency or self.config.concurrency for _, _, route in routes), default=1)
-        return Banner(rows, ", ".join(self.brokers()), choose_reader().name, most, broker, stop, more)
+        return Banner(rows, self.brokers(), reader_in_words(), most, broker, stop, more)
 
     def brokers(self) -> list[str]:
         """The bootstrap servers that count now; raises ConfigurationError where they are not ``host[:port]``."""
@@ -361,6 +382,8 @@ class App(Router):
             raise ConfigurationError('no topic is registered: decorate a function with @app.topic("name")')
         if self._is_running:
             raise ConfigurationError("this app runs already; stop() it first")
+        from karafka_lite.client.reader import choose_reader
+
         choose_reader()  # raises here, before anything is started
 
     def _claim(self) -> Runner:
@@ -371,16 +394,15 @@ class App(Router):
         try:
             self._check_that_it_can_run()
             leftovers = {member.group_id: list(member.group.leftovers.values()) for member in self.members}
-            groups = self.groups
-            self._warn_of_twins(groups)
-            runner = Runner(self.config, self.brokers(), groups, self._observers, leftovers, self._close_sender)
+            self._warn_of_twins(self.groups)
+            runner = Runner(self.config, self.brokers(), self, self._observers, leftovers, self._close_sender)
             self._runner = runner
             exits.end_before_exit(self)
             return runner
         finally:
             self._claiming.release()
 
-    def _warn_of_twins(self, groups: Routes) -> None:
+    def _warn_of_twins(self, groups: Mapping[str, Mapping[str, Route]]) -> None:
         """Say which topics another App of this process reads in the same group."""
         for other in exits.known():
             if other is self or not isinstance(other, App) or not other._is_running:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -14,6 +13,7 @@ from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.errors import ConfigurationError, cut
 from karafka_lite.messages import Batch, Message, Outgoing, next_offset_after, where
+from karafka_lite.serializer import Serializer, serialized, to_json
 
 log = logging.getLogger("karafka_lite")
 
@@ -59,9 +59,19 @@ class Context:
         attempt: 1 at the first try of this batch; back to 1 after a run that did not raise and with a new ownership.
     """
 
-    __slots__ = ("_dead_letter", "_marks", "_ownership", "_run", "_shell", "attempt", "group_id", "partition", "topic")
+    __slots__ = (
+        "_dead_letter", "_marks", "_ownership", "_run", "_serializer", "_shell", "attempt", "group_id", "partition",
+        "topic"
+    )  # fmt: skip
 
-    def __init__(self, shell: Shell, run: Run, group_id: str, dead_letter: str | Literal[False] | None = None) -> None:
+    def __init__(
+        self,
+        shell: Shell,
+        run: Run,
+        group_id: str,
+        dead_letter: str | Literal[False] | None = None,
+        serializer: Serializer = to_json,
+    ) -> None:
         self.topic: str = run.ownership.tp[0]
         self.partition: int = run.ownership.tp[1]
         self.group_id: str = group_id
@@ -71,6 +81,7 @@ class Context:
         self._ownership = run.ownership
         self._marks = run.ownership.marks
         self._dead_letter: str | Literal[False] | None = dead_letter
+        self._serializer: Serializer = serializer
 
     # -- offsets
 
@@ -254,7 +265,8 @@ class Context:
         partition was lost are still delivered.
 
         Args:
-            value: ``bytes`` as they are; None is a tombstone; anything else becomes JSON in UTF-8.
+            value: ``bytes`` as they are; None is a tombstone; of anything else the App's ``serializer`` makes bytes
+                (JSON in UTF-8, see ``to_json``).
             key: chooses the partition as Kafka does; without one, any.
             partition: this one, whatever the key.
             timestamp_ms: Unix time in milliseconds; None: now.
@@ -263,7 +275,7 @@ class Context:
             A future of (partition, offset), once all in-sync replicas have it; else of a ProduceError.
 
         Raises:
-            TypeError, ValueError: this cannot be a message: no JSON, a bad header, a partition that does not exist.
+            TypeError, ValueError: no message: no bytes of the value, a bad header, a partition that does not exist.
             ProduceError: an earlier message of this run was refused.
             RuntimeError: the handler has returned.
 
@@ -272,7 +284,9 @@ class Context:
             for message in batch:
                 ctx.produce("orders.priced", price(message.payload), key=message.key)
         """
-        return self._shell.send(self._run, outgoing(topic, value, key, headers, partition, timestamp_ms))
+        return self._shell.send(
+            self._run, outgoing(topic, value, key, headers, partition, timestamp_ms, self._serializer)
+        )
 
     def dead_letter(self, message: Message, reason: str = "") -> Future[tuple[int, int]]:
         """Send ``message`` to the route's dead-letter topic, by hand: it counts as done.
@@ -343,8 +357,8 @@ class Context:
     def state(self) -> dict[Any, Any]:
         """A dict of your own for this partition: kept over batches, never shared with another partition.
 
-        Emptied when a failed run is to be repeated (its unmarked messages come again, a buffer would hold them twice),
-        and dropped with the ownership.
+        When a failed run is to be repeated it is emptied, but for what ``on_assigned`` had left in it: the unmarked
+        messages come again, and a buffer would hold them twice. Dropped with the ownership.
         """
         return self._ownership.user_state
 
@@ -364,13 +378,30 @@ class Context:
                 f"{message} does not belong to {where(self.topic, self.partition)}, the partition of this context; "
                 f"use the context that came with it"
             )
+        handed = f"messages up to {self._marks.delivered}" if self._ownership.handed else "none yet"
         return ValueError(
             f"{message} was never handed to this ownership of {where(self.topic, self.partition)}, which was handed "
-            f"messages up to {self._marks.delivered}; marking it would skip unread ones"
+            f"{handed}; marking it would skip unread ones"
         )
 
     def __repr__(self) -> str:
         return f"<Context {where(self.topic, self.partition)} group={self.group_id} attempt={self.attempt}>"
+
+
+def give_up(
+    context: Context, batch: Batch, send: Callable[[Outgoing], Future[tuple[int, int]]]
+) -> tuple[tuple[str, int, int], tuple[str, ...]]:
+    """Send the culprit of a run, which is in ``batch``, to the dead letters: with as many headers of ours as fit there.
+
+    ``send`` waits for the answer. Returns topic, partition and offset, and the names of the headers that were left out.
+    Raises what the last try failed with.
+    """
+    (message,) = (message for message in batch if message.offset == context._run.culprit)
+    complete, *shorter = context.as_dead_letters(message, context._run.reason)
+    sent = send(letter := complete)
+    while shorter and getattr(sent.exception(0), "too_large", False):
+        sent = send(letter := shorter.pop(0))
+    return (letter.topic, *sent.result(0)), letter.left_out(complete)
 
 
 def _seek_target(what: str, to: object) -> SeekTarget:
@@ -387,10 +418,18 @@ def _seek_target(what: str, to: object) -> SeekTarget:
     return to
 
 
-def outgoing(topic: Any, value: Any, key: Any, headers: Any, partition: Any, timestamp_ms: Any) -> Outgoing:
+def outgoing(
+    topic: Any,
+    value: Any,
+    key: Any,
+    headers: Any,
+    partition: Any,
+    timestamp_ms: Any,
+    serializer: Serializer = to_json,
+) -> Outgoing:
     """The message that these arguments of a send make. What cannot be sent stays as it is: ``check_outgoing`` names it.
 
-    Raises TypeError, ValueError: the value is no JSON, or the key no text.
+    Raises TypeError, ValueError: the serializer cannot make bytes of the value, or the key is no text.
     """
     if isinstance(key, str):
         try:
@@ -401,18 +440,4 @@ def outgoing(topic: Any, value: Any, key: Any, headers: Any, partition: Any, tim
         key = bytes(key)
     is_list = isinstance(headers, Iterable) and not isinstance(headers, Mapping | str | bytes)
     pairs: Any = list(headers) if is_list else headers
-    return Outgoing(topic, encoded(value), key, pairs, partition, timestamp_ms)
-
-
-def encoded(value: Any) -> bytes | None:
-    """``value`` as bytes: as they are, or JSON in UTF-8; None stays None. TypeError where JSON cannot say it."""
-    if value is None or isinstance(value, bytes):
-        return value
-    if isinstance(value, bytearray | memoryview):
-        return bytes(value)
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(
-            f"value must be bytes, None or JSON-serializable, not {type(value).__name__}: {error}"
-        ) from error
+    return Outgoing(topic, serialized(serializer, topic, value), key, pairs, partition, timestamp_ms)

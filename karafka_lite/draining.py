@@ -15,15 +15,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from karafka_lite.client.admin import Admin, Offsets
 from karafka_lite.errors import ConfigurationError, KarafkaLiteError
 from karafka_lite.messages import TopicPartition, where
 from karafka_lite.observers.progress import Snapshot
 from karafka_lite.routing import Route
 from karafka_lite.runner import Member
 from karafka_lite.settings import Config
+
+if TYPE_CHECKING:
+    from karafka_lite.client.admin import Offsets
 
 log = logging.getLogger("karafka_lite")
 
@@ -142,6 +144,8 @@ class Drain:
     """
 
     def __init__(self, app: DrainedApp, serve: Callable[[], int], timeout_s: float) -> None:
+        from karafka_lite.client.admin import Admin
+
         self.snapshots: list[Snapshot] = []
         self.complaint = ""
         self.errors: dict[TopicPartition, str] = {}

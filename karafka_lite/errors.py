@@ -18,7 +18,9 @@ that this ownership has never received, a ``ValueError``. Both are mistakes in t
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import Enum
+from typing import Any
 
 __all__ = [
     "AccessError",
@@ -159,6 +161,17 @@ class ClientBrokenError(KarafkaLiteError):
 
 class PollError(KarafkaLiteError):
     """A poll failed in a way that the next one may not. Never reaches user code."""
+
+
+class StrayedError(KarafkaLiteError):
+    """The logs do not have, or may not have, the positions of some partitions: ask for their places.
+
+    ``strays``: by topic and partition. Never reaches user code.
+    """
+
+    def __init__(self, strays: Mapping[tuple[str, int], Any]) -> None:
+        super().__init__(strays)
+        self.strays = strays
 
 
 class ClusterError(KarafkaLiteError):

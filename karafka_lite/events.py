@@ -14,18 +14,30 @@ from karafka_lite.errors import CRITICAL
 from karafka_lite.messages import TopicPartition, where
 
 __all__ = ["Assigned", "Call", "CallEnded", "ClientFailed", "ClientLogged", "CommitFailed", "Committed", "Crashed"]
-__all__ += ["DeadLettered", "Event", "Idle", "Left", "Lost", "Moved", "PollFailed", "Revoked", "Stalled", "Stopping"]
-__all__ += ["Stuck", "TakesLong", "TopicsCreated", "Uncommitted", "Unreachable", "Unreadable", "Waiting"]
+__all__ += ["DeadLettered", "Event", "Idle", "Left", "Lost", "Moved", "PollFailed", "ProcessHookFailed"]
+__all__ += ["Revoked", "Stalled", "Stopping", "Stuck", "TakesLong", "TopicsCreated", "Uncommitted", "Unreachable"]
+__all__ += ["Unreadable", "Waiting"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Event:
     """The base of all events."""
 
+    # Here once and not in each class: to generate them would be a tenth of the time of a start.
+
     group_id: str
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
-@dataclass(frozen=True)
+    def __eq__(self, other: object) -> bool:
+        return vars(self) == vars(other) if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Waiting(Event):
     """Topics do not exist, or may not be seen; the member waits for them.
 
@@ -43,7 +55,7 @@ are those of ``Moved``.
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Stalled(Event):
     """The member has been waiting for ``seconds``: ``for_`` offsets, for messages of partitions, to join.
 
@@ -56,19 +68,19 @@ class Stalled(Event):
     cause: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Idle(Event):
     """The member has joined and got no partition: the group has more members than its topics have partitions."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Assigned(Event):
     """Partitions are ours and their start is known: by partition the offset and why it begins there."""
 
     starts: Mapping[TopicPartition, tuple[int, Reason]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Moved(Event):
     """A partition does not go on where it should, because its log does not have that offset (any more).
 
@@ -88,7 +100,7 @@ class Moved(Event):
     missing: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Revoked(Event):
     """Partitions were handed over in good order, ``seconds`` after the rebalance asked for them.
 
@@ -99,14 +111,14 @@ class Revoked(Event):
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Lost(Event):
     """The broker gave these partitions away; nothing more is committed for them."""
 
     partitions: tuple[TopicPartition, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Call(Event):
     """A call of user code.
 
@@ -136,7 +148,7 @@ class Call(Event):
         return f"{self.topic}-{self.partition}@{self.first_offset}..{self.last_offset}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class CallEnded(Call):
     """A call has ended.
 
@@ -144,10 +156,14 @@ class CallEnded(Call):
         seconds: how long it took.
         messages: how many of the batch's messages are done: all, or after a failure those that it marked.
         error: what it raised, or why a message that it sent was refused; None where it succeeded.
-        retry_offset: where the next try begins; None where there is none (success, a hook, a partition that ends).
+        retry_offset: where the next try begins; None where there is none (success, a partition that ends, a hook but
+            for ``on_assigned``).
         retry_s: seconds until then.
         reason: type and text of ``error`` in one line of at most 2,000 characters; "" without one.
         given_up: offset of the message that was given up, which a ``DeadLettered`` is about; None without one.
+        culprit: offset of the message that failed, where it is known: the batch has one, or the loop is over ``each``.
+        tries: how often a message is tried before it is given up; None: without end, for there is no ``dead_letter``.
+        lag: how many offsets after this batch the partition has, as far as its last fetch knows; None for a hook.
     """
 
     seconds: float
@@ -157,6 +173,9 @@ class CallEnded(Call):
     retry_s: float = 0.0
     reason: str = ""
     given_up: int | None = None
+    culprit: int | None = None
+    tries: int | None = None
+    lag: int | None = None
 
     @property
     def critical(self) -> bool:
@@ -164,7 +183,7 @@ class CallEnded(Call):
         return isinstance(self.error, CRITICAL)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class DeadLettered(Event):
     """A message was given up: its handler failed once too often, or passed it to ``ctx.dead_letter``.
 
@@ -192,7 +211,7 @@ class DeadLettered(Event):
         return where(self.topic, self.partition, self.offset)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TakesLong(Call):
     """A call runs for ``seconds`` and gets in the way of ``what``: a ``stop``, a ``rebalance``, or (``poll``) it comes
     near ``max_poll_interval_ms``; ``limit_ms`` is the bound that counts."""
@@ -202,14 +221,14 @@ class TakesLong(Call):
     limit_ms: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Committed(Event):
     """The broker has acknowledged these offsets."""
 
     offsets: Mapping[TopicPartition, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class CommitFailed(Event):
     """A commit was refused or not answered; the offsets stay pending and are tried again.
 
@@ -223,7 +242,7 @@ class CommitFailed(Event):
     lasting: Literal["gone", "denied"] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Unreadable(Event):
     """What a partition holds next cannot be read; tried again in ``retry_s`` seconds."""
 
@@ -233,28 +252,28 @@ class Unreadable(Event):
     retry_s: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PollFailed(Event):
     """A poll failed in a way that the next one may not."""
 
     error: Exception
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ClientFailed(Event):
     """kafka-python's client has broken down (``error``); a new one joins."""
 
     error: BaseException
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Unreachable(Event):
     """A broker cannot be reached; tried again. ``group_id`` is empty where no group asked."""
 
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ClientLogged(Event):
     """kafka-python, or our client, has something for the debug log; emitted only if that is enabled.
 
@@ -268,21 +287,21 @@ class ClientLogged(Event):
     message: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TopicsCreated(Event):
     """Topics for dead letters that did not exist."""
 
     topics: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Stopping(Event):
     """The member hands over nothing more and winds down; ``error`` is the reason, None for a plain stop."""
 
     error: BaseException | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Stuck(Call):
     """A call has not returned within ``drain_timeout_ms`` at the stop; ``stack`` is where the function is."""
 
@@ -290,14 +309,14 @@ class Stuck(Call):
     limit_ms: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Uncommitted(Event):
     """Offsets that were stored and could not be committed before the end; their messages are delivered again."""
 
     offsets: Mapping[TopicPartition, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Left(Event):
     """The member has left its group.
 
@@ -310,7 +329,23 @@ class Left(Event):
     error: Exception | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
+class ProcessHookFailed(Event):
+    """A function of ``on_start`` or ``on_stop`` has raised; ``group_id`` is "".
+
+    Attributes:
+        hook: after ``on_start`` the app does not start; after ``on_stop`` everything else goes on.
+        function: its qualified name.
+        reason: type and text of ``error`` in one line of at most 2,000 characters.
+    """
+
+    hook: Literal["on_start", "on_stop"]
+    function: str
+    error: BaseException
+    reason: str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Crashed(Event):
     """A thread of ours has died of a bug; the app stops with exit code 1."""
 

@@ -10,11 +10,19 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from enum import Enum
-from typing import Any, Generic, NamedTuple, Protocol, cast, overload
-
-from typing_extensions import TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, cast, overload
 
 from karafka_lite.errors import DeserializationError, describe
+from karafka_lite.functions import name_of, only_parameter
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any)  # of a payload
+else:  # only the checkers need the default, and typing_extensions takes its time to import
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 Headers = list[tuple[str, bytes]]
 TopicPartition = tuple[str, int]
@@ -28,8 +36,29 @@ class Loads(Protocol):
 
 
 Deserializer = Callable[[bytes], Any]
-T = TypeVar("T", default=Any)  # of a payload
+T_co = TypeVar("T_co", covariant=True)
 D = TypeVar("D")
+
+
+class MessageDeserializer(Protocol[T_co]):
+    """A function whose only parameter is named ``message``."""
+
+    def __call__(self, message: Message) -> T_co: ...
+
+
+class FromMessage:
+    """A deserializer that gets the Message, and not its value."""
+
+    def __init__(self, function: MessageDeserializer[Any]) -> None:
+        self.function = function
+        self.__qualname__ = name_of(function)
+
+    def __call__(self, message: Message) -> Any:
+        """The payload of ``message``."""
+        return self.function(message)
+
+
+Decode = Deserializer | FromMessage
 
 
 class Record(Protocol):
@@ -82,10 +111,15 @@ def where(topic: str, partition: int, offset: int | None = None) -> str:
     return f"{topic}-{partition}" if offset is None else f"{topic}-{partition}@{offset}"
 
 
-def as_deserializer(deserializer: Deserializer | Loads | None) -> Deserializer | None:
+def as_deserializer(
+    deserializer: Deserializer | MessageDeserializer[Any] | Loads | None,
+) -> Decode | None:
     """``json`` and ``json.loads`` are both understood; None leaves payloads as raw bytes."""
-    loads: Deserializer | None = getattr(deserializer, "loads", None)
-    return loads or cast("Deserializer | None", deserializer)
+    if deserializer is None or deserializer is json:
+        return None if deserializer is None else json.loads
+    function: Any = getattr(deserializer, "loads", None) or deserializer
+    parameter = only_parameter(function) if callable(function) else None
+    return FromMessage(function) if parameter is not None and parameter.name == "message" else function
 
 
 class _Missing(Enum):
@@ -113,7 +147,7 @@ class Message(Generic[T]):
 
     tp: TopicPartition
     _record: Record
-    _deserialize: Deserializer | None
+    _deserialize: Decode | None
     _payload: Any
 
     def __init__(
@@ -126,7 +160,7 @@ class Message(Generic[T]):
         value: bytes | None = None,
         headers: Iterable[tuple[str, bytes]] = (),
         timestamp_ms: int = -1,
-        deserializer: Callable[[bytes], T] | Loads | None = json,
+        deserializer: Callable[[bytes], T] | MessageDeserializer[T] | Loads | None = json,
     ) -> None:
         # An offset of 5.0 would be equal to that of a message, and no commit of it could be sent.
         self.tp = topic, _integer("partition", partition)
@@ -135,7 +169,7 @@ class Message(Generic[T]):
         self._payload = _MISSING
 
     @classmethod
-    def of_record(cls, tp: TopicPartition, record: Record, deserialize: Deserializer | None) -> Message[T]:
+    def of_record(cls, tp: TopicPartition, record: Record, deserialize: Decode | None) -> Message[T]:
         """The message that a fetched record of ``tp`` is."""
         message = cls.__new__(cls)
         message.tp, message._record, message._deserialize, message._payload = tp, record, deserialize, _MISSING
@@ -231,14 +265,14 @@ class Message(Generic[T]):
         return self.tp, self.offset, self.timestamp_ms, self.key, self.value, headers
 
     def _decode(self) -> Any:
-        value = self._record.value
-        if value is None or self._deserialize is None:
-            return value
+        decode: Any = self._deserialize
+        if self._record.value is None or decode is None:
+            return self._record.value
         try:
-            return self._deserialize(value)
+            return decode(self if isinstance(decode, FromMessage) else self._record.value)
         except Exception as cause:
             raise DeserializationError(
-                f"{self}: payload not decoded by {_name(self._deserialize)} ({describe(cause)}); read "
+                f"{self}: payload not decoded by {name_of(decode)} ({describe(cause)}); read "
                 f"message.value, or give the topic another deserializer="
             ) from cause
 
@@ -279,11 +313,11 @@ class Batch(Sequence[Message[T]], Generic[T]):
         self._payloads: tuple[T, ...] | None = None
         self._values: tuple[bytes | None, ...] | None = None
         self._end = end_offset
-        self._deserialize: Deserializer | None = None
+        self._deserialize: Decode | None = None
 
     @classmethod
     def of_records(
-        cls, tp: TopicPartition, records: Sequence[Record], end_offset: int | None, deserialize: Deserializer | None
+        cls, tp: TopicPartition, records: Sequence[Record], end_offset: int | None, deserialize: Decode | None
     ) -> Batch[T]:
         """A batch over fetched records of ``tp``; ``end_offset`` is the partition's end when they were fetched."""
         batch = cls.__new__(cls)
@@ -377,7 +411,9 @@ class Batch(Sequence[Message[T]], Generic[T]):
 
     def _decoded(self) -> tuple[T, ...]:
         # Without messages, where none was asked for; below an error is raised with the name of its message.
-        if (decode := self._deserialize) is not None and self._messages is None and not self._some:
+        decode = self._deserialize
+        untouched = self._messages is None and not self._some
+        if decode is not None and not isinstance(decode, FromMessage) and untouched:
             with suppress(Exception):
                 return tuple([cast("T", None) if value is None else decode(value) for value in self.values])
         return tuple([message.payload for message in self])
@@ -402,10 +438,6 @@ def _integer(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
-
-
-def _name(function: object) -> str:
-    return getattr(function, "__qualname__", None) or repr(function)
 
 
 def _short(value: bytes | None) -> str:

@@ -7,29 +7,37 @@ that may be secret.
 from __future__ import annotations
 
 import functools
-import inspect
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, overload
 
-from typing_extensions import TypedDict, Unpack
-
+from karafka_lite import forks
+from karafka_lite.checks import dead_letter_mistakes, deserializer_mistakes, function_mistakes, topic_mistakes
 from karafka_lite.context import Context
 from karafka_lite.core.backoff import Backoff
 from karafka_lite.core.options import Hook, Options, RegisteredHook
 from karafka_lite.core.ownership import Run
 from karafka_lite.errors import ConfigurationError, DeserializationError
-from karafka_lite.messages import TOPIC, Batch, Deserializer, Loads, as_deserializer
+from karafka_lite.functions import is_again, name_of
+from karafka_lite.lifespan import ProcessHook
+from karafka_lite.messages import Batch, Decode, Deserializer, Loads, MessageDeserializer, as_deserializer
 from karafka_lite.settings import group_id_mistakes, int_mistakes, refuse, safe_repr
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Handler = Callable[[Batch[Any], Context], object]
 HookFunction = Callable[[Context], object]
+HookEnded = Callable[[Run, str, float, BaseException | None], object]
+"""Is told which function has ended, of what call, after how many seconds, and what it raised."""
 DeadLetter = str | Literal[False] | None
 T = TypeVar("T")
 R = TypeVar("R")
 HookT = TypeVar("HookT", bound=HookFunction)
+ProcessHookT = TypeVar("ProcessHookT", bound=Callable[[], object])
+AnyHookT = TypeVar("AnyHookT", RegisteredHook, ProcessHook)
+PartT = TypeVar("PartT")
 DEFAULT_MAX_RETRIES = 3  # with a dead_letter
 NO_RETRY: tuple[type[BaseException], ...] = (DeserializationError,)
 
@@ -56,21 +64,102 @@ class Registers(Protocol[T]):
 
 
 class Router:
-    """The routes of one app. ``group_id``: the consumer group of every topic that names no other."""
+    """Topics and hooks for an App, in a module of their own.
 
-    def __init__(self, group_id: str) -> None:
-        refuse(*group_id_mistakes(group_id))
-        self._group_id = group_id
-        self._routes: list[Route] = []
+    Topics that name no group are of the group of the App that includes it.
+
+    Example::
+
+        orders = Router()                    # in shop/orders.py
+
+        @orders.topic("orders")
+        def charge(batch, ctx): ...
+
+        app = App("shop")                    # in shop/main.py
+        app.include(orders)
+    """
+
+    def __init__(self) -> None:
+        self._own_group = ""  # an App has one
+        self._parent: Router | None = None  # who includes it
+        self._parts: list[Route | ProcessHook | Router] = []  # in the order of registration
 
     @property
     def groups(self) -> dict[str, dict[str, Route]]:
-        """Group id -> topic -> Route, in the order of registration; a new dict on each access."""
+        """Group id -> topic -> Route, in the order of registration; a new dict on each access.
+
+        As long as no App includes this router, the group of topics that name none is ``""``.
+        """
         groups: dict[str, dict[str, Route]] = {}
-        for route in self._routes:
+        for route in self._all(Route):
             groups.setdefault(route.group_id, {}).update(dict.fromkeys(route.topics, route))
         return groups
 
+    @property
+    def process_hooks(self) -> Sequence[ProcessHook]:
+        """Those of ``on_start`` and ``on_stop``, in the order of registration."""
+        return list(self._all(ProcessHook))
+
+    def include(self, router: Router) -> None:
+        """Take all that ``router`` has, and what it will get.
+
+        Its topics that name no group are of this App's group. It can be included once: a second App needs another
+        Router, because a handler never runs beside itself.
+
+        Raises:
+            ConfigurationError: it is no Router, an App, or included already; a group has one of its topics already; or
+                a handler that both have has another ``concurrency`` there.
+        """
+        refuse(*self._include_mistakes(router))
+        taken, mistakes = dict(self._root._routes_by_place()), list[str]()
+        for route in router._all(Route):
+            group = route.group_id or self._group
+            mistakes += _taken_mistakes(taken, group, route.topics, route.handler)
+            mistakes += _concurrency_mistakes(self._root._route_of(route.handler), route.handler, route.concurrency)
+            for topic in route.topics:
+                taken.setdefault((group, topic), route)
+        refuse(*mistakes)
+        for route in router._all(Route):
+            route.group_id = route.group_id or self._group
+            if (first := self._root._route_of(route.handler)) is not None:
+                first.hooks += [hook for hook in route.hooks if hook not in first.hooks]
+                route.hooks = first.hooks
+        router._parent = self
+        self._parts.append(router)
+
+    def _include_mistakes(self, router: object) -> Iterator[str]:
+        if not isinstance(router, Router):
+            yield f"include takes a Router, got {safe_repr(router)}"
+        elif router._own_group:
+            yield "include takes a Router, and not an App: it has a group and settings of its own; use Router() there"
+        elif router._parent is not None:
+            yield "this Router is included already: include it once, and make another Router for another App"
+        elif router is self._root:
+            yield "a Router cannot be part of itself"
+
+    @property
+    def _root(self) -> Router:
+        return self if self._parent is None else self._parent._root
+
+    @property
+    def _group(self) -> str:
+        return self._root._own_group
+
+    def _all(self, kind: type[PartT]) -> Iterator[PartT]:
+        """Parts of this kind, those of what is included among them."""
+        for part in self._parts:
+            if isinstance(part, kind):
+                yield part
+            elif isinstance(part, Router):
+                yield from part._all(kind)
+
+    def _routes_by_place(self) -> Iterator[tuple[tuple[str, str], Route]]:
+        return (((route.group_id, topic), route) for route in self._all(Route) for topic in route.topics)
+
+    @overload
+    def topic(
+        self, *topics: str, deserializer: MessageDeserializer[T], **options: Unpack[TopicOptions]
+    ) -> Registers[T]: ...
     @overload
     def topic(
         self, *topics: str, deserializer: Callable[[bytes], T], **options: Unpack[TopicOptions]
@@ -87,7 +176,7 @@ class Router:
         concurrency: int | None = None,
         max_messages: int = 500,
         batch_timeout_ms: int = 0,
-        deserializer: Deserializer | Loads | None = json,
+        deserializer: Deserializer | MessageDeserializer[Any] | Loads | None = json,
         backoff_ms: int = 1000,
         backoff_max_ms: int = 30_000,
         max_retries: int | None = None,
@@ -109,6 +198,8 @@ class Router:
             max_messages: maximum number of messages in a batch.
             batch_timeout_ms: how long to wait for ``max_messages``; 0 passes on what has arrived.
             deserializer: a function ``bytes -> payload``, or a module with ``loads``; None leaves the payload as bytes.
+                A function whose only parameter is named ``message`` gets the Message, for what is in key and headers.
+                It is never called for a tombstone.
             backoff_ms: wait between the first failure and the retry; doubled after each further failure.
             backoff_max_ms: the longest such wait.
             dead_letter: where to send a message that keeps failing: a topic (headers say where it came from and why);
@@ -125,54 +216,71 @@ class Router:
                 handler does not accept ``(batch, ctx)``, the deserializer does not accept one argument, or one of them
                 is not a plain function (``async def``, generator).
         """
-        group = self._group_id if group_id is None else group_id
         decode = as_deserializer(deserializer)
         refuse(
-            *_topic_mistakes(topics),
-            *group_id_mistakes(group),
+            *topic_mistakes(topics),
+            *(() if group_id is None else group_id_mistakes(group_id)),
             *int_mistakes("max_messages", max_messages),
             *int_mistakes("batch_timeout_ms", batch_timeout_ms, least=0),
             *int_mistakes("backoff_ms", backoff_ms),
         )
         refuse(*int_mistakes("backoff_max_ms", backoff_max_ms, least=backoff_ms, why=" (backoff_ms)"))
         if decode is not None:
-            refuse(*_deserializer_mistakes(deserializer, decode))
+            refuse(*deserializer_mistakes(deserializer, decode))
         if concurrency is not None:
             refuse(*int_mistakes("concurrency", concurrency))
-        refuse(*_dead_letter_mistakes(dead_letter, max_retries, no_retry, topics))
+        refuse(*dead_letter_mistakes(dead_letter, max_retries, no_retry, topics))
         backoff = Backoff(backoff_ms, backoff_max_ms)
         budget = None if dead_letter is None else 1 + (DEFAULT_MAX_RETRIES if max_retries is None else max_retries)
         pointless = NO_RETRY if no_retry is None else no_retry if isinstance(no_retry, tuple) else (no_retry,)
         options = Options(manual_offsets, max_messages, batch_timeout_ms, backoff, budget=budget)
 
         def register(handler: Callable[[Batch[Any], Context], R], /) -> Callable[[Batch[Any], Context], R]:
-            refuse(*_function_mistakes("@app.topic", handler, ("batch", "ctx")))
-            taken = self.groups.get(group, {})
-            again = [taken[topic] for topic in topics if topic in taken and is_again(handler, taken[topic].handler)]
-            refuse(*_taken_mistakes({t: route for t, route in taken.items() if route not in again}, topics, handler))
+            refuse(*function_mistakes("@app.topic", handler, ("batch", "ctx")))
+            group = self._group if group_id is None else group_id
+            taken = dict(self._root._routes_by_place())
+            theirs = [route for topic in topics if (route := taken.get((group, topic)))]
+            again = [route for route in theirs if is_again(handler, route.handler)]
+            others = {place: route for place, route in taken.items() if route not in again}
+            refuse(*_taken_mistakes(others, group, topics, handler))
+            first = self._root._route_of(handler)
+            refuse(*_concurrency_mistakes(first, handler, concurrency))
             # All routes of a handler share one list, so that a hook reaches also those registered after the hook.
-            first = self._route_of(handler)
-            if first and first.concurrency != concurrency:
-                refuse(
-                    f"{name_of(handler)} has concurrency={first.concurrency} for {', '.join(first.topics)}: all topics "
-                    f"of a handler share its threads; give each @app.topic of it the same concurrency"
-                )
             hooks = first.hooks if first else []
             if again:
-                self._check_replaceable(name_of(handler))
-                self._routes = [route for route in self._routes if route not in again]
+                self._root._check_replaceable(name_of(handler))
+                self._root._take_out(again)
             dead_letters = dead_letter, pointless
-            self._routes.append(Route(topics, handler, group, options, decode, hooks, *dead_letters, concurrency))
+            self._parts.append(Route(topics, handler, group, options, decode, hooks, *dead_letters, concurrency))
             return handler
 
         return register
 
+    def on_assigned(self, handler: Handler) -> Callable[[HookT], HookT]:
+        """Call a function ``(ctx)`` when a partition is ours and its start is known, before its first batch.
+
+        Called for every assigned partition, also for one without messages. Nothing has been handed over yet, so there
+        is nothing to mark (ValueError); ``ctx.seek`` chooses where the first batch starts. Where it raises, its
+        partition waits the back-off of a failed batch, and it is called again: no batch is handed over before it has
+        returned. What it leaves in ``ctx.state`` stays there when a batch fails. What it opens, close in ``on_revoked``
+        and ``on_shutdown``: they are called wherever a function of ``on_assigned`` has returned.
+
+        Raises ConfigurationError for an unknown ``handler``.
+
+        Example::
+
+            @app.on_assigned(store)
+            def open_file(ctx):
+                ctx.state["file"] = open(f"{ctx.topic}-{ctx.partition}.csv", "a")
+        """
+        return self.hook(Hook.ON_ASSIGNED, handler)
+
     def on_shutdown(self, handler: Handler) -> Callable[[HookT], HookT]:
         """Call a function ``(ctx)`` when the app stops, after the partition's last batch; marks are stored.
 
-        Called once per partition and ownership, only for partitions that have had a batch, and never at the same time
-        as a batch. The final commit follows, then the app leaves the group. Raises ConfigurationError for an unknown
-        ``handler``.
+        Called once per partition and ownership, for partitions that have had a batch or an ``on_assigned``, never
+        beside a batch. The final commit follows, then the app leaves the group. Raises ConfigurationError for an
+        unknown ``handler``.
         """
         return self.hook(Hook.ON_SHUTDOWN, handler)
 
@@ -187,7 +295,8 @@ class Router:
     def on_revoked(self, handler: Handler) -> Callable[[HookT], HookT]:
         """Call a function ``(ctx)`` for clean-up when the partition is gone, revoked or lost; marks return False.
 
-        Called after a handler that is still running has returned. Raises ConfigurationError for an unknown ``handler``.
+        Called for partitions that have had a batch or an ``on_assigned``, after a handler that is still running has
+        returned, and not after ``on_shutdown``. Raises ConfigurationError for an unknown ``handler``.
         """
         return self.hook(Hook.ON_REVOKED, handler)
 
@@ -217,33 +326,76 @@ class Router:
         decorator = f"@app.{kind.value}"
         route = self._route_of(handler)
         if route is None:
-            registered = ", ".join(dict.fromkeys(route.name for route in self._routes)) or "none"
+            registered = ", ".join(dict.fromkeys(route.name for route in self._all(Route))) or "none"
             raise ConfigurationError(
                 f"{decorator}: {name_of(handler)} is not the handler of a topic (registered handlers: {registered}). "
                 f"Register the hook after the handler, as {decorator}(handler)"
             )
         if kind is Hook.EVERY:
             refuse(*int_mistakes("ms", ms))
-        hooks = route.hooks
 
         def register(function: HookT) -> HookT:
-            refuse(*_function_mistakes(decorator, function, ("ctx",)))
-            again = [
-                h for h in hooks if h.kind is kind and h.function is not function and is_again(function, h.function)
-            ]
-            if again:
-                self._check_replaceable(name_of(function))
-                hooks[:] = [hook for hook in hooks if hook not in again]
-            hooks.append(RegisteredHook(kind, function, ms))
+            refuse(*function_mistakes(decorator, function, ("ctx",)))
+            known = [hook for hook in route.hooks if hook.kind is kind]
+            again = self._root._replaceable(function, known)
+            route.hooks[:] = [hook for hook in route.hooks if hook not in again]
+            route.hooks.append(RegisteredHook(kind, function, ms))
             return function
 
         return register
 
+    def on_start(self, function: ProcessHookT) -> ProcessHookT:
+        """Call a function ``()`` when the app starts, before any group joins; it is returned unchanged.
+
+        Once per process and run, on the thread that starts the app. Where it raises, the app does not start:
+        ``app.start()`` and ``app.drain()`` raise the same, ``app.run()`` and the command line end with exit code 1.
+
+        Raises ConfigurationError: it is not a plain function without arguments.
+
+        Example::
+
+            @app.on_start
+            def connect():
+                pool.open()
+        """
+        return self._process_hook(ProcessHook("on_start", function), function)
+
+    def on_stop(self, function: ProcessHookT) -> ProcessHookT:
+        """Call a function ``()`` when the app has stopped, after all groups have left; it is returned unchanged.
+
+        Once per process and run, in the reverse order of registration, as ``atexit``; also where the start failed after
+        a function of ``on_start`` had returned. An exception is logged, and the others are called.
+
+        Raises ConfigurationError: it is not a plain function without arguments.
+        """
+        return self._process_hook(ProcessHook("on_stop", function), function)
+
+    def _process_hook(self, hook: ProcessHook, function: ProcessHookT) -> ProcessHookT:
+        refuse(*function_mistakes(f"@app.{hook.kind}", function, ()))
+        known = [each for each in self._root._all(ProcessHook) if each.kind == hook.kind]
+        self._root._take_out(self._root._replaceable(function, known))
+        self._parts.append(hook)
+        return function
+
+    def _replaceable(self, function: object, hooks: Iterable[AnyHookT]) -> list[AnyHookT]:
+        """Those of which ``function`` takes the place. Raises ConfigurationError if they are in use."""
+        again = [hook for hook in hooks if hook.function is not function and is_again(function, hook.function)]
+        if again:
+            self._check_replaceable(name_of(function))
+        return again
+
     def _check_replaceable(self, name: str) -> None:
         """Raises ConfigurationError if the function of this name is in use."""
 
+    def _take_out(self, parts: Sequence[Route | ProcessHook]) -> None:
+        """Forget them, whichever router has them."""
+        self._parts = [part for part in self._parts if part not in parts]
+        for router in self._parts:
+            if isinstance(router, Router):
+                router._take_out(parts)
+
     def _route_of(self, handler: Handler) -> Route | None:
-        return next((route for route in self._routes if route.handler == handler), None)
+        return next((route for route in self._all(Route) if route.handler == handler), None)
 
 
 @dataclass(eq=False)
@@ -251,6 +403,7 @@ class Route:
     """A handler with the topics and options of one ``@app.topic``; equal only to itself.
 
     Attributes:
+        group_id: "" as long as it names none, and no App includes its router.
         deserialize: ``bytes -> payload``; None: payloads stay bytes.
         hooks: in the order of registration, shared by all routes of the handler.
     """
@@ -259,7 +412,7 @@ class Route:
     handler: Handler
     group_id: str
     options_without_hooks: Options
-    deserialize: Deserializer | None
+    deserialize: Decode | None
     hooks: list[RegisteredHook]
     dead_letter: DeadLetter = None
     no_retry: tuple[type[BaseException], ...] = NO_RETRY
@@ -283,136 +436,38 @@ class Route:
         """The messages of a call of the handler."""
         return Batch.of_records(run.ownership.tp, run.records, run.chunk.end_offset, self.deserialize)
 
+    def call(self, run: Run, context: Context, now: Callable[[], float], hook_ended: HookEnded) -> BaseException | None:
+        """Call the handler, or each of the hooks that are due. Returns what the last one that failed raised.
 
-Routes = Mapping[str, Mapping[str, Route]]
-"""Group id -> topic -> route."""
-
-
-def is_again(function: object, known: object) -> bool:
-    """Whether ``function`` is ``known`` defined again: in a notebook or a REPL, whose lines run twice."""
-    if hasattr(sys.modules.get("__main__"), "__file__"):
-        return False
-    here = all(getattr(_unwrapped(each), "__module__", "") == "__main__" for each in (function, known))
-    return here and name_of(function) == name_of(known)
-
-
-def place_of(function: object) -> str:
-    """A function's name, with the file and the line where it is defined."""
-    inner = inspect.unwrap(_unwrapped(function))
-    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
-    return name_of(function) + (f" ({code.co_filename}:{code.co_firstlineno})" if code else "")
-
-
-def check_function(decorator: str, function: object, parameters: tuple[str, ...]) -> None:
-    """Raises ConfigurationError if ``function`` is not a plain function of ``parameters``."""
-    refuse(*_function_mistakes(decorator, function, parameters))
+        ``hook_ended`` is told of each hook that does not come again.
+        """
+        failed: BaseException | None = None
+        functions: list[Callable[..., object]] = [hook.function for hook in run.hooks] or [self.handler]
+        arguments = (context,) if run.hooks else (self.batch_of(run), context)
+        for function in functions:
+            began, error = now(), None
+            try:
+                forks.call(function, *arguments)
+            except BaseException as raised:  # noqa: BLE001 - user code may raise anything
+                failed = error = raised
+            if not run.comes_again:
+                hook_ended(run, name_of(function), now() - began, error)
+        return failed
 
 
-def check_topic(topic: str) -> None:
-    """Raises ConfigurationError if this is not a valid name of a Kafka topic."""
-    refuse(*_topic_mistakes((topic,)))
-
-
-# Each check below yields its mistakes as text, so that one exception can report all of them.
-
-
-def _topic_mistakes(topics: tuple[object, ...]) -> Iterator[str]:
-    if not topics:
-        yield '@app.topic needs a topic: use @app.topic("name")'
-    for i, topic in enumerate(topics):
-        if callable(topic):
-            yield f'@app.topic needs parentheses and a topic: use @app.topic("name") above {name_of(topic)}'
-        elif not isinstance(topic, str):
-            yield f'a topic must be a string, got {safe_repr(topic)}; use @app.topic("first", "second")'
-        elif not TOPIC.fullmatch(topic) or topic in (".", ".."):
-            yield f"{topic!r} is not a valid topic name: use 1 to 249 of a-z A-Z 0-9 . _ - (but not . or .. alone)"
-        elif topic in topics[:i]:
-            yield f"topic {topic!r} is given twice in one @app.topic"
-
-
-def _dead_letter_mistakes(
-    dead_letter: object, max_retries: object, no_retry: object, topics: Sequence[str]
+def _taken_mistakes(
+    taken: Mapping[tuple[str, str], Route], group: str, topics: Sequence[str], handler: Handler
 ) -> Iterator[str]:
-    if dead_letter is None:
-        for name, value in (("max_retries", max_retries), ("no_retry", no_retry)):
-            if value is not None:
-                yield f"{name} requires dead_letter=: name a topic, or pass False to log and skip"
-        return
-    for kind in no_retry if isinstance(no_retry, tuple) else () if no_retry is None else (no_retry,):
-        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            yield f"no_retry must be an exception class or a tuple of them, got {safe_repr(kind)}"
-    if max_retries is not None:
-        yield from int_mistakes("max_retries", max_retries, least=0)
-    if dead_letter is False:
-        return
-    if not isinstance(dead_letter, str):
-        yield f"dead_letter must be the name of a topic, False or None, got {safe_repr(dead_letter)}"
-    elif dead_letter in topics:
-        yield f"dead_letter={dead_letter!r} is a topic of this handler, which would get its dead letters; use another"
-    else:
-        yield from _topic_mistakes((dead_letter,))
-
-
-def _taken_mistakes(taken: Mapping[str, Route], topics: Sequence[str], handler: Handler) -> Iterator[str]:
     for topic in topics:
-        if other := taken.get(topic):
-            here = f"topic {topic!r} already has the handler {other.name} in group {other.group_id!r}"
+        if other := taken.get((group, topic)):
+            whose = f"group {group!r}" if group else "the App's group"
+            here = f"topic {topic!r} already has the handler {other.name} in {whose}"
             yield f'{here}; remove it from {name_of(handler)}, or use @app.topic({topic!r}, group_id="another-group")'
 
 
-def _function_mistakes(decorator: str, function: object, parameters: tuple[str, ...]) -> Iterator[str]:
-    name, arguments = name_of(function), f"({', '.join(parameters)})"
-    if not callable(function):
-        yield f"{decorator} must decorate a function of {arguments}, got {safe_repr(function)}"
-    elif _is_lazy(function):
-        kind = {"batch": "handlers", "ctx": "hooks", "event": "observers"}[parameters[0]]
-        yield f"{decorator}: {name} is an async or generator function; {kind} must be plain functions of {arguments}"
-    elif (signature := _signature_without(function, len(parameters))) is not None:
-        count = "two positional arguments" if len(parameters) == 2 else "one positional argument"
-        yield f"{decorator}: {name}{signature} must accept {count} {arguments}"
-
-
-def _deserializer_mistakes(given: object, decode: object) -> Iterator[str]:
-    must = "deserializer must be a function of bytes, a module with loads (such as json) or None"
-    name = name_of(decode)
-    if not callable(decode):
-        yield f"{must}, got {safe_repr(given)}"
-    elif decode is str:
-        yield f"{must}; str makes the text \"b'7'\" of the bytes b'7': for text use deserializer=bytes.decode"
-    elif _is_lazy(decode):
-        yield f"{must}; {name} is an async or generator function: a payload would be what it returns before it runs"
-    elif (signature := _signature_without(decode, 1)) is not None:
-        model = hasattr(decode, "model_validate_json")
-        hint = f": use {name}.model_validate_json" if model else ", the bytes of a value"
-        yield f"{must}; {name}{signature} must accept one positional argument{hint}"
-
-
-def _signature_without(function: Callable[..., object], count: int) -> inspect.Signature | None:
-    """The signature of a function that does not take ``count`` positional arguments; None: it takes them."""
-    try:
-        # The wrapper is called, so its own signature counts and not the one that functools.wraps has copied.
-        signature = inspect.signature(function, follow_wrapped=False)
-    except (TypeError, ValueError):
-        return None  # a builtin without a signature
-    try:
-        signature.bind(*(None for _ in range(count)))
-    except TypeError:
-        return signature
-    return None
-
-
-def _is_lazy(function: Callable[..., object]) -> bool:
-    inner = _unwrapped(function)
-    tests = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
-    return any(test(code) for test in tests for code in (getattr(inner, "__func__", inner), type(inner).__call__))
-
-
-def _unwrapped(function: Any) -> Any:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function
-
-
-def name_of(function: object) -> str:
-    """A function's name in messages: its qualified name; for a partial, that of its function."""
-    return getattr(_unwrapped(function), "__qualname__", None) or repr(_unwrapped(function))
+def _concurrency_mistakes(other: Route | None, handler: Handler, concurrency: int | None) -> Iterator[str]:
+    if other is not None and other.concurrency != concurrency:
+        yield (
+            f"{name_of(handler)} has concurrency={other.concurrency} for {', '.join(other.topics)}: all topics of a "
+            f"handler share its threads; give each @app.topic of it the same concurrency"
+        )

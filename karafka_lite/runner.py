@@ -21,25 +21,27 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from karafka_lite import errors, events, forks
-from karafka_lite.client import consumer, producer
-from karafka_lite.client.protocol import Client, Outbox, StrayedError
-from karafka_lite.context import Context
+from karafka_lite.context import Context, give_up
 from karafka_lite.core.group import Group
 from karafka_lite.core.marks import Send
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Leftovers, Ownership, Run, State
 from karafka_lite.errors import CommitError, Exit, KarafkaLiteError, ProduceError
+from karafka_lite.lifespan import Lifespan
 from karafka_lite.messages import Outgoing, TopicPartition, where
-from karafka_lite.observers.delivery import Deliveries, Observer
+from karafka_lite.observers.delivery import Deliveries, Observers
 from karafka_lite.observers.frames import stacks
 from karafka_lite.observers.news import DeadLetter, News
 from karafka_lite.observers.progress import Progress
 from karafka_lite.observers.report import report_delivery
-from karafka_lite.routing import Route, Routes, name_of
+from karafka_lite.routing import Route, Router
 from karafka_lite.settings import Config
+
+if TYPE_CHECKING:
+    from karafka_lite.client.protocol import Client, Outbox
 
 LOOK_AGAIN_S = 0.1  # how late a thread that waits sees that the membership was lost
 TOPICS_CHECK_S = 1.0  # between two looks for missing topics, and two tries to connect again
@@ -132,14 +134,12 @@ class Member:
         self, shared: Shared, group_id: str, routes: Mapping[str, Route], leftovers: Iterable[Ownership] = ()
     ) -> None:
         config, system = shared.config, shared.system
-        self.group_id = group_id
+        self.group_id, self._shared, self._now = group_id, shared, system.now
         self.connected = system.event()  # or it could not: then ``error`` is set
         self.error: KarafkaLiteError | None = None
-        self._shared, self._now = shared, system.now
         self._routes, self.topics = routes, list(routes)
         self._workers = {topic: shared.workers_of(route) for topic, route in routes.items()}
-        self._drain_s = config.drain_timeout_ms / 1000
-        self._client = shared.make_client(self)
+        self._drain_s, self._client = config.drain_timeout_ms / 1000, shared.make_client(self)
         self._connected = self._closed = self.begun = self.positions_wanted = self._handing_over = False
         self._subscribed: set[str] = set()
         self._look_for_topics_at = self._wind_down_until = 0.0
@@ -196,8 +196,7 @@ class Member:
         """Call ``step`` with the time, and rest as long as it says, until it returns None."""
         while True:
             changes = self._changes
-            rest = step(self._now())
-            if rest is None:
+            if (rest := step(self._now())) is None:
                 return
             if rest > 0:
                 with self.lock:
@@ -270,9 +269,9 @@ class Member:
         self._apply_plan()
         try:
             fetched = self._client.poll(paused=bool(self.group.paused))
-        except (errors.FetchError, StrayedError) as error:
+        except (errors.FetchError, errors.StrayedError) as error:
             with self.locked() as now:
-                if isinstance(error, StrayedError):
+                if isinstance(error, errors.StrayedError):
                     self.group.stray(error.strays, now)
                 elif (wait := self.group.fetch_failed((error.topic, error.partition), now)) is not None:
                     self._news.add(events.Unreadable, error.topic, error.partition, error, wait)
@@ -353,11 +352,11 @@ class Member:
 
     def _run(self, run: Run) -> None:
         route = self._routes[run.ownership.tp[0]]
-        context = Context(self, run, self.group_id, route.dead_letter)
-        error, unsent = self._call(run, route, context), self._await_answers(run)
+        context = Context(self, run, self.group_id, route.dead_letter, self._shared.config.serializer)
+        error, unsent = route.call(run, context, self._now, self._news.hook_ended), self._await_answers(run)
         if error is None and unsent is not None:
             error = unsent
-            if run.hooks:
+            if not run.comes_again:
                 self._news.hook_ended(run, None, self._now() - run.began, unsent)
         run.failed_with(error, pointless=isinstance(error, route.no_retry))
         gives_up = False
@@ -368,29 +367,14 @@ class Member:
             self._send_dead_letter(run, route, context)
         else:
             self._end(run, gives_up)
-        if isinstance(error, errors.CRITICAL) and not run.hooks:
+        if isinstance(error, errors.CRITICAL) and run.comes_again:
             self._shared.requests.put(ExitRequest(Exit.ERROR))
-
-    def _call(self, run: Run, route: Route, context: Context) -> BaseException | None:
-        """Call the handler, or each of the hooks. Returns what the last one that failed raised."""
-        failed: BaseException | None = None
-        functions: list[Callable[..., object]] = [hook.function for hook in run.hooks] or [route.handler]
-        arguments = (context,) if run.hooks else (route.batch_of(run), context)
-        for function in functions:
-            began, error = self._now(), None
-            try:
-                forks.call(function, *arguments)
-            except BaseException as raised:  # noqa: BLE001 - user code may raise anything
-                failed = error = raised
-            if run.hooks:
-                self._news.hook_ended(run, name_of(function), self._now() - began, error)
-                self._news.emit()
-        return failed
 
     def _await_answers(self, run: Run) -> BaseException | None:
         """Wait until everything that was sent is acknowledged or has failed. Returns the first failure."""
         marks, outbox = run.ownership.marks, self._shared.outbox
         deadline = self._now() + (limit_s := outbox.answer_timeout_s + ANSWER_SLACK_S)
+        outbox.hand_over()
         while True:
             with self.lock:
                 if not marks.in_flight:
@@ -403,17 +387,15 @@ class Member:
 
     def _send_dead_letter(self, run: Run, route: Route, context: Context) -> None:
         """Give the culprit of ``run`` up once its dead letter is acknowledged; else the run has failed."""
+
+        def send(letter: Outgoing) -> Sent:
+            sent = self.send(run, letter, after_failure=True)
+            self._await_answers(run)
+            return sent
+
         given_up: DeadLetter = None
         try:
-            (message,) = (message for message in route.batch_of(run) if message.offset == run.culprit)
-            letters = context.as_dead_letters(message, run.reason)
-            letter, sent = letters[0], Sent()
-            for letter in letters:  # each smaller than the one before
-                sent = self.send(run, letter, after_failure=True)
-                self._await_answers(run)
-                if not getattr(sent.exception(0), "too_large", False):
-                    break
-            given_up = (letter.topic, *sent.result(0)), letter.left_out(letters[0])
+            given_up = give_up(context, route.batch_of(run), send)
         except Exception as refused:  # noqa: BLE001 - whatever it is, the run has to end
             run.failed_with(ProduceError.of_dead_letter(refused, run.reason))
         self._end(run, given_up is not None, given_up)
@@ -423,8 +405,8 @@ class Member:
         with self.locked() as now:
             end = self.group.give_up if given_up else partial(self.group.end, failed=run.error is not None)
             outcome = end(run, now=now)
-            if not run.hooks:  # they have been reported one by one
-                self._news.batch_ended(run, outcome, letter)
+            if run.comes_again:  # other hooks have been reported one by one
+                self._news.call_ended(run, outcome, letter)
 
     # -- what a context asks (``context.Shell``), on the thread of user code
 
@@ -464,6 +446,7 @@ class Member:
 
     def commit(self, ownership: Ownership, timeout_ms: int) -> bool:
         marks = ownership.marks
+        self._shared.outbox.hand_over()
         with self.locked() as now:
             deadline, wanted, last_failure = now + timeout_ms / 1000, marks.version, marks.last_failure
             if marks.committed_version < wanted:
@@ -500,13 +483,12 @@ class Member:
             if ownership.marks.failure is not None and not after_failure:
                 raise ProduceError.from_failure(ownership.marks.failure)
             send = ownership.marks.sending()
+            told = send.told = send.told or partial(self._answered, ownership, send)
         try:
-            future = self._shared.outbox.send(message)
+            return self._shared.outbox.send(message, told)
         except BaseException:  # it cannot be a message: nothing has left
-            self._answered(ownership, send, None)
+            told(1, None)
             raise
-        future.add_done_callback(lambda done: self._answered(ownership, send, done.exception()))
-        return future
 
     def dead_letter(self, run: Run, message: Outgoing, offset: int, attempts: int, reason: str) -> Sent:
         future = self.send(run, message)
@@ -516,9 +498,9 @@ class Member:
         future.add_done_callback(lambda done: done.exception() or tell(((message.topic, *done.result()), ())))
         return future
 
-    def _answered(self, ownership: Ownership, send: Send, failure: BaseException | None) -> None:
+    def _answered(self, ownership: Ownership, send: Send, count: int, failure: BaseException | None) -> None:
         with self.lock:  # on the producer's thread, which does not emit either
-            self.group.answered(ownership, send, failure, self._now())
+            self.group.answered(ownership, send, failure, self._now(), count)
             self._dispatch()
 
     # -- the commit step
@@ -622,18 +604,20 @@ class Runner:
     def __init__(
         self,
         config: Config,
-        servers: Sequence[str],
-        routes: Routes,
-        observers: Sequence[Observer],
+        servers: list[str],
+        router: Router,
+        observers: Observers,
         leftovers: Leftovers,
         close_sender: Callable[[Exit], object],
     ) -> None:
-        system, self._close_sender = System(), close_sender
-        self.progress = Progress()
-        self._deliveries = Deliveries(self.progress.observe, report_delivery(), observers)
+        from karafka_lite.client import consumer, producer  # here: kafka-python takes 0.1 s to import
+
+        system, self.progress, self._close_sender = System(), Progress(), close_sender
+        self._deliveries = Deliveries(self.progress.observe, report_delivery(self.progress), observers)
         emit = self._deliveries.emit
+        self._lifespan = Lifespan(router.process_hooks, emit, system.thread_id)
         self._requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()  # ``put`` may be called by signal handlers
-        self._inside, self._workers = dict[int, Run](), dict[int, Workers]()  # by the hooks that routes share
+        self._inside, self._workers = dict[int, Run](), dict[int, Workers]()  # by the list of hooks that routes share
         self._outbox = producer.Outbox(servers, config.settings, emit)
 
         def make_client(member: Member) -> Client:
@@ -644,14 +628,20 @@ class Runner:
             return self._workers.setdefault(id(route.hooks), workers)
 
         shared = Shared(config, system, workers_of, self._inside, self._outbox, make_client, emit, self._requests)
-        self.members = [Member(shared, name, topics, leftovers.get(name, ())) for name, topics in routes.items()]
-        self.ended, self._exit, self._crashed = threading.Event(), Exit.CLEAN, False  # stuck handlers may run on
+        self.members = [Member(shared, name, routes, leftovers.get(name, ())) for name, routes in router.groups.items()]
+        self._exit, self._crashed, self.ended = Exit.CLEAN, False, threading.Event()  # ended: stuck handlers may run
         self._main = system.thread("karafka-main", self.serve)  # where nobody else serves
         self._left: set[Member] = set()
 
     def start(self) -> None:
-        """Start all threads; the pollers connect."""
+        """Call ``on_start``, then start all threads; the pollers connect. Raises what ``on_start`` has raised."""
         self._deliveries.start()
+        try:
+            self._lifespan.start()
+        except BaseException:
+            self.members = []  # of whom nobody has begun, so it ends at once
+            self.serve()
+            raise
         for member in self.members:
             member.poller.start()
 
@@ -681,6 +671,7 @@ class Runner:
                     self._left.add(member)  # nothing was joined: its thread ends by itself when the client gives up
         for workers in self._workers.values():
             workers.stop()
+        self._lifespan.stop()
         self._outbox.close()
         self._close_sender(self._exit)
         self._deliveries.stop()
@@ -694,7 +685,7 @@ class Runner:
     def stop(self) -> Exit:
         """Stop and wait for the end. User code only asks: the end waits for it."""
         self.ask_to_stop()
-        if threading.get_ident() in self._inside:
+        if (thread := threading.get_ident()) in self._inside or thread == self._lifespan.thread:
             return Exit.CLEAN
         self._main.join() if self._main.ident else self.ended.wait()
         return self._exit

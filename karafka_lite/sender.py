@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from karafka_lite.client.connection import Emit
-from karafka_lite.client.producer import Outbox
 from karafka_lite.messages import Outgoing
 from karafka_lite.observers.delivery import Delivery
+from karafka_lite.observers.progress import Progress
 from karafka_lite.observers.report import report_delivery
+
+if TYPE_CHECKING:
+    from karafka_lite.client.connection import Emit
+    from karafka_lite.client.producer import Outbox
 
 log = logging.getLogger("karafka_lite")
 
@@ -68,7 +71,7 @@ class Sender:
             )
 
     def _begin(self) -> _Open:
-        report, over = report_delivery(), self._system.event()
+        report, over = report_delivery(Progress()), self._system.event()
         outbox = self._make(report.emit)
 
         def look() -> None:

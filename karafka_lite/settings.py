@@ -7,6 +7,7 @@ that may be secret.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 from karafka_lite.errors import ConfigurationError
+from karafka_lite.functions import is_lazy, name_of, signature_without
+from karafka_lite.serializer import Serializer, to_json
 
+PARTITIONS = 3  # of a topic of a broker for development: several, as in production
 MAX_POLL_INTERVAL_MS = 300_000  # kafka-python's default
 Servers = str | Sequence[str]  # as in kafka-python: "a:9092,b:9092" or a list
 
@@ -114,6 +118,7 @@ class Config:
     auto_commit_interval_ms: int
     drain_timeout_ms: int
     settings: dict[str, Any] = field(repr=False)
+    serializer: Serializer = to_json
 
     @property
     def of_group(self) -> dict[str, Any]:
@@ -134,6 +139,7 @@ class Config:
         auto_commit_interval_ms: int = 5000,
         drain_timeout_ms: int = 60_000,
         settings: Mapping[str, Any] | None = None,
+        serializer: Serializer = to_json,
     ) -> Config:
         """Validate the arguments of an App (times in milliseconds).
 
@@ -147,11 +153,13 @@ class Config:
             *int_mistakes("concurrency", concurrency),
             *int_mistakes("auto_commit_interval_ms", auto_commit_interval_ms),
             *int_mistakes("drain_timeout_ms", drain_timeout_ms),
+            *_serializer_mistakes(serializer),
             *(mistake for name, value in given.items() for mistake in _setting_mistakes(name, value)),
             *_order_mistakes({**given, "drain_timeout_ms": drain_timeout_ms}),
             *_security_mistakes({name: value for name, value in given.items() if value is not None}),
         )
-        return cls(group_id, _servers(bootstrap_servers), concurrency, auto_commit_interval_ms, drain_timeout_ms, given)
+        times = auto_commit_interval_ms, drain_timeout_ms
+        return cls(group_id, _servers(bootstrap_servers), concurrency, *times, given, serializer)
 
 
 def resolve_bootstrap_servers(option: str | None, environ: Mapping[str, str], argument: Servers) -> list[str]:
@@ -256,7 +264,8 @@ def _choices(kind: object) -> tuple[str, ...]:
 def _unknown(name: str) -> str:
     if name in TOPIC_OPTIONS:
         return f"{name} is an option of a topic, not of the App; use @app.topic(..., {name}=...)"
-    arguments = ("group_id", "bootstrap_servers", "concurrency", "auto_commit_interval_ms", "drain_timeout_ms")
+    arguments = ["group_id", "bootstrap_servers", "concurrency", "auto_commit_interval_ms", "drain_timeout_ms"]
+    arguments.append("serializer")
     near = difflib.get_close_matches(name, [*arguments, *_TYPES, *UNSUPPORTED])
     if not near:
         return f"unknown setting {name!r}; see kafka-python's KafkaConsumer for valid names"
@@ -278,6 +287,18 @@ def _order_mistakes(given: Mapping[str, Any]) -> Iterator[str]:
         less, more = given.get(low, low_default), given.get(high, high_default)
         if isinstance(less, int) and isinstance(more, int) and less >= more:  # other types are reported already
             yield f"{low}={less} must be less than {high}={more}; otherwise {otherwise}"
+
+
+def _serializer_mistakes(serializer: object) -> Iterator[str]:
+    must, name = "serializer must be a function of a value that returns bytes", name_of(serializer)
+    if not callable(serializer):
+        yield f"{must}, got {safe_repr(serializer)}"
+    elif serializer is json.dumps:
+        yield f"{must}; json.dumps returns text: leave it out, the default is JSON in UTF-8"
+    elif is_lazy(serializer):
+        yield f"{must}; {name} is an async or generator function: it returns before it runs"
+    elif (signature := signature_without(serializer, 1)) is not None:
+        yield f"{must}; {name}{signature} must accept one positional argument, the value"
 
 
 _HARMLESS = {"ssl_check_hostname": True, "sasl_kerberos_service_name": "kafka"}  # kafka-python's defaults

@@ -7,13 +7,14 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Protocol
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 from karafka_lite import forks
 from karafka_lite.errors import ConfigurationError, Exit
 from karafka_lite.forks import HANG_UP, SIGNALS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SHOW_CURSOR = b"\x1b[?25h"  # a progress bar may have hidden it
 SAME_S = 1.0  # so long a further signal is the same one: a wrapper passes on what the terminal has sent as well

@@ -38,6 +38,7 @@ DECODERS = {"apache": "pure", "embedded": "compiled"}  # on Apache Kafka what a 
 # How long an example takes says nothing on a machine that also runs brokers. Nor how long it takes to make one: in a
 # fresh checkout hypothesis first reads all of our code for constants, and blames the first strategy for that second.
 hypothesis.settings.register_profile("house", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("few", hypothesis.settings.get_profile("house"), max_examples=10)
 hypothesis.settings.load_profile("house")
 
 
@@ -162,9 +163,10 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client gives up a request that nobody answers after 1 s instead of 5."""
+    """A client gives up a request that nobody answers after 1 s instead of 5, and a group its last commit."""
     for name in ("REQUEST_MS", "CLOSE_MS"):
         monkeypatch.setattr(f"karafka_lite.client.consumer.{name}", 1000)
+    monkeypatch.setattr("karafka_lite.core.group.FINAL_COMMIT_S", 1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -223,6 +225,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     once = metafunc.definition.get_closest_marker("apache_only")
     beside = ["test_client"] if metafunc.definition.get_closest_marker("test_client") else []
     for fixture in ON_BOTH.intersection(metafunc.fixturenames):
+        assert fixture == "kafka" or not beside, "TestClient has no broker of its own to break: use the fixture kafka"
         metafunc.parametrize(fixture, BROKERS[:1] if once else [*BROKERS, *beside], indirect=True)
 
 
@@ -239,14 +242,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group("three nodes"))  # one worker starts them for all
         if "secure_kafka" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("secure Kafka"))
-    # One after the other, the cheap ones tell of a mistake soon; side by side, the long ones must not be the tail.
-    items.sort(key=_cost, reverse=hasattr(config, "workerinput"))
+    if hasattr(config, "workerinput"):
+        items[:] = _side_by_side(sorted(items, key=_cost, reverse=True))
+    else:
+        items.sort(key=_cost)  # the cheap ones tell of a mistake soon
 
 
 def _brokers(item: pytest.Item) -> set[object]:
     """Those of BROKERS that a test runs on."""
     callspec = getattr(item, "callspec", None)
     return {callspec.params.get(fixture) for fixture in ON_BOTH} if callspec else set()
+
+
+def _side_by_side(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The slow ones first, which must not be the tail; then who waits for brokers evenly among who works by itself."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    waits = [item for item in items if any(_cost(item)) and item not in slow]
+    works = [item for item in items if not any(_cost(item))]
+    places = {item: number / len(part) for part in (waits, works) for number, item in enumerate(part)}
+    return [*slow, *sorted(places, key=places.__getitem__)]
 
 
 def _cost(item: pytest.Item) -> tuple[bool, bool, bool, bool]:
@@ -269,8 +283,8 @@ def pytest_cmdline_main(config: pytest.Config) -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """What ``-n auto`` means here: tests mostly wait, so that a core has room for two."""
-    return min(4, 2 * (os.cpu_count() or 1))
+    """What ``-n auto`` means here: who waits for a broker leaves the core to two others."""
+    return min(6, 3 * (os.cpu_count() or 1))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import typing
 
+import karafka_lite.client  # noqa: F401 - before anything else imports kafka-python
+
 if typing.TYPE_CHECKING:
     from karafka_lite.broker.docker import DockerBroker
     from karafka_lite.broker.embedded import EmbeddedBroker

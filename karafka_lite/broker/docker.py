@@ -29,6 +29,7 @@ from kafka.protocol.metadata import MetadataRequest
 from typing_extensions import Self
 
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, KarafkaLiteError
+from karafka_lite.settings import PARTITIONS
 
 log = logging.getLogger("karafka_lite")
 
@@ -43,7 +44,7 @@ class DockerBroker:
     """One Kafka node in a container, on 127.0.0.1 only. Its data is discarded when it stops.
 
     Args:
-        topics: names, or ``{name: partitions}``; they exist when ``start`` returns.
+        topics: names (of topics with 3 partitions), or ``{name: partitions}``; they exist when ``start`` returns.
         port: port on 127.0.0.1; 0 chooses a free one.
         image: image of Apache Kafka, or another one that reads Kafka's settings from the same ``KAFKA_…`` variables.
             It is pulled if this machine does not have it.
@@ -65,7 +66,7 @@ class DockerBroker:
         settings: Mapping[str, object] | None = None,
         timeout_ms: int = 120_000,
     ) -> None:
-        self.topics: dict[str, int] = dict(topics) if isinstance(topics, Mapping) else dict.fromkeys(topics, 1)
+        self.topics: dict[str, int] = dict(topics) if isinstance(topics, Mapping) else dict.fromkeys(topics, PARTITIONS)
         self.port: int = port or _free_port()  # chosen before the start: the broker has to advertise it
         self.image: str = image
         self.settings: dict[str, object] = dict(settings or {})
@@ -161,6 +162,7 @@ class DockerBroker:
             "transaction.state.log.min.isr": 1,
             "share.coordinator.state.topic.replication.factor": 1,
             "share.coordinator.state.topic.min.isr": 1,
+            "num.partitions": PARTITIONS,
             "group.initial.rebalance.delay.ms": 0,  # by default every first consumer of a group waits 3 s
             **self.settings,
         }

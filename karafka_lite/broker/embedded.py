@@ -24,6 +24,7 @@ from karafka_lite.broker.topics import Topics
 from karafka_lite.broker.transactions import Transactions
 from karafka_lite.broker.wire import Server
 from karafka_lite.errors import ConfigurationError
+from karafka_lite.settings import PARTITIONS
 
 T = TypeVar("T")
 
@@ -37,7 +38,8 @@ class EmbeddedBroker:
     Args:
         topics: names, or ``{name: partitions}``.
         port: port on 127.0.0.1; 0 chooses a free one.
-        partitions: number of partitions of a topic that is created without one; Kafka's ``num.partitions``.
+        partitions: of a topic that is created without a number of them; Kafka's ``num.partitions``, whose default is 1.
+            With several, development shows what production does: no order across partitions.
         auto_create_topics: create a missing topic when a client asks for its metadata and permits that.
         max_message_bytes: size limit of a batch of messages; the default is Kafka's.
         retention_bytes: size limit of a partition; above it the oldest messages are dropped (logged once as a warning).
@@ -55,7 +57,7 @@ class EmbeddedBroker:
         topics: Mapping[str, int] | Iterable[str] = (),
         *,
         port: int = 0,
-        partitions: int = 1,
+        partitions: int = PARTITIONS,
         auto_create_topics: bool = True,
         max_message_bytes: int = 1_048_588,
         retention_bytes: int = 64 << 20,
@@ -124,10 +126,13 @@ class EmbeddedBroker:
         """``host:port``; known after ``start``."""
         return f"{HOST}:{self._port}"
 
-    def create_topic(self, name: str, partitions: int = 1) -> None:
-        """Raises ConfigurationError: the name is invalid, or the topic exists, or collides with another one."""
+    def create_topic(self, name: str, partitions: int | None = None) -> None:
+        """``partitions``: None, as many as a topic has by default.
+
+        Raises ConfigurationError: the name is invalid, or the topic exists, or collides with another one.
+        """
         try:
-            self._call(lambda: self._topics.create(name, partitions))
+            self._call(lambda: self._topics.create(name, self._topics.partitions if partitions is None else partitions))
         except BrokerResponseError as refused:
             raise ConfigurationError(refused.args[0]) from None
 

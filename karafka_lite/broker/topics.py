@@ -90,7 +90,7 @@ class Topics:
         self.topics: dict[str, Topic] = {}
         self.check_transaction: Callable[[Header, TopicPartition], None]  # raises if a batch is not in its transaction
         self.deleted: Callable[[str], None]
-        self._partitions = partitions
+        self.partitions = partitions
         self._auto_create = auto_create
         self._max_message_bytes = max_message_bytes
         self._retention_bytes = retention_bytes
@@ -157,7 +157,7 @@ class Topics:
             if name not in self.topics:  # as in Kafka, this response does not know yet a topic that it creates
                 check_name(name)
                 with suppress(errors.InvalidTopicError):  # it collides with another one
-                    self.create(name, self._partitions, validate_only=not may_create)
+                    self.create(name, self.partitions, validate_only=not may_create)
                 raise errors.UnknownTopicOrPartitionError()
             return [
                 {"partition_index": index, "error_code": 0, **leader} for index in range(len(self.topics[name].logs))
@@ -336,7 +336,7 @@ class Topics:
 
         topics = []
         for wanted in call.request.topics:
-            count = self._partitions if wanted.num_partitions == -1 else wanted.num_partitions
+            count = self.partitions if wanted.num_partitions == -1 else wanted.num_partitions
             answer, _ = call.attempt(create, wanted, count)
             topics.append({**answer, "name": wanted.name, "num_partitions": count, "replication_factor": 1})
         return {"topics": topics}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from karafka_lite import forks
 from karafka_lite.cli import console
-from karafka_lite.cli.options import Commands, add_command, add_image, add_log_level, port, topic_with_partitions
+from karafka_lite.cli.options import Parser, add_image, add_log_level, port, topic_with_partitions
 from karafka_lite.forks import HANG_UP, SIGNALS
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ KINDS = ("embedded", "docker")
 _EPILOG = """\
 examples:
   karafka-lite broker                     in this process, on 127.0.0.1:9092
-  karafka-lite broker --topic orders:3 --topic clicks
-                                          with topics of 3 partitions and of 1
+  karafka-lite broker --topic orders --topic clicks:6
+                                          with topics of 3 partitions and of 6
   karafka-lite broker --docker            Apache Kafka in a container, which is
                                           removed on exit
 
@@ -38,16 +38,13 @@ exit codes:
 """
 
 
-def add_to(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "broker",
+def add_to(parser: Parser) -> None:
+    parser.describe(
         broker,
-        help="run a broker for development",
         description="Run a broker for development on 127.0.0.1 until Ctrl-C or SIGTERM.",
         epilog=_EPILOG,
+        example="karafka-lite broker --port 9092 --topic user_events:3 --topic clicks",
     )
-    parser.example = "karafka-lite broker --port 9092 --topic user_events:3 --topic clicks"
     group = parser.add_argument_group("broker")
     group.add_argument(
         "--port", metavar="PORT", type=port, default=9092, help="port on 127.0.0.1 (default: %(default)s)"
@@ -59,7 +56,7 @@ def add_to(commands: Commands) -> None:
         type=topic_with_partitions,
         action="append",
         default=[],
-        help="topic to create at the start, with 1 partition by default; repeatable",
+        help="topic to create at the start, with 3 partitions by default; repeatable",
     )
     group.add_argument(
         "--docker", action="store_true", help="Apache Kafka in a container; needs the extra karafka-lite[docker]"

@@ -12,9 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from karafka_lite.observers.banner import FOR_DEVELOPMENT, on_terminal, rich_panel, show
+from karafka_lite.cli import lines
+from karafka_lite.cli.options import DEFAULT_LEVEL
+from karafka_lite.observers.banner import FOR_DEVELOPMENT, rich_panel, show
 from karafka_lite.observers.progress import Snapshot
 from karafka_lite.version import __version__
 
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
 
     from karafka_lite.app import App
 
-DEFAULT_LEVEL = "info"
 _HANDLER = "karafka-lite"
 
 
@@ -81,7 +83,7 @@ class _Level(int):
 
 
 def _level(name: str | None) -> int:
-    return int(getattr(logging, (name or DEFAULT_LEVEL).upper()))
+    return int(getattr(logging, (name or ("warning" if lines.is_quiet() else DEFAULT_LEVEL)).upper()))
 
 
 def banner(app: App, broker: str = "") -> None:
@@ -89,22 +91,27 @@ def banner(app: App, broker: str = "") -> None:
 
     ``broker``: the kind of the broker that was started for this run; "" if none was.
     """
-    show(app.banner(broker=broker, stop="Ctrl-C or SIGTERM", more="--concurrency N"))
+    told = app.banner(broker=broker, stop="Ctrl-C or SIGTERM", more="--concurrency N")
+    if lines.on_terminal():
+        show(told)
+    else:
+        lines.say(told.text, **told.fields)
 
 
 def serving(broker: str, servers: str, topics: Mapping[str, int]) -> None:
     """Print that a broker of the kind ``broker`` is ready, and how to use it from another terminal."""
     counts = [f"{topic} ({count} partition{'s' if count > 1 else ''})" for topic, count in topics.items()]
-    lines = [f"{broker} broker at {servers}, {FOR_DEVELOPMENT}"]
-    lines += [f"topics: {', '.join(counts)}"] if counts else []
-    lines.append(f"in another terminal: karafka-lite run module:app --broker {servers}")
-    lines.append("stop with Ctrl-C or SIGTERM")
-    if on_terminal():
+    told = [f"{broker} broker at {servers}, {FOR_DEVELOPMENT}"]
+    told += [f"topics: {', '.join(counts)}"] if counts else []
+    told.append(f"in another terminal: karafka-lite run module:app --broker {servers}")
+    told.append("stop with Ctrl-C or SIGTERM")
+    if lines.on_terminal():
         from rich.text import Text
 
-        rich_panel(Text("\n".join(lines)))
+        rich_panel(Text("\n".join(told)))
     else:
-        print("\n".join([f"karafka-lite {__version__}, {lines[0]}", *lines[1:]]), file=sys.stderr, flush=True)
+        text = "\n".join([f"karafka-lite {__version__}, {told[0]}", *told[1:]])
+        lines.say(text, broker=broker, bootstrap_servers=servers, topics=dict(topics))
 
 
 @contextmanager
@@ -116,23 +123,25 @@ def feeding(topic: str, total: int | None, typed: bool) -> Iterator[Callable[[in
     """
     began, produced = time.monotonic(), 0
     if typed:
-        print("enter one message per line; Ctrl-D ends the input", file=sys.stderr, flush=True)
+        lines.say("enter one message per line; Ctrl-D ends the input")
 
     def update(read: int, acknowledged: int) -> None:
         nonlocal produced
         produced = acknowledged
         draw(read, acknowledged)
 
-    with _rich_progress(topic, total) if on_terminal() and not typed else nullcontext(lambda *_: None) as draw:
+    with _rich_progress(topic, total) if lines.on_terminal() and not typed else nullcontext(lambda *_: None) as draw:
         yield update
     messages = "1 message" if produced == 1 else f"{produced} messages"
-    print(f"produced {messages} to {topic} in {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+    seconds = time.monotonic() - began
+    told = {"topic": topic, "messages": produced, "seconds": round(seconds, 3)}
+    lines.say(f"produced {messages} to {topic} in {seconds:.1f} s", **told)
 
 
 @contextmanager
 def draining(total: int) -> Iterator[Callable[[int], None]]:
     """Show how many of ``total`` offsets are processed; yields a function to call with their number."""
-    if not on_terminal():
+    if not lines.on_terminal():
         yield lambda done: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -153,17 +162,17 @@ def drained(snapshots: Sequence[Snapshot], seconds: float, complaint: str) -> No
         for group, topic, t in rows
     ]
     names = ("group", "topic", "messages", "batches", "failures", "given up", "seconds", "unmarked")
-    if on_terminal():
+    if lines.on_terminal():
         _rich_table(names, cells, end)
         return
-    for group, topic, *numbers in cells:
+    for (group, topic, *numbers), (_, _, t) in zip(cells, rows, strict=True):
         totals = ", ".join(f"{number} {name}" for name, number in zip(names[2:], numbers, strict=True))
-        print(f"group {group}: {topic}: {totals}", file=sys.stderr)
-    print(end, file=sys.stderr, flush=True)
+        lines.say(f"group {group}: {topic}: {totals}", group=group, topic=topic, **asdict(t))
+    (lines.complain if complaint else lines.say)(end, messages=messages, seconds=round(seconds, 3))
 
 
 def _handler() -> logging.Handler:
-    handler = _rich_handler() if on_terminal() else _plain_handler()
+    handler = _rich_handler() if lines.on_terminal(quiet=True) else _plain_handler()
     handler.name = _HANDLER
     handler.addFilter(_is_not_shown_yet)
     return handler
@@ -182,7 +191,8 @@ def _is_not_shown_yet(record: logging.LogRecord) -> bool:
 
 def _plain_handler() -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(lines.JsonFormatter() if lines.is_json() else text)
     return handler
 
 

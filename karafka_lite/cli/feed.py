@@ -16,21 +16,21 @@ import itertools
 import json
 import os
 import shlex
-import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from karafka_lite.client.producer import Producer
+from karafka_lite.checks import check_topic
+from karafka_lite.cli.interrupt import Interrupt
 from karafka_lite.errors import KarafkaLiteError
-from karafka_lite.forks import SIGNALS
 from karafka_lite.messages import Outgoing
-from karafka_lite.routing import check_topic
+
+if TYPE_CHECKING:
+    from karafka_lite.client.producer import Producer
 
 MAX_LINE_BYTES = 32 << 20  # a file without line ends must not fill the memory
 SETTLE_S = 5.0  # how long a stop waits for acknowledgements
@@ -86,11 +86,13 @@ def feed(feeds: Sequence[Feed], bootstrap_servers: Sequence[str], settings: Mapp
         FeedError: a file could not be opened (then nothing was sent), or one could not be sent to its end.
         BrokerUnavailableError, ConfigurationError: nothing was sent.
     """
+    from karafka_lite.client import producer as client
+
     for one in feeds:
         check_topic(one.topic)
-    with ExitStack() as stack, _Interrupt() as interrupt:
+    with ExitStack() as stack, Interrupt() as interrupt:
         files = [stack.enter_context(_opened(one)) for one in feeds]
-        producer = Producer(bootstrap_servers, settings)
+        producer = client.Producer(bootstrap_servers, settings)
         stack.callback(producer.close)
         try:
             producer.connect()
@@ -191,7 +193,7 @@ def _size(file: BinaryIO) -> int | None:
 # Sending
 
 
-def _send(feed: Feed, file: BinaryIO, producer: Producer, interrupt: _Interrupt, update: Update) -> None:
+def _send(feed: Feed, file: BinaryIO, producer: Producer, interrupt: Interrupt, update: Update) -> None:
     tally = _Tally()
     why = hint = ""
     try:
@@ -257,43 +259,3 @@ class _Tally:
         self.failed += 1
         if self.refused is None or number < self.refused[0]:
             self.refused = number, error
-
-
-class _Interrupt:
-    """Raises KeyboardInterrupt at a signal to stop; between ``hold`` and ``release`` it waits for the release.
-
-    A second signal does not wait.
-    """
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._held = False
-        self._before: dict[int, Any] = {}
-
-    @property
-    def name(self) -> str:
-        return signal.Signals(self.number).name if self.number else "Ctrl-C"
-
-    def hold(self) -> None:
-        self._held = True
-
-    def release(self) -> None:
-        self._held = False
-        if self.number:
-            raise KeyboardInterrupt
-
-    def __enter__(self) -> _Interrupt:
-        for number in SIGNALS:
-            # Ignored signals (nohup) stay ignored. None: not installed from Python, so it could not be restored.
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        again, self.number = bool(self.number), number
-        if again or not self._held:
-            raise KeyboardInterrupt

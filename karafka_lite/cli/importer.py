@@ -18,11 +18,14 @@ from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 
 from karafka_lite.app import App
-from karafka_lite.errors import ConfigurationError
+from karafka_lite.errors import ConfigurationError, KarafkaLiteError
+from karafka_lite.routing import Router
 
 
-class ImportFailed(Exception):
+class ImportFailed(KarafkaLiteError):
     """``module:app`` could not be loaded; the text is complete and is printed as it is."""
+
+    is_complete = True
 
 
 def load_app(target: str) -> App:
@@ -116,7 +119,9 @@ def _look_up(module: ModuleType, attribute: str, location: str) -> App:
         return found
     if calls:
         raise _failed(f"{location}:{attribute} returned {_kind(found)}, not an App; end the function with: return app")
-    if inspect.isroutine(found) and not _apps(module):
+    if isinstance(found, Router):
+        hint = f"name the App that includes it: app.include({path})"
+    elif inspect.isroutine(found) and not _apps(module):
         hint = f"if it creates the App, use: karafka-lite run '{location}:{path}()'"
     else:
         hint = _candidates(module, location)

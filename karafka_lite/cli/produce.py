@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 
-from karafka_lite.cli import config, console, importer
+from karafka_lite.cli import console
+from karafka_lite.cli.cluster import cluster_of
 from karafka_lite.cli.feed import Feed, feed
-from karafka_lite.cli.options import Commands, add_command, add_config, add_log_level
-from karafka_lite.settings import resolve_bootstrap_servers
+from karafka_lite.cli.options import Parser, add_cluster, add_log_level
 
 _EPILOG = """\
 examples:
@@ -36,26 +35,19 @@ exit codes:
 """
 
 
-def add_to(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "produce",
+def add_to(parser: Parser) -> None:
+    parser.describe(
         produce,
-        help="send the lines of a file to a topic",
         description="Send the lines of a file to a topic and wait until all in-sync replicas\nhave acknowledged them.",
         epilog=_EPILOG,
+        example="karafka-lite produce my_topic my_file.jsonl --broker localhost:9092",
     )
-    parser.example = "karafka-lite produce my_topic my_file.jsonl --broker localhost:9092"
     parser.add_argument("topic", metavar="TOPIC", help="where to send the messages")
     parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="default: -, standard input")
     group = parser.add_argument_group("messages")
     group.add_argument("--key", metavar="FIELD", help="field of each JSON object to use as the message key")
     group.add_argument("--text", action="store_true", help="send lines as they are, without parsing them")
-    group = parser.add_argument_group("brokers")
-    servers = "brokers to connect to (default: KARAFKA_LITE_BOOTSTRAP_SERVERS, or localhost:9092)"
-    group.add_argument("--broker", metavar="HOST:PORT,...", help=servers)
-    group.add_argument("--app", metavar="module:app", help="an App whose brokers and settings to use")
-    add_config(group)
+    add_cluster(parser)
     add_log_level(parser)
 
 
@@ -64,11 +56,5 @@ def produce(arguments: argparse.Namespace) -> int:
         arguments.parser.error("--key cannot be combined with --text: it needs JSON, which --text does not parse")
     console.configure_logging(arguments.log_level)
     feeds = [Feed(arguments.topic, arguments.file, arguments.key, arguments.text)]
-    if arguments.app is not None:
-        app = importer.load_app(arguments.app)
-        app.override(bootstrap_servers=arguments.broker, settings=config.load_if(arguments.config))
-        feed(feeds, app.brokers(), app.config.settings, console.feeding)
-    else:
-        servers, settings = config.of_no_app(arguments.config)
-        feed(feeds, resolve_bootstrap_servers(arguments.broker, os.environ, servers), settings, console.feeding)
+    feed(feeds, *cluster_of(arguments), console.feeding)
     return 0

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import gc
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from karafka_lite.app import App
-from karafka_lite.cli import broker, config, console, importer
+from karafka_lite.cli import broker, config, console, importer, lines
 from karafka_lite.cli.feed import Feed, feed
-from karafka_lite.cli.options import Commands, add_command, add_config, add_image, add_log_level, seconds
-from karafka_lite.client.reader import choose_reader
+from karafka_lite.cli.options import Parser, add_config, add_image, add_log_level, partitions, seconds
 from karafka_lite.draining import NOT_DRAINED, Drain
+from karafka_lite.settings import PARTITIONS
 
 IDLE_TIMEOUT_S = 60.0
 GC_THRESHOLD = 10_000
@@ -44,12 +44,9 @@ exit codes:
 """
 
 
-def add_to(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "run",
+def add_to(parser: Parser) -> None:
+    parser.describe(
         run,
-        help="run the consumers of an App",
         description="Run the consumers of an App until Ctrl-C or SIGTERM.",
         epilog=_EPILOG,
     )
@@ -61,6 +58,8 @@ def add_to(commands: Commands) -> None:
         help="brokers to connect to, or 'embedded' or 'docker' to start one for this run; overrides "
         "KARAFKA_LITE_BOOTSTRAP_SERVERS and the App's bootstrap_servers",
     )
+    told = f"with --broker embedded or docker: how many each of the App's topics has (default: {PARTITIONS})"
+    group.add_argument("--partitions", metavar="N", type=partitions, help=told)
     add_config(group)
     add_image(group, "--broker docker")
     group = parser.add_argument_group("input")
@@ -97,6 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.idle_timeout and not arguments.until_end:
         arguments.parser.error("--idle-timeout requires --until-end")
     feeds = _feeds(app, arguments)
+    from karafka_lite.client.reader import choose_reader
+
     choose_reader()  # raises here, before a broker is started or a file is sent
     with _broker_of(app, arguments) as kind:
         console.banner(app, kind)
@@ -122,7 +123,7 @@ def _drain(app: App, timeout_s: float) -> int:
             with broker.sigterm_as_ctrl_c():
                 drain.prepare()
         except KeyboardInterrupt:
-            print("karafka-lite: not drained: stopped before the start", file=sys.stderr)
+            lines.complain("karafka-lite: not drained: stopped before the start")
             return NOT_DRAINED
         code = drain.run(console.draining)
     console.drained(drain.snapshots, time.monotonic() - began, drain.complaint)
@@ -133,13 +134,21 @@ def _drain(app: App, timeout_s: float) -> int:
 def _broker_of(app: App, arguments: argparse.Namespace) -> Iterator[str]:
     """Point the App at ``--broker``; yields the kind of the broker started for this run, or "" if none was started."""
     kind = arguments.broker if arguments.broker in broker.KINDS else ""
+    if arguments.broker and not kind and (near := difflib.get_close_matches(arguments.broker, broker.KINDS, 1, 0.75)):
+        arguments.parser.error(
+            f"--broker {arguments.broker}: did you mean {near[0]}? For a host of that name, give its port: "
+            f"--broker {arguments.broker}:9092"
+        )
     if arguments.image and kind != "docker":
         arguments.parser.error("--image requires --broker docker")
+    if arguments.partitions and not kind:
+        arguments.parser.error("--partitions requires --broker embedded or --broker docker")
     if not kind:
         app.override(bootstrap_servers=arguments.broker)
         yield kind
         return
-    topics = {topic: 1 for routes in app.groups.values() for topic in routes}
+    count = arguments.partitions or PARTITIONS
+    topics = {topic: count for routes in app.groups.values() for topic in routes}
     # An App that runs has signal handlers of its own; SIGTERM matters before and after that.
     with broker.sigterm_as_ctrl_c(), broker.development_broker(kind, topics, 0, arguments.image) as started:
         app.override(bootstrap_servers=started.bootstrap_servers)

@@ -14,6 +14,7 @@ EXPIRED, NOT_YET_VALID, OTHER_HOST = (10,), (9,), (62, 64)  # of OpenSSL's verif
 FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
 DISCONNECTED = "socket disconnected"  # as kafka-python has it
 REFUSED = (kafka.errors.SaslAuthenticationFailedError, kafka.errors.AuthorizationError)
+WITHOUT_KAFKA = "karafka-lite run module:app --broker embedded"  # how to try it
 CREDENTIALS = {
     "GSSAPI": "the Kerberos ticket and sasl_kerberos_service_name",
     "OAUTHBEARER": "sasl_oauth_token_provider",

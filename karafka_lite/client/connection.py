@@ -23,6 +23,7 @@ from kafka import KafkaConsumer
 from kafka.net.compat import KafkaNetClient
 from kafka.net.selector import NetworkSelector
 
+from karafka_lite.client.causes import WITHOUT_KAFKA
 from karafka_lite.client.network import Network, check_files
 from karafka_lite.core.watch import AFTER_S
 from karafka_lite.errors import AccessError, BrokerUnavailableError, ConfigurationError
@@ -87,7 +88,8 @@ class Connection:
                 raise BrokerUnavailableError(
                     f"no broker could be reached at {','.join(bootstrap_servers)} within {bootstrap_ms} ms "
                     f"({'; '.join(cause.text for cause in causes) or error}); is Kafka running there? "
-                    f"Another address: --broker HOST:PORT, or KARAFKA_LITE_BOOTSTRAP_SERVERS=HOST:PORT"
+                    f"Another address: --broker HOST:PORT, or KARAFKA_LITE_BOOTSTRAP_SERVERS=HOST:PORT. "
+                    f"Without Kafka: {WITHOUT_KAFKA}"
                 ) from error
             if isinstance(error, AccessError):
                 raise

@@ -23,6 +23,7 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in
     consumer._refresh_committed_offsets                 kafka-python would choose positions by itself
     consumer._cluster._topic_ids                        replaced as a whole by new metadata
     consumer._cluster._last_successful_refresh_ms       how old the metadata are
+    consumer._cluster._last_refresh_ms                  a start would rest twice for retry_backoff_ms before it asks
     consumer._net, consumer._manager                    a notifier that the listener can await; commits of our own
     consumer._client                                    a close that fails leaves its sockets open
 """
@@ -52,7 +53,7 @@ from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
 from karafka_lite.client.fetching import Fetching
 from karafka_lite.client.leaving import Leaving
 from karafka_lite.client.offsets import Offsets, RefusedError, encode, strays_of, topic_id_of
-from karafka_lite.client.protocol import Fetched, Rebalance, StrayedError
+from karafka_lite.client.protocol import Fetched, Rebalance
 from karafka_lite.client.reader import POLL_BYTES, PollIsFullError, choose_reader
 from karafka_lite.client.refusals import explained, refused_topics, topics_refused
 from karafka_lite.client.stalls import Stalls
@@ -68,6 +69,7 @@ from karafka_lite.errors import (
     FetchError,
     KarafkaLiteError,
     PollError,
+    StrayedError,
     describe,
 )
 from karafka_lite.messages import TopicPartition, where
@@ -175,7 +177,7 @@ class Client:
             raise (BrokerUnavailableError(str(error)) if self._rebalance.begun else error) from error
         consumer._refresh_committed_offsets = lambda timeout_ms=None: True  # nor does it look for one by itself
         consumer._cluster.config["allow_auto_create_topics"] = self.settings["allow_auto_create_topics"]
-        bounds = {"sizes": self._sizes, "poll_bytes": POLL_BYTES, "most": self._most}
+        bounds = {"sizes": self._sizes, "poll_bytes": POLL_BYTES, "most": self._most, "group_id": self.group_id}
         consumer._fetcher.PartitionRecords = partial(choose_reader(), **bounds)
         self._fetching = Fetching(consumer)
         self._offsets = Offsets(consumer, self.reset)
@@ -216,6 +218,7 @@ class Client:
         return missing
 
     def _topics(self) -> set[str]:
+        self._consumer._cluster._last_refresh_ms = 0.0
         try:
             return set(self._consumer.topics())
         except kafka.errors.UnknownTopicOrPartitionError:  # of a refresh for a topic of ours that has gone

@@ -25,7 +25,7 @@ from kafka.net.manager import KafkaConnectionManager
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from karafka_lite.client import listeners
-from karafka_lite.client.causes import FILES, NOT_REACHED, Cause, NotReachedError, explain
+from karafka_lite.client.causes import FILES, NOT_REACHED, WITHOUT_KAFKA, Cause, NotReachedError, explain
 from karafka_lite.client.receiving import receive_more
 from karafka_lite.client.trouble import Trouble
 from karafka_lite.errors import AccessError, ConfigurationError
@@ -101,7 +101,8 @@ class Network(KafkaConnectionManager):  # type: ignore[misc]
             if cause.refused:
                 raise AccessError(cause.text) from error
             if not (cause.final and self._hopeless()):  # else it is raised
-                self._failed(cause.text, self._trouble_with(host, cause))
+                hint = "" if cause.final else f"; without Kafka: {WITHOUT_KAFKA}"
+                self._failed(cause.text + hint, self._trouble_with(host, cause))
             if not self.connection_delay(node):
                 self.update_backoff(node)
             return False

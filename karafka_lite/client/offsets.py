@@ -77,10 +77,23 @@ def decode(metadata: str | None) -> Note:
 
 def topic_id_of(cluster: Any, topic: str) -> str:
     """As Kafka's tools print it; "" where it is not known, as before Kafka 2.8 or for a topic that does not exist."""
-    found = cluster.topic_id(topic)
-    if found is None or found == UUID(int=0):
+    return id_as_text(cluster.topic_id(topic))
+
+
+def id_as_text(topic_id: UUID | None) -> str:
+    """As Kafka's tools print it; "" where it is not known."""
+    if topic_id is None or topic_id == UUID(int=0):
         return ""
-    return base64.urlsafe_b64encode(found.bytes).decode().rstrip("=")
+    return base64.urlsafe_b64encode(topic_id.bytes).decode().rstrip("=")
+
+
+def spec_of(target: SeekTarget) -> int:
+    """What a broker is asked for ``target``, which is no offset."""
+    if not isinstance(target, Timestamp):
+        return int(OffsetSpec.EARLIEST if target == "earliest" else OffsetSpec.LATEST)
+    if target.ms < 0:  # before 1970, and so before any message; kafka-python would raise
+        return int(OffsetSpec.EARLIEST)
+    return target.ms if target.ms <= MAX_TIMESTAMP else int(OffsetSpec.LATEST)
 
 
 # -- questions ---------------------------------------------------------------------------------------------------------
@@ -197,12 +210,7 @@ class Offsets:
     async def _ask_target(self, question: Question, keys: Sequence[tuple[TopicPartition, SeekTarget]]) -> None:
         ((tp, target),) = keys
         isolation = IsolationLevel.READ_COMMITTED if self._committed_only else IsolationLevel.READ_UNCOMMITTED
-        spec: int = OffsetSpec.EARLIEST if target == "earliest" else OffsetSpec.LATEST
-        if isinstance(target, Timestamp):
-            before_1970 = target.ms < 0  # and so before any message; kafka-python would raise
-            spec = (
-                OffsetSpec.EARLIEST if before_1970 else target.ms if target.ms <= MAX_TIMESTAMP else OffsetSpec.LATEST
-            )
+        spec = spec_of(target)
         for leader in self._by_leader(question, [tp]):
             found = await self._list_offsets(leader, [tp], spec, isolation)
             if found.get(tp) == NO_OFFSET:  # no message is so young

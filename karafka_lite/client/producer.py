@@ -1,9 +1,10 @@
-"""Messages on their way to the brokers, by kafka-python's producer.
+"""Messages on their way to the brokers, by kafka-python's producer and batches of our own.
 
 Threads: every method may be called from anywhere. Futures are resolved on kafka-python's sender thread, or where
 ``check``, ``send``, ``flush`` or ``close`` finds out that this thread will not do it.
 
-Private touch points in kafka-python 3.0 (pinned below 3.1), with tests in tests/kafka/test_produce.py:
+Private touch points in kafka-python 3.0 (pinned below 3.1), with tests in tests/kafka/test_produce.py, beside those of
+``accumulator``:
 
     producer._sender.force_close     ``close`` raises while something is unanswered, and leaves its thread running
     producer._sender.is_alive        a sender thread that has died says nothing
@@ -11,43 +12,49 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), with tests in tests
     producer._sender._client, producer._accumulator, producer._closed
                                      what a sender thread that has died leaves open
     producer._transaction_manager    an idempotent producer is dead after one refused message: this knows it
-    receipt._produce_future          the same for all messages of a batch
     producer._metadata               which partitions a topic has; asked anew for one that it does not know
 """
 
 from __future__ import annotations
 
-import itertools
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
+from itertools import islice
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 import kafka.errors
 from kafka import KafkaProducer
-from kafka.partitioner.default import murmur2
-from kafka.serializer import Serializer
+from kafka.structs import TopicPartition
 
+from karafka_lite.client.accumulator import Accumulator, Partition, Plain
+from karafka_lite.client.batches import Batch, Errors, Many, R, Receipt, Sent
 from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
-from karafka_lite.errors import KarafkaLiteError, ProduceError, cut
-from karafka_lite.messages import TOPIC
+from karafka_lite.client.encoding import RECORD_BYTES, Unencoded, size_of
+from karafka_lite.client.outgoing import check_outgoing
+from karafka_lite.errors import KarafkaLiteError, ProduceError
 
 if TYPE_CHECKING:
-    from karafka_lite.messages import Headers, Outgoing
+    from karafka_lite.core.marks import Told
+    from karafka_lite.messages import Outgoing
+
+log = logging.getLogger("karafka_lite")
 
 WINDOW_BYTES = 32 << 20  # of unanswered messages: kafka-python itself takes any number into its memory
-MESSAGE_BYTES = 2048  # what the objects around one message take
+MESSAGE_BYTES = 400  # what the objects around one message take
 LOOK_AGAIN_S = 0.1  # how late a thread that waits sees that the producer is dead
 OVERDUE_S = 5.0  # kafka-python looks for messages that have expired once per turn
 FAILING_S = 10.0  # a sender thread that has done nothing but fail for so long is broken
 FAILING_REST_S = 0.1  # between two turns that failed
 CLOSE_S = 5.0
-MAX_PARTITION, MAX_TIMESTAMP_MS = (1 << 31) - 1, (1 << 63) - 1
 DEFAULTS: dict[str, Any] = {
     "client_id": "karafka-lite",
     "batch_size": 256 << 10,
+    "linger_ms": 50,  # for who neither waits for an answer nor goes on sending; all else leaves before
     "max_block_ms": 15_000,  # how long a new topic may take to appear
     "max_request_size": 64 << 20,  # the brokers say how large a message may be
     "reconnect_backoff_max_ms": RECONNECT_MAX_MS,
@@ -57,33 +64,14 @@ FORCED: dict[str, Any] = {"acks": "all", "allow_auto_create_topics": True, "metr
 IN_FLIGHT = {True: 5, False: 1}  # requests at once that keep the order
 
 TOO_LARGE = kafka.errors.MessageSizeTooLargeError, kafka.errors.RecordListTooLargeError
-DEAD = "the producer is closed, or has died of an earlier message, or nothing was answered for too long"
-
-NULL: Any = object()
-Receipt = tuple[int, int]
-"""Partition and offset of a message that was sent."""
+DEAD = "the producer is closed, or has died of an earlier message"
 
 
-class _Values(Serializer):  # type: ignore[misc]
-    """kafka-python refuses a message with neither key nor value, which Kafka does not."""
+class DeadError(kafka.errors.IllegalStateError):  # type: ignore[misc]
+    """This producer will not send anything any more."""
 
-    def serialize(self, _topic: str, _headers: Any, data: Any) -> Any:
-        return None if data is NULL else data
-
-
-class _Sent:
-    """One message without an answer."""
-
-    __slots__ = ("batch", "future", "overdue_at", "sent_at", "size", "topic")
-
-    def __init__(self, topic: str, size: int, answer_timeout_s: float) -> None:
-        self.future: Future[Receipt] = Future()
-        self.future.set_running_or_notify_cancel()  # a message on its way cannot be cancelled
-        self.topic = topic
-        self.size = size  # of its key and its value
-        self.sent_at = time.monotonic()
-        self.overdue_at = self.sent_at + answer_timeout_s
-        self.batch: Any = None  # what kafka-python sends it in
+    def __init__(self) -> None:
+        super().__init__(DEAD)
 
 
 class Producer:
@@ -108,19 +96,21 @@ class Producer:
         self.bootstrap_servers = list(bootstrap_servers)
         known = {name: value for name, value in settings.items() if name in KafkaProducer.DEFAULT_CONFIG}
         one_of = {"enable_idempotence": idempotent, "max_in_flight_requests_per_connection": IN_FLIGHT[idempotent]}
-        self.settings = {**DEFAULTS, **known, **FORCED, **one_of, "value_serializer": _Values()}
+        self.settings = {**DEFAULTS, **known, **FORCED, **one_of}
+        self._most_bytes: int = self.settings["max_request_size"]
         self._connection = Connection("the producer", emit)
         self._producer: Any = None
+        self._accumulator: Any = None
         self._manager: Any = None
         self._trouble: Any = None
         self._closing = False
         self._failing_since: float | None = None  # when the sender thread began to fail at every turn
         self._broken: Exception | None = None  # what it fails with
-        self._refused: _Sent | None = None  # the message that the producer has died of
-        self._changed = threading.Condition()
-        self._open: dict[int, _Sent] = {}  # without an answer, the oldest first
-        self._numbers = itertools.count()
-        self._unanswered = 0  # bytes
+        self._refused: Batch | None = None  # with the message that the producer has died of
+        self.lock = threading.Lock()
+        self._changed = threading.Condition(self.lock)
+        self._unanswered: dict[Batch, float] = {}  # and when their answers are overdue
+        self._weight = 0  # of these, in bytes
 
     @property
     def answer_timeout_s(self) -> float:
@@ -132,6 +122,13 @@ class Producer:
         producer = self._connection.open(KafkaProducer, self.bootstrap_servers, self.settings)
         self._connection.thread = producer._sender
         producer._sender.run_once = self._watched(producer._sender.run_once)
+        try:
+            self._accumulator = Accumulator(producer, self)
+        except AttributeError as error:
+            log.warning(
+                "messages are sent one by one, at several times the cost: this kafka-python has changed (%s)", error
+            )
+            self._accumulator = Plain(producer, self)
         self._producer, self._manager = producer, producer._transaction_manager
         self._trouble = producer._sender._client._manager.trouble
 
@@ -140,52 +137,178 @@ class Producer:
         """Whether it will never send anything any more."""
         return self._closing or self._cannot_answer() is not None or self._has_fatal_error()
 
+    # -- sending
+
     def send(self, message: Outgoing) -> Future[Receipt]:
         """Send one message; the future holds (partition, offset) once all in-sync replicas have it, or a ProduceError.
 
-        Blocks while 32 MB are unanswered, and for up to ``max_block_ms`` until an unknown topic is there.
+        It leaves when somebody waits for the answer, in ``hand_over``, with others, or after ``linger_ms``. Blocks
+        while 32 MB are unanswered, and for up to ``max_block_ms`` until an unknown topic is there.
 
         Raises:
             TypeError, ValueError: as ``check_outgoing``; the topic has no such partition.
         """
         check_outgoing(message)
-        return self.send_checked(message)
-
-    def send_checked(self, message: Outgoing, *, anew: bool = False) -> Future[Receipt]:
-        """``send`` for what ``check_outgoing`` has seen; ``anew``: after a question which partitions there are now."""
-        topic, value, key, headers, partition, timestamp_ms = message
-        sent = _Sent(topic, len(value or b"") + len(key or b""), self.answer_timeout_s)
-        number = next(self._numbers)
-        self._wait_for(lambda: self._enter(number, sent) or self.dead, self.answer_timeout_s)
-        producer = self._producer
-        if self.dead or number not in self._open:
-            self._fail(number, kafka.errors.IllegalStateError(DEAD), sent)
-            return sent.future
         try:
-            data = NULL if value is None else value
-            receipt = producer.send(topic, data, key, _sendable(headers), partition, timestamp_ms)
-        except kafka.errors.KafkaError as error:
-            self._fail(number, error)
-        except BaseException as error:
-            self._take(number)
-            if not isinstance(error, ValueError):
-                raise
-            if anew:  # kafka-python does not say how many partitions there are
-                check_outgoing(message, len(producer._metadata.partitions_for_topic(topic) or ()) or None)
-                raise
-            self._ask_for_partitions(producer)  # one may have been added; kafka-python would find out in five minutes
-            return self.send_checked(message, anew=True)
-        else:
-            sent.batch = receipt._produce_future
-            receipt.add_callback(lambda found: self._resolve(number, (found.partition, found.offset)))
-            receipt.add_errback(lambda error: self._fail(number, error))
-        return sent.future
+            return self.send_checked(message)
+        except DeadError as error:
+            return Sent(*self._unsent(message, error, None))
 
-    def _ask_for_partitions(self, producer: Any) -> None:
+    def send_soon(self, message: Outgoing, told: Told | None) -> Future[Receipt] | None:
+        """``send`` for most messages, in one function: calls would double the price. None: it has to be looked at."""
+        topic, value, key, headers, number, timestamp_ms = message
+        if headers is not None or number is not None or timestamp_ms is not None or type(topic) is not str:
+            return None
+        known = self._accumulator.topics.get(topic)
+        if known is None or type(value) is not bytes:
+            return None
+        size = RECORD_BYTES + len(value)
+        if key is None:
+            partition = known.any()
+        elif type(key) is bytes:
+            partition = known.by_known_key.get(key) or known.by_key(key)
+            size += len(key)
+        else:
+            return None
+        with self.lock:
+            batch = partition.batch
+            if batch is None or self._weight + size + MESSAGE_BYTES > WINDOW_BYTES:
+                return None
+            if batch.records.size + size > self._accumulator.batch_size:
+                return None
+            self._weight += size + MESSAGE_BYTES
+            return Sent(batch, batch.add((time_ns() // 1_000_000, key, value, None), size, told))
+
+    def send_checked(self, message: Outgoing, told: Told | None = None) -> Future[Receipt]:
+        """``send`` for what ``check_outgoing`` has seen; ``told`` as ``protocol.Outbox`` has it. Raises DeadError."""
+        try:
+            batch, index = self._put(message, told)
+        except DeadError:
+            raise
+        except kafka.errors.KafkaError as error:
+            batch, index = self._unsent(message, error, told)
+        return Sent(batch, index)
+
+    def send_many(self, messages: Sequence[Outgoing], told: Told | None = None) -> Future[list[Receipt]]:
+        """All of these, which ``check_outgoing`` has seen; or none where one cannot be sent. Raises DeadError."""
+        places: list[tuple[Batch, int]] = []
+        try:
+            ready = [self._made_ready(message) for message in messages]
+        except DeadError:
+            raise
+        except kafka.errors.KafkaError as error:
+            return Many([self._unsent(message, error, told) for message in messages])
+        while (done := len(places)) < len(messages):
+            self._put_soon(islice(ready, done, None), places, told)
+            if len(places) > done:
+                continue
+            try:  # a batch has to be opened, or to be waited for
+                places.append(self._put(messages[done], told))
+            except kafka.errors.KafkaError as error:
+                if not places and isinstance(error, DeadError):
+                    raise
+                places.append(self._unsent(messages[done], error, told))
+        return Many(places)
+
+    def _made_ready(self, message: Outgoing) -> tuple[str, Partition | None, Unencoded, int]:
+        """Its topic, its partition (None: any will do), what is put into a batch, and the size of that."""
+        topic, value, key, headers, number, timestamp_ms = message
+        size = size_of(key, value, headers)
+        self._check_size(size)
+        partition = self._partition_of(message)
+        time_ms = time_ns() // 1_000_000 if timestamp_ms is None else timestamp_ms
+        any_will_do = key is None and number is None
+        return topic, None if any_will_do else partition, (time_ms, key, value, headers), size
+
+    def _put_soon(
+        self,
+        ready: Iterable[tuple[str, Partition | None, Unencoded, int]],
+        places: list[tuple[Batch, int]],
+        told: Told | None,
+    ) -> None:
+        """Put messages into batches that are open and have room, up to the first one without."""
+        most, topics = self._accumulator.batch_size, self._accumulator.topics
+        with self.lock:
+            for topic, partition, message, size in ready:
+                if partition is None:
+                    if (known := topics.get(topic)) is None:
+                        return
+                    partition = known.any()
+                batch, weight = partition.batch, self._weight + size + MESSAGE_BYTES
+                if batch is None or batch.records.size + size > most or weight > WINDOW_BYTES:
+                    return
+                self._weight = weight
+                places.append((batch, batch.add(message, size, told)))
+
+    def hand_over(self) -> None:
+        """Somebody waits for answers: what was sent leaves now."""
+        if self._unanswered:
+            with self.lock:
+                self._accumulator.hand_over()
+
+    def _partition_of(self, message: Outgoing) -> Partition:
+        if (accumulator := self._accumulator) is None:
+            raise DeadError
+        topic, _, key, _, number, _ = message
+        partition: Partition | None = accumulator.partition_of(topic, key, number)
+        if partition is None:  # one may have been added; kafka-python would find out in five minutes
+            self._ask_for_partitions()
+            partition = accumulator.partition_of(topic, key, number)
+        if partition is None:
+            check_outgoing(message, accumulator.partitions(topic))
+            raise ValueError(f"topic {topic} has no partition {number}")
+        return partition
+
+    def _ask_for_partitions(self) -> None:
         answered = threading.Event()
-        producer._metadata.request_update().add_both(lambda *_: answered.set())
-        producer._sender.wakeup()
+        self._producer._metadata.request_update().add_both(lambda *_: answered.set())
+        self._producer._sender.wakeup()
         answered.wait(self.settings["max_block_ms"] / 1000)
+
+    def _put(self, message: Outgoing, told: Told | None) -> tuple[Batch, int]:
+        """Put it into a batch when there is room; raises KafkaError."""
+        _, value, key, headers, _, timestamp_ms = message
+        size = size_of(key, value, headers)
+        self._check_size(size)
+        weight = size + MESSAGE_BYTES
+        while True:
+            partition = self._partition_of(message)
+            if timestamp_ms is None:
+                timestamp_ms = time_ns() // 1_000_000
+            with self.lock:
+                batch = partition.batch
+                if batch is not None and batch.records.size + size > self._accumulator.batch_size:
+                    self._accumulator.hand_over(batch)
+                    continue  # without a key the next batch is one of another partition
+                if not self._unanswered or self._weight + weight <= WINDOW_BYTES:
+                    if batch is None and self.dead:  # looked at for each batch, not for each message
+                        raise DeadError
+                    batch, index = self._accumulator.add(partition, (timestamp_ms, key, value, headers), size, told)
+                    self._unanswered.setdefault(batch, batch.created + self.answer_timeout_s)
+                    self._weight += weight
+                    return batch, index
+            self.hand_over()
+            if not self._wait_for(lambda: self._has_room(weight), self.answer_timeout_s):
+                raise kafka.errors.KafkaTimeoutError("too much is unanswered, for too long")
+            if self.dead:
+                raise DeadError
+
+    def _check_size(self, size: int) -> None:
+        if size > self._most_bytes:
+            raise kafka.errors.MessageSizeTooLargeError(f"more than max_request_size={self._most_bytes}")
+
+    def _has_room(self, weight: int) -> bool:
+        return not self._unanswered or self._weight + weight <= WINDOW_BYTES or self.dead
+
+    def _unsent(self, message: Outgoing, error: Exception, told: Told | None) -> tuple[Batch, int]:
+        """A message that could not be put into a batch."""
+        batch = Batch(TopicPartition(message.topic, -1), 0, self)
+        batch.add((0, message.key, message.value, None), 0, told)
+        failure = self._failure(message.topic, message.key, message.value, error, collateral=self._has_fatal_error())
+        batch.answer(-1, [failure])
+        if told is not None:
+            told(1, failure)
+        return batch, 0
 
     def check(self) -> None:
         """Have the futures fail that kafka-python is not going to resolve any more; never blocks.
@@ -193,22 +316,29 @@ class Producer:
         These are all, when its sender thread has died or does nothing but fail, and those that are overdue.
         """
         error, now = self._cannot_answer(), time.monotonic()
-        with self._changed:
-            hopeless = itertools.takewhile(lambda number: error or self._open[number].overdue_at < now, self._open)
-            numbers = list(hopeless)
-            oldest = next(iter(self._open.values()), None)
+        with self.lock:
+            hopeless = [batch for batch, overdue_at in self._unanswered.items() if error or overdue_at < now]
+            oldest = next(iter(self._unanswered), None)
         if oldest is not None and self._trouble is not None:
             cause = self._trouble.cause() or "nothing is known to be wrong"
-            self._connection.waits(f"topic {oldest.topic} to acknowledge messages", oldest.sent_at, cause)
-        for number in numbers:
-            self._fail(number, error or kafka.errors.KafkaTimeoutError("kafka-python gave no answer at all"))
+            what = f"topic {oldest.topic_partition.topic} to acknowledge messages"
+            self._connection.waits(what, oldest.created, cause)
+        reason = error or kafka.errors.KafkaTimeoutError("kafka-python gave no answer at all")
+        for batch in hopeless:
+            self.answered(batch, -1, lambda _: reason)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every message has its answer, good or bad; False: not within ``timeout_s``.
 
         Without ``timeout_s`` it takes ``answer_timeout_s`` at the most.
         """
-        return self._wait_for(lambda: not self._open, self.answer_timeout_s if timeout_s is None else timeout_s)
+        self.hand_over()
+        return self._wait_for(lambda: not self._unanswered, self.answer_timeout_s if timeout_s is None else timeout_s)
+
+    def count_unanswered(self) -> int:
+        """How many messages have no answer."""
+        with self.lock:
+            return sum(batch.records.count for batch in self._unanswered)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Flush for up to ``timeout_s``; what is unanswered then fails with a ProduceError, and may have arrived."""
@@ -259,16 +389,32 @@ class Producer:
     def _has_fatal_error(self) -> bool:
         return self._manager is not None and bool(self._manager.has_fatal_error())
 
-    # -- messages without an answer
+    # -- answers
 
-    def _enter(self, number: int, sent: _Sent) -> bool:
-        """Count ``sent`` as unanswered, if there is room for it."""
-        size = sent.size + MESSAGE_BYTES
-        if self._open and self._unanswered + size > WINDOW_BYTES:
-            return False
-        self._open[number] = sent
-        self._unanswered += size
-        return True
+    def answered(self, batch: Batch, base_offset: int, errors: Errors | None) -> None:
+        """All messages of ``batch`` have their answer; a second one changes nothing."""
+        if self._accumulator is not None:
+            with self.lock:
+                self._accumulator.drop(batch)  # nothing is put into it any more
+        failures = [] if errors is None else self._failures(batch, errors)
+        if not batch.answer(base_offset, failures):
+            return
+        for told, begin, end in batch.tellings:
+            told(end - begin, _first_own(failures[begin:end]))
+        with self.lock:
+            if self._unanswered.pop(batch, None) is not None:
+                self._weigh(-batch.records.size - batch.records.count * MESSAGE_BYTES)
+
+    def split(self, batch: Batch, halves: Sequence[Batch]) -> None:
+        """As ``accumulator.Owner`` has it."""
+        if (overdue_at := self._unanswered.pop(batch, None)) is not None:
+            self._unanswered.update(dict.fromkeys(halves, overdue_at))
+
+    def _weigh(self, change: int) -> None:
+        before, self._weight = self._weight, self._weight + change
+        # Not each time that one more fits: two threads that take turns at every message cost double.
+        if not self._unanswered or self._weight <= WINDOW_BYTES // 2 < before:
+            self._changed.notify_all()
 
     def _wait_for(self, fact: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until ``fact`` holds, and look meanwhile whether kafka-python still answers."""
@@ -282,44 +428,34 @@ class Producer:
                 return False
             self.check()
 
-    def _take(self, number: int) -> _Sent | None:
-        """The message as long as it has no answer; the caller that takes it answers."""
-        with self._changed:
-            sent = self._open.pop(number, None)
-            if sent is not None:
-                before, self._unanswered = self._unanswered, self._unanswered - sent.size - MESSAGE_BYTES
-                # Not each time that one more fits: two threads that take turns at every message cost double.
-                if not self._open or self._unanswered <= WINDOW_BYTES // 2 < before:
-                    self._changed.notify_all()
-        return sent
+    def _failures(self, batch: Batch, errors: Errors) -> list[ProduceError]:
+        """What each message of a batch that was refused failed with.
 
-    def _resolve(self, number: int, receipt: Receipt) -> None:
-        if (sent := self._take(number)) is not None:
-            sent.future.set_result(receipt)
+        After a fatal error all that was on its way fails, with the error of the message that was refused.
+        """
+        topic, fatal = batch.topic_partition.topic, self._has_fatal_error()
+        if fatal and self._refused is None:
+            self._refused = batch
+        failures = []
+        for index, (_, key, value, _) in enumerate(batch.records.messages):
+            error = errors(index)
+            beside = type(error) is kafka.errors.KafkaError  # kafka-python's, where another one of the batch is invalid
+            collateral = beside or (fatal and batch is not self._refused)
+            failures.append(self._failure(topic, key, value, error, collateral=collateral))
+        return failures
 
-    def _fail(self, number: int, error: Exception, not_entered: _Sent | None = None) -> None:
-        sent = self._take(number) or not_entered
-        if sent is None:
-            return
-        if self._has_fatal_error():  # all that was on its way fails, with the error of the message that was refused
-            if self._refused is None and sent.batch is not None:
-                self._refused = sent
-            if self._refused is None or not self._was_refused(sent, error):
-                refused = f"a message for topic {self._refused.topic}" if self._refused else "another message"
-                text = f"topic {sent.topic} did not take a message, because {refused} was refused ({error!r})"
-                failure = ProduceError(text)
-                failure.collateral = True
-                sent.future.set_exception(failure)
-                return
-        failure = ProduceError(_explained(sent.topic, sent.size, self._right_to_write() or error))
+    def _failure(
+        self, topic: str, key: bytes | None, value: bytes | None, error: Exception, *, collateral: bool
+    ) -> ProduceError:
+        if collateral:
+            first = f"a message for topic {self._refused.topic_partition.topic}" if self._refused else "another message"
+            failure = ProduceError(f"topic {topic} did not take a message, because {first} was refused ({error!r})")
+            failure.collateral = True
+            return failure
+        size = len(value or b"") + len(key or b"")
+        failure = ProduceError(_explained(topic, size, self._right_to_write() or error))
         failure.too_large = isinstance(error, TOO_LARGE)
-        sent.future.set_exception(failure)
-
-    def _was_refused(self, sent: _Sent, error: Exception) -> bool:
-        """Whether this is what the producer has died of. A batch that is too large was split until it had one message,
-        and those that were in it before know no other batch."""
-        first = self._refused
-        return sent is first or (first is not None and sent.batch is first.batch and not isinstance(error, TOO_LARGE))
+        return failure
 
     def _right_to_write(self) -> Exception | None:
         """Why we may not write to any topic, which kafka-python puts into a text only; None: that is not it."""
@@ -327,79 +463,6 @@ class Producer:
             return None
         why = self._trouble.why_not("InitProducerId")
         return why if isinstance(why, kafka.errors.AuthorizationError) else None
-
-
-def check_outgoing(message: Outgoing, partitions: int | None = None) -> None:
-    """Whether this can be a message. kafka-python takes some things that break its sender thread or are sent wrong.
-
-    ``partitions``: how many the topic has; None: that is not known.
-
-    Raises:
-        TypeError, ValueError: it cannot; the text names the argument.
-    """
-    topic, value, key, headers, partition, timestamp_ms = message
-    if not isinstance(topic, str):
-        raise TypeError(f"topic must be a string, got {type(topic).__name__}")
-    if not TOPIC.fullmatch(topic) or topic in (".", ".."):
-        raise ValueError(f"topic must be 1 to 249 of a-z A-Z 0-9 . _ - (but not . or .. alone), got {cut(repr(topic))}")
-    for name, data in (("value", value), ("key", key)):
-        if data is not None and not isinstance(data, bytes):
-            also = "bytes, a string" if name == "key" else "bytes"
-            raise TypeError(f"{name} must be {also} or None, got {type(data).__name__}")
-    if headers is not None:
-        _check_headers(headers)
-    for name, number, most in (
-        ("partition", partition, MAX_PARTITION),
-        ("timestamp_ms", timestamp_ms, MAX_TIMESTAMP_MS),
-    ):
-        if number is None:
-            continue
-        if isinstance(number, bool) or not isinstance(number, int):
-            hint = "; for the time now: int(time.time() * 1000)" if name == "timestamp_ms" else ""
-            raise TypeError(f"{name} must be an integer, got {cut(repr(number))}{hint}")
-        if not 0 <= number <= most:
-            raise ValueError(f"{name} must be between 0 and {most}, got {cut(repr(number))}")
-    if partitions is not None and partition is not None and partition >= partitions:
-        raise ValueError(f"partition must be between 0 and {partitions - 1} in topic {topic}, got {partition}")
-
-
-def _check_headers(headers: object) -> None:
-    pairs = "headers must be a list of (str, bytes) pairs"
-    if not isinstance(headers, list):
-        hint = "; for a dict: list(headers.items())" if isinstance(headers, Mapping) else ""
-        raise TypeError(f"{pairs}, got {type(headers).__name__}{hint}")
-    for header in headers:
-        if not (isinstance(header, tuple) and len(header) == 2):
-            raise TypeError(f"{pairs}, got {cut(repr(header))} in it")
-        name, value = header
-        if not (isinstance(name, str) and isinstance(value, bytes)):
-            raise TypeError(f"{pairs}, got {cut(repr(header))} in it")
-        try:
-            name.encode(errors="surrogateescape")
-        except UnicodeEncodeError:
-            raise ValueError(f"{pairs}; the name {cut(ascii(name))} cannot be encoded: it has surrogates") from None
-
-
-class _RawName(str):
-    """The name of a header that is not UTF-8, as it was read: it leaves as the bytes that it was."""
-
-    __slots__ = ()
-
-    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
-        return super().encode(encoding, "surrogateescape" if errors == "strict" else errors)
-
-
-def _sendable(headers: Headers | None) -> Headers | None:
-    """``headers`` with names that kafka-python can encode."""
-    if not headers or all(name.isascii() for name, _ in headers):
-        return headers
-    return [(_RawName(name), value) for name, value in headers]
-
-
-def partition_of(key: bytes, partitions: int) -> int:
-    """Where a message with this key goes, in a topic with so many partitions, unless its sender says otherwise."""
-    hashed: int = murmur2(key)
-    return (hashed & 0x7FFFFFFF) % partitions
 
 
 class Outbox:
@@ -421,16 +484,42 @@ class Outbox:
         self._closed = False
         self.answer_timeout_s = self._new().answer_timeout_s
 
-    def send(self, message: Outgoing) -> Future[Receipt]:
+    def send(self, message: Outgoing, told: Told | None = None) -> Future[Receipt]:
         """As ``Producer.send``. No broker within ``bootstrap_timeout_ms`` is a ProduceError in the future, too."""
+        producer = self._producer
+        if producer is not None and (sent := producer.send_soon(message, told)) is not None:
+            return sent
         check_outgoing(message)  # at the call, also while no broker can be reached
-        try:
-            producer = self._living()
-        except KarafkaLiteError as error:
-            future: Future[Receipt] = Future()
-            future.set_exception(ProduceError(f"topic {message.topic} did not take a message ({error})"))
-            return future
-        return producer.send_checked(message)
+        return self._by_living(lambda producer: producer.send_checked(message, told), [message], told)
+
+    def send_many(self, messages: Sequence[Outgoing], told: Told | None = None) -> Future[list[Receipt]]:
+        """As ``Producer.send_many``."""
+        for message in messages:
+            check_outgoing(message)
+        return self._by_living(lambda producer: producer.send_many(messages, told), messages, told)
+
+    def _by_living(
+        self, send: Callable[[Producer], Future[R]], messages: Sequence[Outgoing], told: Told | None
+    ) -> Future[R]:
+        producer = self._producer
+        while True:
+            try:
+                return send(producer or self._living())
+            except DeadError:
+                producer = None
+            except KarafkaLiteError as error:
+                failure = ProduceError(f"topic {messages[0].topic} did not take a message ({error})")
+                break
+        future: Future[R] = Future()
+        future.set_exception(failure)
+        if told is not None:
+            told(len(messages), failure)
+        return future
+
+    def hand_over(self) -> None:
+        """As ``Producer.hand_over``."""
+        if (producer := self._producer) is not None:
+            producer.hand_over()
 
     def check(self) -> None:
         """As ``Producer.check``; to be called every 100 ms by a thread that waits for answers."""
@@ -440,7 +529,7 @@ class Outbox:
     def flush(self, timeout_s: float) -> int:
         """Wait up to ``timeout_s`` until every message has its answer; returns how many have none."""
         producer = self._producer
-        return 0 if producer is None or producer.flush(timeout_s) else len(producer._open)
+        return 0 if producer is None or producer.flush(timeout_s) else producer.count_unanswered()
 
     def close(self) -> None:
         """Have fail what is unanswered, which may have arrived, and what waits for a broker."""
@@ -474,6 +563,11 @@ class Outbox:
         self._tries += 1
         if self._closed:  # meanwhile
             producer.close(0)
+
+
+def _first_own(failures: Sequence[ProduceError]) -> ProduceError | None:
+    """The first failure that is not another message's fault, else the first; None without one."""
+    return next((each for each in failures if not each.collateral), failures[0] if failures else None)
 
 
 def _explained(topic: str, size: int, error: Exception) -> str:

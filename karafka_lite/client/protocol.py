@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from karafka_lite.errors import KarafkaLiteError
 from karafka_lite.messages import Outgoing, Record, TopicPartition
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from karafka_lite.core.answers import Commit, PollPlan
-    from karafka_lite.core.marks import Refusal
+    from karafka_lite.core.marks import Refusal, Told
     from karafka_lite.core.options import SeekTarget
-    from karafka_lite.core.starts import Place, Stray
+    from karafka_lite.core.starts import Place
 
 
 class Fetched(NamedTuple):
@@ -24,14 +23,6 @@ class Fetched(NamedTuple):
     records: Sequence[Record]
     end_offset: int | None
     size_bytes: int
-
-
-class StrayedError(KarafkaLiteError):
-    """The logs do not have, or may not have, the positions of some partitions: ask for their places."""
-
-    def __init__(self, strays: Mapping[TopicPartition, Stray]) -> None:
-        super().__init__(strays)
-        self.strays = strays
 
 
 class Rebalance(Protocol):
@@ -116,8 +107,14 @@ class Outbox(Protocol):
     def answer_timeout_s(self) -> float:
         """After so long there is an answer to every message, or there will be none."""
 
-    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
-        """The future holds (partition, offset), or a ProduceError. TypeError, ValueError: this cannot be a message."""
+    def send(self, message: Outgoing, told: Told | None = None) -> Future[tuple[int, int]]:
+        """The future holds (partition, offset), or a ProduceError. TypeError, ValueError: this cannot be a message.
+
+        ``told`` is called once the futures have their answers; one call may be for many messages.
+        """
+
+    def hand_over(self) -> None:
+        """Somebody waits for answers: what was sent leaves now."""
 
     def check(self) -> None:
         """Have the futures fail whose messages no living thread will send any more; never blocks."""

@@ -25,6 +25,7 @@ import importlib.metadata
 import itertools
 import logging
 import os
+import shlex
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -55,8 +56,8 @@ CODEC_AT, CODEC_BITS = 22, 0x07  # in the header: the lower byte of the attribut
 def choose_reader() -> type[Reader]:
     """The reader of this process: compiled where aiokafka is installed and reads a sample as it should, else pure.
 
-    Its ``name`` is for the banner. Why it is not the compiled one is logged, once. With the environment variable
-    ``KARAFKA_LITE_DECODER=pure`` that one is not even tried; with ``compiled`` there is no other.
+    Where aiokafka is installed and does not read as it should, that is logged, once. With the environment variable
+    ``KARAFKA_LITE_DECODER=pure`` it is not even tried; with ``compiled`` there is no other reader.
 
     Raises:
         ConfigurationError: the variable has another value, or asks for the compiled one where it cannot be had.
@@ -72,9 +73,16 @@ def choose_reader() -> type[Reader]:
         except Exception as error:
             if wanted:
                 raise ConfigurationError(f"{VARIABLE}=compiled: {error}; install it with {INSTALL}") from error
-            level = logging.INFO if getattr(error, "name", "") == "aiokafka" else logging.WARNING  # missing, or unfit
-            log.log(level, "records are read in pure Python (%s); faster: %s", error, INSTALL)
+            if getattr(error, "name", "") != "aiokafka":  # it is there, and unfit
+                log.warning("records are read in pure Python: %s", error)
     return Reader
+
+
+def reader_in_words() -> str:
+    """The reader of this process, for the banner, and how to have a faster one unless the slow one is wished for."""
+    reader = choose_reader()
+    faster = reader is Reader and os.environ.get(VARIABLE) != "pure"
+    return f"{reader.name} (faster: {INSTALL})" if faster else reader.name
 
 
 class PollIsFullError(Exception):
@@ -86,7 +94,7 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
     metrics are off.
 
     ``sizes``: bytes that the current poll has taken, by partition; after ``poll_bytes`` it takes no more. ``most``: how
-    many bytes a batch may hold.
+    many bytes a batch may hold. ``group_id``: whose offset has to be moved past what cannot be read; "": nobody's.
     """
 
     name = "pure Python"
@@ -102,11 +110,12 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
         sizes: Any = None,
         poll_bytes: int = ALL,
         most: int = MAX_DECOMPRESSED_BYTES,
+        group_id: str = "",
         **more: Any,
     ) -> None:
         super().__init__(fetch_offset, tp, batches, *args, **more)
         self._batches = batches
-        self._poll_bytes, self._most = poll_bytes, most
+        self._poll_bytes, self._most, self._group_id = poll_bytes, most, group_id
         self._sizes: Counter[Any] = Counter() if sizes is None else sizes
         self._batch: Any = None  # the one in hand
         self._size = 0.0  # of a record of it in bytes, on average: to look at each would cost too much. 0: not known
@@ -240,10 +249,11 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
         what, cure = str(error), getattr(error, "cure", DISKS)
         if not isinstance(error, UnreadableError):  # of kafka-python, or there is no memory
             what = describe(error)
-        message = (
-            f"{where(topic, partition, offset)} cannot be read: {what}. Cure: {cure}. To skip it, stop the group, then "
-            f"kafka-consumer-groups.sh --reset-offsets --topic {topic}:{partition} --to-offset {behind} --execute"
-        )
+        skip = f"karafka-lite read {topic} --partition {partition} --from {behind}"
+        if group := self._group_id:
+            skip = f"stop the group, then karafka-lite reset --group {shlex.quote(group)} --topic {topic}"
+            skip += f" --partition {partition} --to {behind}"
+        message = f"{where(topic, partition, offset)} cannot be read: {what}. Cure: {cure}. To skip it: {skip}"
         return FetchError(message, topic, partition, offset)
 
 

@@ -201,7 +201,7 @@ class Group:
     def close(self, now: float) -> None:
         """No worker will come any more: hooks that had no time are left out, so that no successor waits for them."""
         for ownership in list(self.leftovers.values()):
-            ownership.hook_due = None
+            ownership.call_no_more()
             self._settle(ownership, now)
         self.changed = True
 
@@ -380,9 +380,11 @@ class Group:
         self._commit_requested = True
         self.changed = True
 
-    def answered(self, ownership: Ownership, send: Send, failure: BaseException | None, now: float) -> None:
-        """A message that user code of ``ownership`` has sent is acknowledged, or has failed."""
-        ownership.marks.answered(send, failure)
+    def answered(
+        self, ownership: Ownership, send: Send, failure: BaseException | None, now: float, count: int = 1
+    ) -> None:
+        """Messages that user code of ``ownership`` has sent are acknowledged, or have failed."""
+        ownership.marks.answered(send, failure, count)
         waited_for = ownership.state is State.RELEASING or self._commit_requested
         self.changed |= waited_for or failure is not None or not ownership.marks.in_flight
         self._settle(ownership, now)

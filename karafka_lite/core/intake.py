@@ -43,8 +43,8 @@ class Intake:
     """
 
     __slots__ = (
-        "_chunks", "_options", "fetch_at", "fetch_failures", "next_offset", "paused", "paused_until", "position",
-        "queued_since", "seek_to", "size", "size_bytes", "start", "stray", "target"
+        "_chunks", "_options", "end_offset", "fetch_at", "fetch_failures", "next_offset", "paused", "paused_until",
+        "position", "queued_since", "seek_to", "size", "size_bytes", "start", "stray", "target"
     )  # fmt: skip
 
     def __init__(self, options: Options) -> None:
@@ -53,6 +53,7 @@ class Intake:
         self.size: int = 0  # messages
         self.size_bytes: int = 0
         self.queued_since: float = 0.0  # since when the first message waits; -inf: it was handed over before
+        self.end_offset: int | None = None  # where the partition ended at the last fetch that has brought something
         self.start: int | None = None
         self.seek_to: int | None = None
         self.target: SeekTarget | None = None
@@ -131,9 +132,14 @@ class Intake:
         self.fetch_failures = 0
         if not records:
             return
+        self.end_offset = end_offset
         if not self.size:
             self.queued_since = now
         self._add(Chunk(records, end_offset, size_bytes // len(records)), self._chunks.append)
+
+    def lag_after(self, offset: int) -> int | None:
+        """How many offsets the partition has after that one, as far as its last fetch knows; None: there was none."""
+        return None if self.end_offset is None else max(0, self.end_offset - next_offset_after(offset))
 
     def unreadable(self, now: float) -> float:
         """What comes next cannot be read: wait, then fetch it again. Returns the seconds until then."""

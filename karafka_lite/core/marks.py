@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -39,9 +40,8 @@ class Refusal(NamedTuple):
     lasting: Literal["gone", "denied"] | None = None
 
 
-@dataclass(eq=False)
-class Send:
-    """A message on its way, and where the marks were when it was sent."""
+class Mark(NamedTuple):
+    """The last mark of an ownership, as it is, or was when a message was sent."""
 
     stored: int | None
     version: int
@@ -49,13 +49,26 @@ class Send:
     given_up: list[tuple[int, int]]
 
 
+Told = Callable[[int, BaseException | None], None]
+"""Is called with how many messages have an answer, and why they have failed; None: they are acknowledged."""
+
+
+@dataclass(eq=False)
+class Send:
+    """Messages on their way that were sent one after another, without a mark in between; ``told``: for the runner."""
+
+    mark: Mark
+    unanswered: int = 0
+    told: Told | None = None
+
+
 class Marks:
     """The ledger of offsets of one ownership. Changed under the group's lock only."""
 
     __slots__ = (
         "_given_up", "_open", "_refused_version", "_sends", "_tries", "_versions", "closed", "commit_at", "committed",
-        "committed_version", "delivered", "failure", "last_failure", "lowest", "refusal", "retry_position", "stored",
-        "version"
+        "committed_version", "delivered", "failure", "in_flight", "last_failure", "lowest", "refusal",
+        "retry_position", "stored", "version"
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -74,7 +87,8 @@ class Marks:
         self._tries = 0  # since a commit succeeded
         self._refused_version = -1  # for good
         self._versions = 0
-        self._open: set[Send] = set()  # sends without an answer
+        self.in_flight = 0  # messages that the running code has sent, and that have no answer
+        self._open: set[Send] = set()  # with messages that have no answer
         self._sends: deque[Send] = deque()  # from the oldest one without an answer on
         self._given_up: list[tuple[int, int]] = []  # ranges [from, to), sorted, never changed but replaced
 
@@ -134,7 +148,7 @@ class Marks:
     @property
     def commit_point(self) -> tuple[int | None, int]:
         """The newest offset, and its version, before which every send is acknowledged."""
-        mark = self._sends[0] if self._sends else self
+        mark = self._sends[0].mark if self._sends else self
         return mark.stored, mark.version
 
     @property
@@ -173,23 +187,35 @@ class Marks:
 
     # -- sends
 
-    @property
-    def in_flight(self) -> int:
-        """How many messages that the running code has sent have no answer yet."""
-        return len(self._open)
+    def sending(self, count: int = 1) -> Send:
+        """The running code sends ``count`` messages: marks from now on are not committed before they are acknowledged.
 
-    def sending(self) -> Send:
-        """The running code sends a message: marks from now on are not committed before it is acknowledged."""
-        send = Send(self.stored, self.version, self.retry_position, self._given_up)
-        self._sends.append(send)
-        self._open.add(send)
+        It is the same ``Send`` as before, where nothing was marked since.
+        """
+        send = self._sends[-1] if self._sends else None
+        if send is None or not send.unanswered or not self._is_at(send.mark):
+            send = Send(Mark(self.stored, self.version, self.retry_position, self._given_up))
+            self._sends.append(send)
+            self._open.add(send)
+        send.unanswered += count
+        self.in_flight += count
         return send
 
-    def answered(self, send: Send, failure: BaseException | None) -> None:
-        """``send`` is acknowledged; or it has failed, and the marks made after it are void. A second answer is none."""
+    def _is_at(self, mark: Mark) -> bool:
+        same = mark.version == self.version and mark.retry_position == self.retry_position
+        return same and mark.given_up is self._given_up
+
+    def answered(self, send: Send, failure: BaseException | None, count: int = 1) -> None:
+        """``count`` messages of ``send`` are acknowledged; or they have failed, and the marks made after them are void.
+
+        An answer after the last one is none.
+        """
         if send not in self._open:
             return
-        self._open.remove(send)
+        send.unanswered -= count
+        self.in_flight -= count
+        if not send.unanswered:
+            self._open.remove(send)
         if failure is not None:
             if self.failure is None or (is_collateral(self.failure) and not is_collateral(failure)):
                 self.failure = failure  # a fault of its own counts before that of another, in whichever order they come
@@ -197,15 +223,14 @@ class Marks:
             if send in self._sends:  # else an older one has failed, and this one went with it
                 while self._sends.pop() is not send:
                     pass
-                self.stored, self.version, self.retry_position = send.stored, send.version, send.retry_position
-                self._given_up = send.given_up
-        while self._sends and self._sends[0] not in self._open:
+                self.stored, self.version, self.retry_position, self._given_up = send.mark
+        while self._sends and not self._sends[0].unanswered:
             self._sends.popleft()
 
     def give_up_answers(self, failure: BaseException) -> None:
-        """Nothing waits any longer for answers: sends without one have failed."""
+        """Nothing waits any longer for answers: what has none has failed."""
         for send in list(self._open):
-            self.answered(send, failure)
+            self.answered(send, failure, send.unanswered)
 
     # -- messages that were given up
 

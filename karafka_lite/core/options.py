@@ -13,6 +13,7 @@ from karafka_lite.core.backoff import Backoff
 class Hook(Enum):
     """The kinds of hooks of a handler, by the moment at which they run."""
 
+    ON_ASSIGNED = "on_assigned"
     ON_SHUTDOWN = "on_shutdown"
     BEFORE_REVOKE = "before_revoke"
     ON_REVOKED = "on_revoked"

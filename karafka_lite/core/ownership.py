@@ -4,11 +4,16 @@ A new assignment always makes a new Ownership, so code that still holds an old o
 
 The states, forwards only, and what changes them:
 
-    ASSIGNED   ours; batches are handed over            -> DRAINING   a rebalance wants it, or the app stops
+    ASSIGNED   ours; see below                          -> DRAINING   a rebalance wants it, or the app stops
     DRAINING   ours; user code ends, its marks count    -> RELEASING  user code has ended, or the bound is over
     RELEASING  marks are closed, the rest is committed  -> REVOKED    committed, or given up
     REVOKED    over, in good order
     LOST       over, the broker gave it away            <- any of the first three
+
+ASSIGNED has three parts: its start is looked for (``intake.start`` is None); each function of ``on_assigned`` is called
+until it has returned (``opening``: those that have not); batches are handed over. The end may come in each of them.
+It is *open* once user code may have something to close: a function of ``on_assigned`` has returned, or a batch was
+handed over. The hooks of the end are called for what is open, also where it becomes so after the end has begun.
 
 The rest is in three parts: ``Marks`` (what is stored and committed), ``Retries`` (attempts and budgets) and ``Intake``
 (the queue, and where fetching goes on).
@@ -67,6 +72,11 @@ class Run:
         return self.hooks[0].kind if self.hooks else None
 
     @property
+    def comes_again(self) -> bool:
+        """Whether it is repeated when it fails; a hook of another kind is over, however it ends."""
+        return self.hook in (None, Hook.ON_ASSIGNED)
+
+    @property
     def records(self) -> Sequence[Record]:
         """The batch; empty for hooks."""
         return self.chunk.records
@@ -106,8 +116,8 @@ class Ownership:
     """What this process knows of one ownership. Changed under its group's lock only."""
 
     __slots__ = (
-        "deadline", "every_at", "handed", "hook_due", "intake", "marks", "note", "options", "predecessor", "retries",
-        "run", "scheduled", "sought", "state", "stopping_app", "timer", "tp", "user_state"
+        "_kept", "deadline", "every_at", "handed", "hook_due", "intake", "marks", "note", "opening", "options",
+        "predecessor", "retries", "run", "scheduled", "sought", "state", "stopping_app", "timer", "tp", "user_state"
     )  # fmt: skip
 
     def __init__(self, tp: TopicPartition, options: Options, predecessor: Ownership | None = None) -> None:
@@ -123,8 +133,10 @@ class Ownership:
         self.note: Note = Note()  # goes with its commits: which topic they are of
         self.sought: int | None = None  # where user code wanted to go on last
         self.user_state: dict[Any, Any] = {}
+        self._kept: dict[Any, Any] = {}  # of it: what ``on_assigned`` has left, which a failure does not take away
         self.run: Run | None = None  # a worker is inside this ownership's user code
         self.scheduled: bool = False  # waits for a worker
+        self.opening: Sequence[RegisteredHook] = options.hooks_of(Hook.ON_ASSIGNED)  # that have yet to return
         self.handed: bool = False  # at least one batch was handed over
         self.hook_due: Hook | None = None  # the last one before the end, or the one after it
         self.every_at: dict[RegisteredHook, float] = {}  # when each is due; from the first batch on
@@ -143,10 +155,15 @@ class Ownership:
         return self.run is not None or self.hook_due is not None
 
     @property
+    def open(self) -> bool:
+        """User code may have something to close: it was handed a batch, or a function of ``on_assigned`` returned."""
+        return self.handed or len(self.opening) < len(self.options.hooks_of(Hook.ON_ASSIGNED))
+
+    @property
     def done(self) -> int | None:
         """Nothing before this offset is left to do; None while something may have to be repeated."""
         intake = self.intake
-        if self.state is not State.ASSIGNED or intake.moving:
+        if self.state is not State.ASSIGNED or intake.moving or self.opening:
             return None
         at_rest = not intake.size and not self.busy and self.predecessor is None
         return max(intake.next_offset, intake.position or 0) if at_rest else intake.next_offset
@@ -182,6 +199,8 @@ class Ownership:
             return 0.0
         if self.state is not State.ASSIGNED:
             return None
+        if self.opening:
+            return None if self.intake.start is None else self.retries.not_before
         batch_at = self._batch_at()
         if not self.every_at:  # nearly always
             return batch_at
@@ -284,15 +303,14 @@ class Ownership:
         ready_at = self.ready_at()
         if ready_at is None or ready_at > now:
             return None
+        hooks: Sequence[RegisteredHook] = ()
         if self.hook_due:
-            kind, self.hook_due = self.hook_due, None
-            self.run = Run(self, self.retries.attempt, now, hooks=self.options.hooks_of(kind))
-            return self.run
-        hook = self._most_overdue(now)
-        if hook is None:
-            self.run = self._begin_batch(now)
-        else:
-            self.run = Run(self, self.retries.attempt, now, hooks=(hook,))
+            hooks, self.hook_due = self.options.hooks_of(self.hook_due), None
+        elif self.opening:
+            hooks = self.opening[:1]
+        elif (hook := self._most_overdue(now)) is not None:
+            hooks = (hook,)
+        self.run = Run(self, self.retries.attempt, now, hooks=hooks) if hooks else self._begin_batch(now)
         return self.run
 
     def _begin_batch(self, now: float) -> Run:
@@ -348,7 +366,7 @@ class Ownership:
         unsent = self.marks.failure is not None
         self._end_run()
         if run.hook:
-            self._end_hooks(run, unsent, now)
+            self._end_hooks(run, failed, unsent, now)
         elif failed:
             if not run.excused:
                 self.retries.failed(now, run.attempt, run.culprit, wait=not self._is_found_at_once(run))
@@ -362,24 +380,40 @@ class Ownership:
         else:
             self._end_processed(run)
 
-    def _end_hooks(self, run: Run, unsent: bool, now: float) -> None:
+    def _end_hooks(self, run: Run, failed: bool, unsent: bool, now: float) -> None:
         for hook in run.hooks:
             if hook in self.every_at:  # from its end on, so that one that takes long leaves room for batches
                 self.every_at[hook] = now + hook.every_ms / 1000
+        if run.hook is Hook.ON_ASSIGNED:
+            self._end_opening(run, failed, now)
         if unsent and self.state is State.ASSIGNED:  # user code may have forgotten what it could not send
             if not run.excused:
                 self.retries.back_off(now)
-            self.user_state.clear()
+            self._reset_state()
             if self.intake.target is None:
                 self.intake.go_to(self.marks.retry_position)
 
+    def _end_opening(self, run: Run, failed: bool, now: float) -> None:
+        """A function of ``on_assigned`` has ended: the next one is due, or the same one again after its back-off."""
+        if not failed:
+            self.opening, self._kept, self.retries.attempt = self.opening[1:], dict(self.user_state), 1
+            self._make_due()  # the end may have come meanwhile
+        else:
+            self._reset_state()
+            if not run.excused:
+                self.retries.failed(now, run.attempt)
+
     def _repeat(self, run: Run) -> None:
         """What is not marked comes again, unless the user wants to go on elsewhere."""
-        self.user_state.clear()  # a buffer would hold it twice
+        self._reset_state()  # a buffer would hold it twice
         if run.redirect is None:
             self._go_on_at(run, self.marks.retry_position)
         else:
             self.redirect(run.redirect)
+
+    def _reset_state(self) -> None:
+        self.user_state.clear()
+        self.user_state.update(self._kept)
 
     def _is_found_at_once(self, run: Run) -> bool:
         """Nothing is gained by waiting: trying the batch again is pointless, and its messages are tried one by one."""
@@ -418,30 +452,32 @@ class Ownership:
 
     def drain(self, deadline: float, *, stopping_app: bool) -> None:
         """Hand over nothing more; the last hook before the end is due."""
-        self.state = State.DRAINING
-        self.stopping_app = stopping_app
-        self.deadline = deadline
+        self.state, self.stopping_app, self.deadline = State.DRAINING, stopping_app, deadline
         self.intake.clear()
-        self._make_due(Hook.ON_SHUTDOWN if stopping_app else Hook.BEFORE_REVOKE)
+        self._make_due()
 
     def release(self, commit_deadline: float) -> None:
         """Close the marks; a hook that had no time is left out."""
-        self.state = State.RELEASING
+        self.state, self.hook_due, self.deadline = State.RELEASING, None, commit_deadline
         self.marks.closed = True
-        self.deadline = commit_deadline
-        self.hook_due = None
 
     def finish(self, state: State) -> None:
         """The ownership is over: ``state`` is REVOKED or LOST. A stop in good order runs no ``on_revoked``."""
-        self.state = state
+        self.state, self.hook_due = state, None
         self.marks.closed = True
         self.intake.clear()
-        self.hook_due = None
-        if state is State.LOST or not self.stopping_app:
-            self._make_due(Hook.ON_REVOKED)
+        self._make_due()
 
-    def _make_due(self, kind: Hook) -> None:
-        if self.handed and self.options.hooks_of(kind):
+    def call_no_more(self) -> None:
+        """No worker will come: what is due, and what would be, is left out."""
+        self.hook_due, self.options = None, self.options._replace(hooks=())
+
+    def _make_due(self) -> None:
+        """The hooks of the end, if it has come and they have something to close."""
+        before = Hook.ON_SHUTDOWN if self.stopping_app else Hook.BEFORE_REVOKE
+        after = None if self.stopping_app else Hook.ON_REVOKED
+        kind = {State.DRAINING: before, State.REVOKED: after, State.LOST: Hook.ON_REVOKED}.get(self.state)
+        if kind is not None and self.open and self.options.hooks_of(kind):
             self.hook_due = kind
 
     def __str__(self) -> str:

@@ -129,7 +129,7 @@ def nowhere(group_id: str, partitions: Collection[str]) -> ConfigurationError:
     """``partitions`` have nowhere to begin."""
     return ConfigurationError(
         f"group {group_id} has no usable committed offset ({', '.join(partitions)}), and auto_offset_reset='none' "
-        f"forbids to choose one; commit one with kafka-consumer-groups.sh --reset-offsets, or use 'earliest', 'latest'"
+        f"forbids to choose one; commit one with karafka-lite reset, or use 'earliest', 'latest'"
     )
 
 

@@ -1,4 +1,4 @@
-"""What is about to run, on standard error: a coloured box on a terminal, plain lines everywhere else."""
+"""What is about to run: a coloured box on a terminal, lines of text everywhere else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Banner(NamedTuple):
     """
 
     rows: Sequence[Row]
-    brokers: str
+    brokers: Sequence[str]
     decoder: str
     most: int
     broker: str
@@ -49,6 +49,20 @@ class Banner(NamedTuple):
             return f"1 call of a handler at a time; {self.more} runs partitions side by side"
         return f"up to {self.most} calls of a handler at a time, each for another partition"
 
+    @property
+    def text(self) -> str:
+        """All of it; every line is complete by itself, for a log collector separates them."""
+        lines = [f"karafka-lite {__version__}, brokers: {', '.join(self.brokers)}"]
+        lines += [f"group {row.group}: {row.topic} -> {row.function} ({row.offsets} offsets)" for row in self.rows]
+        lines += [f"the {self.broker} broker is {FOR_DEVELOPMENT}"] if self.broker else []
+        return "\n".join([*lines, f"record decoder: {self.decoder}", self.calls, f"stop with {self.stop}"])
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """What a program wants to know of it."""
+        routes = [row._asdict() for row in self.rows]
+        return {"version": __version__, "brokers": self.brokers, "broker": self.broker or None, "routes": routes}
+
 
 def on_terminal() -> bool:
     """True when standard error is a terminal that can do more than print lines."""
@@ -56,32 +70,7 @@ def on_terminal() -> bool:
 
 
 def show(banner: Banner) -> None:
-    """Print it."""
-    if on_terminal():
-        _show_rich(banner)
-    else:
-        _show_plain(banner)
-
-
-def rich_panel(content: RenderableType) -> None:
-    """Print ``content`` in a box."""
-    from rich.console import Console
-    from rich.panel import Panel
-
-    panel = Panel(content, title=f"karafka-lite {__version__}", border_style="cyan", expand=False)
-    Console(stderr=True).print(panel)
-
-
-def _show_plain(banner: Banner) -> None:
-    # Every line is complete by itself: a log collector separates them.
-    lines = [f"karafka-lite {__version__}, brokers: {banner.brokers}"]
-    lines += [f"group {row.group}: {row.topic} -> {row.function} ({row.offsets} offsets)" for row in banner.rows]
-    lines += [f"the {banner.broker} broker is {FOR_DEVELOPMENT}"] if banner.broker else []
-    lines += [f"record decoder: {banner.decoder}", banner.calls, f"stop with {banner.stop}"]
-    print("\n".join(lines), file=sys.stderr, flush=True)
-
-
-def _show_rich(banner: Banner) -> None:
+    """Print the box on standard error."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -91,8 +80,17 @@ def _show_rich(banner: Banner) -> None:
         table.add_column(column, overflow="fold")
     for row in banner.rows:
         table.add_row(*map(Text, row))
-    brokers = Text.assemble(("brokers ", "dim"), banner.brokers)
+    brokers = Text.assemble(("brokers ", "dim"), ", ".join(banner.brokers))
     decoder = Text.assemble(("record decoder ", "dim"), banner.decoder)
     kind = [Text(f"the {banner.broker} broker is {FOR_DEVELOPMENT}")] if banner.broker else []
     end = Text.assemble(("stop with ", "dim"), (banner.stop, "bold"))
     rich_panel(Group(table, Text(), brokers, decoder, *kind, Text(banner.calls, "dim"), end))
+
+
+def rich_panel(content: RenderableType) -> None:
+    """Print ``content`` in a box."""
+    from rich.console import Console
+    from rich.panel import Panel
+
+    panel = Panel(content, title=f"karafka-lite {__version__}", border_style="cyan", expand=False)
+    Console(stderr=True).print(panel)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from karafka_lite import forks
 from karafka_lite.events import Event
@@ -17,16 +19,28 @@ MOST_WAITING = 10_000  # events that come on top are dropped, and counted
 END_S = 5.0  # how long the last events may take
 
 Observer = Callable[[Event], object]
+Observers = Sequence[Observer]
 
 
 class Delivery:
-    """Calls ``observers`` with each event for which ``wants`` is True, in order, on a thread of its own."""
+    """Calls ``observers`` with each event for which ``wants`` is True, in order, on a thread of its own.
 
-    def __init__(self, name: str, observers: Sequence[Observer], wants: Callable[[Event], bool]) -> None:
+    And ``tick`` with the seconds since it was called last, every ``tick_s``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        observers: Observers,
+        wants: Callable[[Event], bool],
+        tick: Callable[[float], object] = lambda seconds: None,
+        tick_s: float = 3600.0,
+    ) -> None:
         self._observers = observers
         self._wants = wants
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._dropped = 0
+        self._tick, self._tick_s = tick, tick_s
         self._thread = threading.Thread(target=self._deliver, name=name, daemon=True)
 
     def start(self) -> None:
@@ -48,14 +62,26 @@ class Delivery:
             self._thread.join(END_S)
 
     def _deliver(self) -> None:
-        while (event := self._queue.get()) is not None:
+        self._ticked = time.monotonic()
+        while (event := self._next()) is not None:
             if dropped := self._dropped:
                 self._dropped = 0
                 log.warning("%d events were dropped: an observer or the log's stream is too slow", dropped)
             deliver(event, self._observers)
 
+    def _next(self) -> Event | None:
+        """The next event, when there is one; None: the end."""
+        while True:
+            passed = time.monotonic() - self._ticked
+            if passed >= self._tick_s:
+                self._ticked += passed
+                self._tick(passed)
+                continue
+            with suppress(queue.Empty):
+                return self._queue.get(timeout=self._tick_s - passed)
 
-def deliver(event: Event, observers: Sequence[Observer]) -> None:
+
+def deliver(event: Event, observers: Observers) -> None:
     """Call each observer. One that raises is logged, and never matters."""
     for observer in observers:
         try:
@@ -73,7 +99,7 @@ class Deliveries:
     The log lines have a thread for themselves: an observer of the user's that hangs does not hold them up.
     """
 
-    def __init__(self, immediate: Observer, report: Delivery, observers: Sequence[Observer]) -> None:
+    def __init__(self, immediate: Observer, report: Delivery, observers: Observers) -> None:
         users = [Delivery("karafka-observers", observers, lambda event: True)] if observers else []
         self._immediate = immediate
         self._deliveries = [report, *users]

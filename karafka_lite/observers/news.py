@@ -103,12 +103,15 @@ class News:
         """One function of the hooks of ``run`` (None: all of them) has ended. Not to be called under the lock."""
         call = run.as_call(self._group_id, function or self._name(run))
         self.waiting.append(events.CallEnded(*call, seconds, error=error, reason=describe(error) if error else ""))
+        self.emit()
 
-    def batch_ended(self, run: Run, outcome: Outcome, letter: DeadLetter = None) -> None:
-        """The call of a handler has ended. Where a message was given up, ``letter`` is its dead letter."""
+    def call_ended(self, run: Run, outcome: Outcome, letter: DeadLetter = None) -> None:
+        """A call that comes again if it fails has ended. Where a message was given up, ``letter`` is its dead one."""
         seconds, messages, retry_offset, retry_s, given_up = outcome
         ended = seconds, messages, run.error, retry_offset, retry_s, run.reason, given_up and given_up[0]
-        self.waiting.append(events.CallEnded(*self._call(run), *ended))
+        ours, culprit = run.ownership, run.culprit if run.error is not None else None
+        lag = None if ours.over or not run.records else ours.intake.lag_after(run.records[-1].offset)
+        self.waiting.append(events.CallEnded(*self._call(run), *ended, culprit, ours.options.budget, lag))
         if given_up:
             self.given_up(run, *given_up, run.reason, letter, run.error)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from karafka_lite.core.group import Group
 from karafka_lite.errors import describe
-from karafka_lite.events import CallEnded, DeadLettered, Event, Left, Unreadable
+from karafka_lite.events import CallEnded, DeadLettered, Event, Left, Lost, Revoked, Unreadable
 from karafka_lite.messages import TopicPartition
 
 
@@ -45,6 +45,7 @@ class Progress:
         self._lock = threading.Lock()
         self._totals: dict[str, dict[str, Totals]] = defaultdict(lambda: defaultdict(Totals))  # by group and topic
         self._errors: dict[str, dict[TopicPartition, str]] = defaultdict(dict)
+        self._lags: dict[str, dict[TopicPartition, int]] = defaultdict(dict)  # of what is ours, after its last batch
 
     def observe(self, event: Event) -> None:
         """Count ``event``."""
@@ -61,12 +62,24 @@ class Progress:
             with self._lock:
                 for (topic, _), unmarked in event.unmarked.items():
                     self._totals[event.group_id][topic].unmarked += unmarked
+        elif isinstance(event, Revoked | Lost):
+            with self._lock:
+                for tp in event.committed if isinstance(event, Revoked) else event.partitions:
+                    self._lags[event.group_id].pop(tp, None)
 
     def _count(self, call: CallEnded) -> None:
         totals, errors = self._totals[call.group_id][call.topic], self._errors[call.group_id]
+        if call.hook == "on_assigned":  # it holds up its partition as a batch does
+            if call.error is None:
+                errors.pop(call.tp, None)
+            else:
+                errors[call.tp] = f"on_assigned: {call.reason}"
+            return
         if call.hook:
             totals.hook_failures += call.error is not None
             return
+        if call.lag is not None:
+            self._lags[call.group_id][call.tp] = call.lag
         totals.seconds += call.seconds
         totals.messages += call.messages
         totals.batches += call.error is None
@@ -75,6 +88,16 @@ class Progress:
             errors[call.tp] = call.reason
         elif errors:
             errors.pop(call.tp, None)
+
+    def by_topic(self) -> dict[tuple[str, str], tuple[Totals, int | None]]:
+        """By group and topic the totals, and the lag of its partitions that are ours; None where it is not known."""
+        with self._lock:
+            lags: dict[tuple[str, str], int] = defaultdict(int)
+            for group_id, partitions in self._lags.items():
+                for (topic, _), lag in partitions.items():
+                    lags[group_id, topic] += lag
+            pairs = [(group_id, topic) for group_id, topics in self._totals.items() for topic in topics]
+            return {pair: (replace(self._totals[pair[0]][pair[1]]), lags.get(pair)) for pair in pairs}
 
     def snapshot(self, group: Group, group_id: str, topics: list[str]) -> Snapshot:
         """To be called under the lock of ``group``."""

@@ -9,22 +9,26 @@ from collections.abc import Callable
 from karafka_lite import events
 from karafka_lite.errors import ProduceError, describe
 from karafka_lite.messages import where
+from karafka_lite.observers.activity import EVERY_S, Activity
 from karafka_lite.observers.delivery import Delivery
 from karafka_lite.observers.failures import log_failure, raised_at
 from karafka_lite.observers.frames import line_that_called_us
+from karafka_lite.observers.progress import Progress
 from karafka_lite.version import please_report
 
 log = logging.getLogger("karafka_lite")
 
 SAY_AGAIN_S = 30.0  # the same warning, while its reason lasts
 TRACEBACK_AGAIN_S = 600.0  # of the same type of error in the same line: 20,000 bad messages are 20,000 lines
+TELL_AT = 3  # the attempt whose failure comes with advice
+GIVE_UP = "to set such a message aside after some tries: @app.topic(…, dead_letter=…)"
 NAMED = 10  # partitions that a line names; of more it says how many, and names all at debug
 
 
-def report_delivery() -> Delivery:
+def report_delivery(progress: Progress) -> Delivery:
     """Log lines on a thread of their own: a full pipe does not hold up anything else."""
-    report = Report()
-    return Delivery("karafka-log", [report.observe], report.wants)
+    report, activity = Report(), Activity(progress)
+    return Delivery("karafka-log", [report.observe], report.wants, activity.log, EVERY_S)
 
 
 class Report:
@@ -106,8 +110,10 @@ class Report:
 
     def _callended(self, event: events.CallEnded) -> None:
         if event.error is None:
-            log.debug("%s: %s took %.3f s (attempt %d)", event, event.function, event.seconds, event.attempt)
-        elif event.hook:
+            lag = "" if event.lag is None else f", lag {event.lag}"
+            ended = event, event.function, event.seconds * 1000, lag, event.attempt
+            log.debug("%s: %s took %.1f ms%s (attempt %d)", *ended)
+        elif event.hook and event.hook != "on_assigned":
             unsent = isinstance(event.error, ProduceError)
             then = "marks made after that send were discarded" if unsent else "everything else goes on"
             self._failed(event, "failed", then)
@@ -118,8 +124,13 @@ class Report:
             log.critical(text, event, event.function, event.reason)
         else:
             then = "the partition is being revoked; the next owner will retry"
-            if event.retry_offset is not None:
+            if event.hook:
+                again = f"called again in {_duration(event.retry_s)}, no batch before it has returned"
+                then = "the partition is being revoked" if event.retry_offset is None else again
+            elif event.retry_offset is not None:
                 then = f"retrying from {where(*event.tp, event.retry_offset)} in {_duration(event.retry_s)}"
+                if event.attempt == TELL_AT and event.tries is None:
+                    then += f", and for ever; {GIVE_UP}"
             self._failed(event, f"failed at attempt {event.attempt}", then)
 
     def _deadlettered(self, event: events.DeadLettered) -> None:
@@ -136,7 +147,10 @@ class Report:
         error = event.error
         assert error is not None
         line = line_that_called_us(error)
-        text = f"{event}: {event.function} {how}, {event.reason}{f' ({line})' if line else ''}; {then}"
+        at = str(event)
+        if isinstance(event, events.CallEnded) and event.culprit is not None and event.first_offset < event.last_offset:
+            at = f"{where(*event.tp, event.culprit)} (of {event})"
+        text = f"{at}: {event.function} {how}, {event.reason}{f' ({line})' if line else ''}; {then}"
         ours = line is not None or isinstance(error, ProduceError)
         if ours or self._is_said((event.function, type(error), raised_at(error)), TRACEBACK_AGAIN_S):
             log.error("%s", text)
@@ -205,6 +219,12 @@ class Report:
 
     def _clientlogged(self, event: events.ClientLogged) -> None:
         logging.getLogger("karafka_lite.kafka").debug("%s: %s", event.logger, event.message)
+
+    def _processhookfailed(self, event: events.ProcessHookFailed) -> None:
+        starts = event.hook == "on_start"
+        then = "the app does not start" if starts else "everything else goes on"
+        text = f"{event.hook}: {event.function} failed, {event.reason}; {then}"
+        log_failure(logging.CRITICAL if starts else logging.ERROR, text, event.error, event.reason)
 
     def _crashed(self, event: events.Crashed) -> None:
         of = f"group {event.group_id}: " if event.group_id else ""

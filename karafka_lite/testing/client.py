@@ -8,12 +8,15 @@ from typing import Any, Literal, NamedTuple
 from typing_extensions import Self
 
 from karafka_lite.app import App
-from karafka_lite.client.producer import check_outgoing
+from karafka_lite.client.outgoing import check_outgoing
 from karafka_lite.context import outgoing
 from karafka_lite.core import ownership
 from karafka_lite.errors import ConfigurationError
-from karafka_lite.events import CallEnded
+from karafka_lite.events import CallEnded, Event
+from karafka_lite.lifespan import Lifespan
 from karafka_lite.messages import Message, where
+from karafka_lite.observers.delivery import deliver
+from karafka_lite.observers.report import Report
 from karafka_lite.runner import System
 from karafka_lite.testing.cluster import Cluster
 from karafka_lite.testing.member import Sent, TestMember
@@ -46,6 +49,7 @@ class TestClient:
     """Runs an app's handlers in the thread of the test. Its clock moves only with ``advance``.
 
     All partitions are assigned at the start of the block; its end stops the app: ``on_shutdown`` hooks, final commit.
+    ``on_start`` is called before (and may raise), ``on_stop`` after it.
     ``partitions``: how many each topic has; a number, or ``{topic: number}`` (1 for the others).
 
     Example::
@@ -79,6 +83,12 @@ class TestClient:
             raise ConfigurationError("this app runs already; stop() it first")
         self._app._runner = _Runner(self)  # type: ignore[assignment]
         self._sender, self._app._sender = self._app._sender, Sent(self._cluster)  # type: ignore[assignment]
+        self._lifespan = Lifespan(self._app.process_hooks, self._report, System.thread_id)
+        try:
+            self._lifespan.start()
+        except BaseException:
+            self._app._runner, self._app._sender = None, self._sender
+            raise
         self._members = [
             TestMember(self._cluster, self._app, group_id, topics, self._keep) for group_id, topics in groups.items()
         ]
@@ -105,7 +115,8 @@ class TestClient:
     ) -> tuple[int, int]:
         """Put a message into a topic that the app reads; handed over by the next ``run``.
 
-        ``value``: ``str`` and ``bytes`` as they are, None is a tombstone, anything else JSON. Without a ``partition``
+        ``value``: ``str`` and ``bytes`` as they are, None is a tombstone; of anything else the App's ``serializer``
+        makes bytes. Without a ``partition``
         the ``key`` chooses it, as Kafka's own partitioner does; without both it is 0. ``timestamp_ms``: else the
         client's clock.
 
@@ -113,12 +124,11 @@ class TestClient:
             (partition, offset).
 
         Raises:
-            TypeError, ValueError: the app does not read the topic, it has no such partition, the value is no JSON, or
-                Kafka would not take it: as for ``ctx.produce``.
+            TypeError, ValueError: the app does not read the topic, it has no such partition, no bytes can be made of
+                the value, or Kafka would not take it: as for ``ctx.produce``.
         """
-        message = outgoing(topic, value, key, headers, partition, timestamp_ms)
-        if isinstance(value, str):
-            message = message._replace(value=value.encode())
+        payload = value.encode() if isinstance(value, str) else value
+        message = outgoing(topic, payload, key, headers, partition, timestamp_ms, self._app.config.serializer)
         check_outgoing(message)  # where there is such a partition, is said below with what to type
         if (topic, 0) not in self._cluster.logs:
             topics = ", ".join(sorted({name for name, _ in self._cluster.logs}))
@@ -219,6 +229,8 @@ class TestClient:
         """What the end of the block does; a second one does nothing. Inside a handler it only asks for it."""
         self._stopping = True
         self._work(batches=False)
+        if not self._working:
+            self._lifespan.stop()
 
     # -- what is so
 
@@ -250,6 +262,11 @@ class TestClient:
             raise RuntimeError(f"{MOST_STEPS} steps, and no end: does a handler always seek back?")
         finally:
             self._working = False
+
+    def _report(self, event: Event) -> None:
+        """Not of a group."""
+        Report().observe(event)
+        deliver(event, self._app._observers)
 
     def _keep(self, member: TestMember, run: ownership.Run, call: CallEnded, marks: list[int]) -> None:
         """A batch was handled."""

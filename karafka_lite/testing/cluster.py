@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import Future
 
-from karafka_lite.client.producer import check_outgoing, partition_of
+from karafka_lite.client.outgoing import check_outgoing, partition_of
 from karafka_lite.messages import Message, Outgoing, PlainRecord, TopicPartition
 from karafka_lite.runner import System
 

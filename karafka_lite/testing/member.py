@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from karafka_lite.app import App
-from karafka_lite.client.protocol import Client, Fetched, StrayedError
+from karafka_lite.client.protocol import Client, Fetched
 from karafka_lite.core.answers import Commit, PollPlan
-from karafka_lite.core.marks import Refusal
+from karafka_lite.core.marks import Refusal, Told
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.starts import Note, Place, Stray
+from karafka_lite.errors import StrayedError
 from karafka_lite.events import CallEnded, Event
 from karafka_lite.messages import Outgoing, TopicPartition
 from karafka_lite.observers.delivery import deliver
@@ -79,7 +80,7 @@ class TestMember(Member):
         while self.group.unplaced() and not self.group.stopping:  # a poll has just found that it reads past the end
             self.poll_step(now)
         self._hand_overs = [hand_over for hand_over in self._hand_overs if hand_over() is not None]
-        ownership = self._jobs.take(lambda job: batches or job.hook_due is not None or _every_is_due(job, now))
+        ownership = self._jobs.take(lambda job: batches or _is_a_hooks_turn(job, now))
         if ownership is None:
             return self.commit_what_is_due()
         with _hooks_first(ownership, batches):
@@ -118,8 +119,9 @@ class TestMember(Member):
         deliver(event, self._app._observers)
 
 
-def _every_is_due(ownership: Ownership, now: float) -> bool:
-    return any(moment <= now for moment in ownership.every_at.values())
+def _is_a_hooks_turn(job: Ownership, now: float) -> bool:
+    every_is_due = any(moment <= now for moment in job.every_at.values())
+    return job.hook_due is not None or bool(job.opening) or every_is_due
 
 
 @contextmanager
@@ -198,9 +200,14 @@ class Sent:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
+    def send(self, message: Outgoing, told: Told | None = None) -> Future[tuple[int, int]]:
         """The answer is there at once."""
-        return self._cluster.accept(message)
+        future = self._cluster.accept(message)
+        if told is not None:
+            told(1, future.exception())
+        return future
+
+    def hand_over(self) -> None: ...
 
     def check(self) -> None: ...
     def close(self) -> None: ...

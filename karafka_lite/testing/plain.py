@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from karafka_lite.client.producer import check_outgoing
+from karafka_lite.client.outgoing import check_outgoing
 from karafka_lite.context import Context
 from karafka_lite.core.options import Options, SeekTarget
 from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.messages import Message, Outgoing, PlainRecord
+from karafka_lite.serializer import Serializer, to_json
 
 
 class RecordingContext(Context):
@@ -43,6 +44,7 @@ def context(
     group_id: str = "test",
     dead_letter: str | None = None,
     state: Mapping[Any, Any] | None = None,
+    serializer: Serializer = to_json,
 ) -> RecordingContext:
     """A context for testing a handler as a plain function.
 
@@ -59,7 +61,7 @@ def context(
     ownership.state = State.REVOKED if revoked else State.DRAINING if stopping else State.ASSIGNED
     run = ownership.run = Run(ownership, attempt, 0.0)
     recorder = _Recorder()
-    made = RecordingContext(recorder, run, group_id, dead_letter)
+    made = RecordingContext(recorder, run, group_id, dead_letter, serializer)
     made.marks, made.produced, made.sought, made.paused_ms = [], [], None, None
     recorder.context = made
     return made

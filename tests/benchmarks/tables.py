@@ -160,6 +160,14 @@ def _idle(probe: str) -> Callable[[Round], float]:
     return lambda run: run[probe]["percent"]
 
 
+def _start(what: str) -> Callable[[Round], float]:
+    return lambda run: run["start"][what]
+
+
+def _first_message_run(run: Round) -> float:
+    return float(run["first-message-run"]["s"])
+
+
 def _ratio(one: Callable[[Round], float], other: Callable[[Round], float]) -> Callable[[Round], float]:
     return lambda run: one(run) / other(run)
 
@@ -183,7 +191,17 @@ MARKS = [
     Row("idle hand-written loop, 12 partitions", "% of a core", _idle("idle-loop")),
     Row("idle app / hand-written loop", "x", _ratio(_idle("idle"), _idle("idle-loop")), at_most=2.25),
     Row("idle app, 500 partitions / 12", "x", _ratio(_idle("idle-500"), _idle("idle")), at_most=2),
-    Row("karafka-lite run to first message", "s", lambda run: run["first-message-run"]["s"]),
+    Row("python -c pass", "s", _start("python")),
+    Row('python -c "import kafka"', "s", _start("kafka")),
+    Row("karafka-lite --help", "s", _start("help")),
+    Row("karafka-lite --help / import kafka", "x", _ratio(_start("help"), _start("kafka")), at_most=0.5),
+    Row("karafka-lite run to first message", "s", _first_message_run),
+    Row(
+        "karafka-lite run to first message / import kafka",
+        "x",
+        _ratio(_first_message_run, _start("kafka")),
+        at_most=1.3,
+    ),
     Row("app.start() to first message", "s", lambda run: run["first-message"]["s"]),
     Row("KafkaConsumer() to first message", "s", lambda run: run["first-message-loop"]["s"]),
 ]

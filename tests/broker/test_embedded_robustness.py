@@ -245,7 +245,7 @@ def test_requests_after_one_that_waits_are_answered_in_order(broker: EmbeddedBro
 PROGRAM = """
 import sys
 from karafka_lite.broker.embedded import EmbeddedBroker
-with EmbeddedBroker(["topic"], retention_bytes=16 << 20) as broker:
+with EmbeddedBroker({"topic": 1}, retention_bytes=16 << 20) as broker:
     print(broker.bootstrap_servers, flush=True)
     sys.stdin.read()
 """

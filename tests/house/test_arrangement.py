@@ -27,6 +27,8 @@ ELSEWHERE = {
     "broker/wire.py": "broker/test_embedded_robustness.py",
     # Options that the commands share are tested with each command.
     "cli/options.py": "unit/test_main.py",
+    # It is there for what sends.
+    "cli/interrupt.py": "unit/test_feed.py",
     # What it sends, and what it does with an answer, is seen by a broker only.
     "client/producer.py": "kafka/test_sending.py",
     # Why a broker refuses a client, a real one says.
@@ -41,6 +43,10 @@ ELSEWHERE = {
     "client/admin.py": "kafka/test_drain.py",
     # The command line shows it, too.
     "observers/banner.py": "unit/test_console.py",
+    # Of messages for nobody, who reads them is the command.
+    "client/browser.py": "kafka/test_read.py",
+    # What decorators refuse, the tests of the decorators say.
+    "checks.py": "unit/test_routing.py",
     # Values only; the group that gives them is tested.
     "core/answers.py": "unit/test_group.py",
     # Types only: mypy compares them with the clients.

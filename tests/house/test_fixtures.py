@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -281,6 +282,20 @@ def test_side_by_side_what_takes_long_starts_first(tmp_path: Path) -> None:
     tests = "import pytest\ndef test_fast(): pass\n@pytest.mark.slow\ndef test_slow(): pass\n"
     order = run_pytest(tmp_path, tests, "-n", "1", "-v")
     assert order.index("::test_slow") < order.index("::test_fast")
+
+
+def test_side_by_side_who_waits_for_a_broker_runs_among_who_works_by_itself(tmp_path: Path) -> None:
+    tests = """
+import pytest
+@pytest.mark.parametrize("n", range(9))
+def test_works(n): pass
+@pytest.mark.apache_only("skipped here")
+@pytest.mark.parametrize("n", range(3))
+def test_waits(kafka, n): pass
+"""
+    order = run_pytest(tmp_path, tests, "-n", "1", "-v", **NOWHERE)
+    ran = re.findall(r"SKIPPED|PASSED", order)[:12]
+    assert ran == ["SKIPPED", "PASSED", "PASSED", "PASSED"] * 3
 
 
 def test_a_test_that_hangs_fails_with_its_stack_and_the_others_go_on(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ PACKAGE = "karafka_lite"
 
 LAYERS = {
     "errors.py": 0,
+    "functions.py": 0,
+    "serializer.py": 0,
     "version.py": 0,
     "exits.py": 0,
     "forks.py": 0,
@@ -30,6 +32,8 @@ LAYERS = {
     "core/": 1,
     "context.py": 2,
     "settings.py": 2,
+    "checks.py": 2,
+    "lifespan.py": 2,
     "routing.py": 2,
     "client/": 3,
     "observers/": 4,
@@ -45,7 +49,9 @@ LAYERS = {
 }
 
 # What knows Kafka; client/protocol.py only says what the runner needs of it.
-KAFKA = {f"client/{name}.py" for name in ("admin", "causes", "connection", "consumer", "fetching", "network")}
+KAFKA = {
+    f"client/{name}.py" for name in ("admin", "browser", "causes", "connection", "consumer", "fetching", "network")
+}
 KAFKA |= {f"client/{name}.py" for name in ("codecs", "leaving", "offsets", "producer", "reader", "receiving")}
 KAFKA |= {f"client/{name}.py" for name in ("refusals", "stalls", "trouble")}
 
@@ -85,14 +91,26 @@ MAY_HAVE_THREADS = {
     "draining.py",  # the watch over an app that runs
     "exits.py",  # it asks which threads keep the program running
     "cli/",  # the command's own, around an app that runs
+    "client/batches.py",  # any thread asks for the answer to what it has sent
     "client/producer.py",  # any thread sends, and waits there for what kafka-python's own thread acknowledges
 }
 
 CORE = {
     *("core/", "client/", "runner.py"),
-    *("app.py", "context.py", "events.py", "messages.py", "routing.py", "sender.py", "settings.py"),
+    *(
+        "app.py",
+        "checks.py",
+        "context.py",
+        "events.py",
+        "functions.py",
+        "messages.py",
+        "routing.py",
+        "sender.py",
+        "serializer.py",
+        "settings.py",
+    ),
 }
-MAX_LINES_OF_THE_CORE = 5_510
+MAX_LINES_OF_THE_CORE = 6_600
 MAX_LINES_OF_A_FILE = 500
 MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 

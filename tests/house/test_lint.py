@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ["karafka_lite", "tests", "examples"]
+USAGE = ["examples", "tests/house/typed_usage.py"]  # code as users write it
 
 SILENCED = re.compile(r"# (?:noqa(?:: [A-Z]+\d+(?:, [A-Z]+\d+)*)?|pyright: ignore(?:\[\w+\])?)(?P<reason> - \w.*)?")
 
@@ -27,7 +28,7 @@ ENVIRONMENT = {**os.environ, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
         ["ruff", "check", *FOLDERS],
         ["ruff", "format", "--diff", *FOLDERS],
         ["mypy", "--strict", "karafka_lite"],
-        ["pyright", "--pythonpath", sys.executable],
+        ["pyright", "--pythonpath", sys.executable, "karafka_lite", *USAGE],
     ],
     ids=lambda command: " ".join(command[:2]),
 )

@@ -30,6 +30,7 @@ PUBLIC = [*PACKAGES, *DEFINING]
 INTERNAL = {
     "Exit",  # the command line's numbers
     "PollError",  # the runner polls again
+    "StrayedError",  # it asks where they are
     "ClientBrokenError",  # the runner makes a new client
 }
 
@@ -91,6 +92,7 @@ def exported(name: str) -> list[Any]:
     return [thing for n in module.__all__ if callable(thing := getattr(module, n))]
 
 
+@pytest.mark.xdist_group("measured types")  # one worker measures them for all
 @pytest.mark.parametrize("name", PUBLIC)
 def test_the_types_of_what_is_public_are_complete(name: str) -> None:
     """As ``pyright --verifytypes`` measures it: for each public name, its members, and all that their types name."""

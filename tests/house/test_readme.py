@@ -43,7 +43,7 @@ def blocks(*languages: str) -> list[Block]:
 
 def test_every_block_of_code_is_of_a_kind_that_is_tested() -> None:
     fences = re.findall(r"^```(\w*)$", README, re.MULTILINE)[::2]
-    assert {*fences} == {"python", "sh", "text"}
+    assert {*fences} == {"python", "sh"}
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)

@@ -9,15 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_lint import USAGE
 
 ROOT = Path(__file__).parents[2]
 
 # Each line of ``mistakes`` is one.
 WRONG = """\
-from karafka_lite import App, Batch, Context, Message
+from karafka_lite import App, Batch, Context, Message, Router
 from karafka_lite.testing import TestClient
 
 app = App("group")
+router = Router()
 
 
 class Order:
@@ -75,12 +77,28 @@ def mistakes(batch: Batch, ctx: Context) -> None:
     app.topic("orders", deserializer=of_text)
     app.topic("orders", deserializer=as_order, no_retry="KeyError")
     batch.last.header(1)
+    app.topic("orders", deserializer=of_another_name)
+    app.topic("orders", deserializer=of_message)(of_invoices)
+    router.topic("orders", deserializer=as_order)(of_invoices)
+    app.on_assigned(store)(store)
+    app.on_assigned(store)(of_another_context)
+    app.on_start(of_another_context)
+    router.on_stop("close")
+    app.include("orders")
+    Router("group")
+    App("group", serializer=as_text)
+    App("group", serializer=of_nothing)
+    router.run()
 
 
 def wants_a_list(batch: list[Message], ctx: Context) -> None: ...
 def wants_another_context(batch: Batch, ctx: int) -> None: ...
 def of_invoices(batch: Batch[Invoice], ctx: Context) -> None: ...
 def of_another_context(ctx: int) -> None: ...
+def of_another_name(data: Message) -> Order: return Order()
+def of_message(message: Message) -> Order: return Order()
+def as_text(value: object) -> str: return ""
+def of_nothing() -> bytes: return b""
 """
 
 
@@ -96,9 +114,9 @@ def check(checker: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("checker", CHECKERS)
-def test_what_is_right_is_accepted(checker: str) -> None:
-    done = check(checker, "tests/house/typed_usage.py", "examples")
+def test_what_is_right_is_accepted() -> None:
+    """By mypy; ``test_lint`` has pyright read the same files together with the package."""
+    done = check("mypy", *USAGE)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

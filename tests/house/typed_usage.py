@@ -23,7 +23,9 @@ from karafka_lite import (
     KarafkaLiteError,
     Message,
     ProduceError,
+    Router,
     __version__,
+    to_json,
 )
 from karafka_lite.broker.embedded import EmbeddedBroker
 from karafka_lite.testing import RecordingContext, Run, TestClient, context
@@ -39,6 +41,7 @@ app = App(
     concurrency=3,
     auto_commit_interval_ms=1000,
     drain_timeout_ms=30_000,
+    serializer=to_json,
     auto_offset_reset="latest",
     isolation_level="read_committed",
     security_protocol="SASL_SSL",
@@ -95,6 +98,7 @@ app.topic("partials")(partial)
 app.topic("lambdas")(lambda batch, ctx: print(len(batch), ctx.partition))
 
 
+@app.on_assigned(manual)
 @app.on_shutdown(manual)
 @app.before_revoke(manual)
 @app.on_revoked(manual)
@@ -102,6 +106,25 @@ app.topic("lambdas")(lambda batch, ctx: print(len(batch), ctx.partition))
 def hook(ctx: Context) -> int:
     return len(ctx.state)
 
+
+@app.on_start
+@app.on_stop
+def connect() -> int:
+    return 1
+
+
+router = Router()
+app.include(router)
+
+
+@router.on_assigned(store.write)
+def assigned(ctx: Context) -> None:
+    ctx.state["rows"] = []
+
+
+router.on_start(connect)
+pickling = App("pickling", serializer=pickle.dumps)
+started: int = connect()
 
 # A decorator returns the function as it was.
 unchanged: bool = manual(Batch([Message("orders", 0, 5)]), context("orders"))
@@ -176,6 +199,30 @@ def typed(batch: Batch[Order], ctx: Context) -> None:
 def decoded(batch: Batch[Order], ctx: Context) -> None:
     for message in batch:
         print(message.payload.total)
+
+
+def of_message(message: Message) -> Order: ...  # type: ignore[empty-body]
+
+
+class Registry:
+    def decode(self, message: Message) -> Order: ...  # type: ignore[empty-body]
+
+
+@router.topic("orders.messages", deserializer=Registry().decode)
+@app.topic("orders.headers", deserializer=of_message, dead_letter="orders.dead")
+def from_messages(batch: Batch[Order], ctx: Context) -> None:
+    totals: list[int] = [order.total for order in batch.payloads]
+    print(totals)
+
+
+def plain(batch: Batch, ctx: Context) -> None: ...
+def with_schemas(message: Message, schemas: dict[int, str]) -> Order: ...  # type: ignore[empty-body]
+
+
+app.topic("orders.partial", deserializer=functools.partial(with_schemas, schemas={}))(from_messages)
+app.topic("orders.traces", deserializer=lambda message: message.header("trace"))(plain)
+app.topic("orders.text", deserializer=lambda value: value.decode())(plain)
+made: Order = Message("orders", 0, 5, deserializer=of_message).payload
 
 
 @app.topic("orders.raw", deserializer=None)

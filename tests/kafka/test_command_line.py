@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -207,7 +208,9 @@ def test_no_broker_within_bootstrap_timeout_ms_ends_with_exit_3_and_one_readable
         )
         done = run_once(tmp_path, "run", "mine:app")
     assert done.returncode == 3, done.stderr
-    assert done.stderr.splitlines()[-1].endswith("to try it without Kafka, add --broker embedded")
+    said, *_ = [line for line in done.stderr.splitlines() if "WARNING" in line]
+    assert f"{address} cannot be reached" in said
+    assert said.endswith("; without Kafka: karafka-lite run module:app --broker embedded")
     (line,) = [line for line in done.stderr.splitlines() if "no broker could be reached" in line]
     assert address in line
     assert "1000 ms" in line
@@ -215,3 +218,50 @@ def test_no_broker_within_bootstrap_timeout_ms_ends_with_exit_3_and_one_readable
     assert "Traceback" not in done.stderr
     assert foreign_lines(done.stderr) == []
     assert done.stdout == ""
+
+
+# -- standard error as JSON -------------------------------------------------------------------------------------------
+
+NOISY = """
+    import logging, threading, warnings
+    from karafka_lite import App
+
+    app = App("noisy")
+
+    @app.topic("clicks", dead_letter=False, max_retries=1, backoff_ms=1)
+    def work(batch, ctx):
+        warnings.warn("old")
+        logging.getLogger("shop").warning("a batch of %d", len(batch), extra={"size": len(batch)})
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+        for message in ctx.each(batch):
+            assert message.payload["good"]
+"""
+
+
+def test_with_json_every_line_of_standard_error_is_an_object(tmp_path: Path) -> None:
+    (tmp_path / "noisy.py").write_text(textwrap.dedent(NOISY))
+    (tmp_path / "clicks.jsonl").write_text('{"good": true}\n{"good": false}\n')
+    feed = ["--broker", "embedded", "--partitions", "1", "--feed", "clicks=clicks.jsonl"]
+    done = run_once(tmp_path, "run", "noisy.py", *feed, "--until-end", "--log-format", "json")
+    said = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.returncode == 0, done.stderr
+    assert said[0]["routes"] == [{"group": "noisy", "topic": "clicks", "offsets": "automatic", "function": "work"}]
+    assert next(line["size"] for line in said if line["logger"] == "shop") == 2
+    (failed,) = [line for line in said if "failed 2 times" in line["message"]]
+    assert failed["message"].startswith("clicks-0@1: work failed 2 times, AssertionError")
+    assert "Traceback" in next(line for line in said if "failed at attempt 1" in line["message"])["exception"]
+    assert {"py.warnings", "karafka_lite", "karafka_lite.cli"} <= {line["logger"] for line in said}
+    assert any(line["message"].startswith("uncaught ZeroDivisionError") for line in said)
+    *_, topic, end = said
+    assert (topic["topic"], topic["messages"], topic["given_up"]) == ("clicks", 1, 1)
+    assert end["message"].startswith("drained: 1 messages in ")
+
+
+def test_quiet_says_nothing_where_nothing_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "calm.py").write_text(textwrap.dedent(NOISY).partition("    warnings.warn")[0] + "    pass\n")
+    (tmp_path / "clicks.jsonl").write_text('{"good": true}\n')
+    arguments = ["--broker", "embedded", "--feed", "clicks=clicks.jsonl", "--until-end", "--quiet"]
+    done = run_once(tmp_path, "run", "calm.py", *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -85,16 +85,17 @@ def test_threads_are_made_when_they_are_needed(kafka: Observer) -> None:
     assert seen[0].startswith("karafka-worker-")
 
 
+@pytest.mark.parametrize("runs", [1, pytest.param(100, marks=pytest.mark.long)])
 def test_a_script_that_writes_a_csv_file_at_module_level_writes_exactly_its_lines(
-    kafka: Observer, tmp_path: Path
+    kafka: Observer, tmp_path: Path, runs: int
 ) -> None:
     topic, lines = kafka.topic(6), 3000
     for partition in range(6):
         kafka.produce(topic, [{"n": n, "text": "x" * 200} for n in range(partition, lines, 6)], partition)
     (tmp_path / "script.py").write_text(
-        "import csv\n"
+        "import csv, os\n"
         "from karafka_lite import App\n"
-        f"app = App({kafka.group()!r})\n"
+        "app = App(os.environ['GROUP'])\n"
         "file = open('out.csv', 'w', newline='')\n"
         "writer = csv.writer(file)\n"
         f"@app.topic({topic!r}, max_messages=7)\n"
@@ -102,22 +103,14 @@ def test_a_script_that_writes_a_csv_file_at_module_level_writes_exactly_its_line
         "    for message in batch:\n"
         "        writer.writerow([message.partition, message.payload['n'], message.payload['text']])\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "karafka_lite",
-        "run",
-        "script",
-        "--broker",
-        kafka.bootstrap_servers,
-        "--until-end",
-    ]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    with (tmp_path / "out.csv").open(newline="") as file:
-        rows = list(csv.reader(file))
-    assert sorted(rows) == sorted([str(n % 6), str(n), "x" * 200] for n in range(lines))
+    run = [sys.executable, "-m", "karafka_lite", "run", "script", "--broker", kafka.bootstrap_servers, "--until-end"]
+    for _ in range(runs):
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "GROUP": kafka.group()}
+        done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        with (tmp_path / "out.csv").open(newline="") as file:
+            rows = list(csv.reader(file))
+        assert sorted(rows) == sorted([str(n % 6), str(n), "x" * 200] for n in range(lines))
 
 
 def test_topics_of_one_handler_have_the_same_concurrency() -> None:

@@ -41,10 +41,16 @@ import karafka_lite.client.consumer
 import karafka_lite.client.receiving
 from karafka_lite import App
 from karafka_lite.client.consumer import Client
-from karafka_lite.client.protocol import StrayedError
 from karafka_lite.core.options import Timestamp
 from karafka_lite.core.starts import Stray
-from karafka_lite.errors import BrokerUnavailableError, ClientBrokenError, ConfigurationError, FetchError, PollError
+from karafka_lite.errors import (
+    BrokerUnavailableError,
+    ClientBrokenError,
+    ConfigurationError,
+    FetchError,
+    PollError,
+    StrayedError,
+)
 from karafka_lite.events import ClientLogged
 
 A_WHILE_S = 1.0  # for what must not happen; it would take a tenth of that
@@ -266,6 +272,17 @@ def generation_after_the_start(kafka: Observer, topic: str, *, cured: bool) -> i
         member.until_assigned()
         assert member.read(1, timeout=0.3) == []
         return member.generation
+
+
+def test_a_start_does_not_rest_before_it_asks_for_its_topics(kafka: Observer) -> None:
+    """kafka-python asks for metadata at most once in retry_backoff_ms, and a start asks three times."""
+    topic = kafka.topic(1)
+    began = time.monotonic()
+    with Member(kafka) as member:
+        member.consumer._cluster.config["retry_backoff_ms"] = 10_000
+        assert member.client.missing_topics([topic]) == set()
+        member.client.subscribe([topic])
+        assert time.monotonic() - began < 8
 
 
 def test_a_member_joins_once_at_the_start(kafka: Observer) -> None:

@@ -463,7 +463,7 @@ def test_killed_at_each_step_between_the_failure_and_the_commit_nothing_is_lost_
             return refusals
         consumer.Client.commit = commit
 
-        app = App(group, bootstrap_servers=BROKERS, auto_commit_interval_ms=1, session_timeout_ms=6000,
+        app = App(group, bootstrap_servers=BROKERS, auto_commit_interval_ms=1, session_timeout_ms=2000,
                   heartbeat_interval_ms=300, fetch_max_wait_ms=50)
 
         @app.topic(topic, dead_letter=dead, max_retries=0, max_messages=1)

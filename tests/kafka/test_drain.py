@@ -191,10 +191,10 @@ def test_a_long_batch_is_not_idle(kafka: Observer, tmp_path: Path) -> None:
     handlers = """
         @app.topic(TOPIC)
         def save(batch, ctx):
-            time.sleep(5)
+            time.sleep(4)
     """
 
-    Drained(kafka, tmp_path, topic, group, handlers, "--idle-timeout", "4").end()
+    Drained(kafka, tmp_path, topic, group, handlers, "--idle-timeout", "3").end()
 
     assert kafka.committed(group, topic) == 2
 
@@ -430,10 +430,10 @@ def test_a_batch_that_waits_for_more_is_not_idle(kafka: Observer, tmp_path: Path
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(5))
     handlers = """
-        @app.topic(TOPIC, batch_timeout_ms=6000)
+        @app.topic(TOPIC, batch_timeout_ms=4500)
         def save(batch, ctx): ...
     """
-    Drained(kafka, tmp_path, topic, group, handlers, "--idle-timeout", "4").end()
+    Drained(kafka, tmp_path, topic, group, handlers, "--idle-timeout", "3").end()
     assert kafka.committed(group, topic) == 5
 
 
@@ -441,13 +441,13 @@ def test_marks_are_progress_also_of_runs_that_fail(kafka: Observer, tmp_path: Pa
     topic, group = kafka.topic(), kafka.group()
     kafka.produce(topic, range(12))
     handlers = """
-        @app.topic(TOPIC, manual_offsets=True, backoff_ms=1000, backoff_max_ms=1000)
+        @app.topic(TOPIC, manual_offsets=True, backoff_ms=400, backoff_max_ms=400)
         def save(batch, ctx):
             ctx.mark_as_consumed(batch.first)
             if len(batch) > 1:
                 raise OSError("one at a time")
     """
-    Drained(kafka, tmp_path, topic, group, handlers, "--idle-timeout", "5").end()
+    Drained(kafka, tmp_path, topic, group, handlers, "--idle-timeout", "3").end()
     assert kafka.committed(group, topic) == 12
 
 
@@ -463,7 +463,7 @@ def test_marks_are_progress_also_of_runs_that_fail(kafka: Observer, tmp_path: Pa
     ids=str,
 )
 def test_queries_are_repeated_until_the_cluster_is_ready(tmp_path: Path, api: str, fault: Any) -> None:
-    with EmbeddedBroker(["t"]) as broker:
+    with EmbeddedBroker({"t": 1}) as broker:
         observer = Observer(broker.bootstrap_servers)
         observer.produce("t", range(5))
         broker.fail(api, fault, times=3)

@@ -462,7 +462,7 @@ def let_the_session_pass(client: Client) -> None:
 def test_the_first_question_behind_a_loss_is_answered_rightly_before_any_other_thread_has_looked(
     kafka: Observer, lose: Callable[[Client], None], ask: str
 ) -> None:
-    topic, app, answers = kafka.topic(), make_app(kafka), list[bool]()
+    topic, app, answers = kafka.topic(), make_app(kafka, session_timeout_ms=3000), list[bool]()
     kafka.produce(topic, range(2))
 
     @app.topic(topic, manual_offsets=True, max_messages=1)

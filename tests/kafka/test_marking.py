@@ -160,7 +160,6 @@ def test_a_mark_without_ownership_is_false_and_stores_nothing(kafka: Observer) -
     assert kafka.committed(group, topic) == 1
 
 
-@pytest.mark.test_client
 def test_a_blocking_mark_or_commit_is_false_when_the_ownership_ends_first(private_kafka: BreakableKafka) -> None:
     topic, group, gate = private_kafka.topic(2), private_kafka.group(), [Gate(), Gate()]
     for partition in (0, 1):

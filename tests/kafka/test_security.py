@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
-from support.command import process
+from support.command import Ended, command, process
 from support.harness import QUICK, running
 from support.observer import Observer, wait_until
 from support.secure_kafka import NEVER_EXISTS, PASSWORD, USER, Certificates, SecureKafka
@@ -394,6 +394,54 @@ def test_produce_reaches_a_secured_cluster_by_an_app_and_by_a_file(plot: Plot, t
     )
     assert done.returncode == 1
     assert "speaks TLS, not plain text" in done.stderr
+
+
+def test_what_operations_need_and_lack_is_said_in_one_line(
+    plot: Plot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"bootstrap_servers": plot.kafka.address("SASL"), **sasl(SCRAM)}
+    config = tmp_path / "client.properties"
+    config.write_text("".join(f"{name} = {value}\n" for name, value in settings.items()))
+    plot.as_root.produce(plot.topic, [1], headers=[("source-topic", plot.dead.encode())])
+    plot.as_root.commit(plot.group, plot.topic, 0)
+    redrive_group = f"{plot.topic}.redrive"
+
+    def run(*argv: str) -> Ended:
+        return command(capsys, *argv, "--config", str(config))
+
+    def lacks(words: str, *argv: str) -> None:
+        ended = run(*argv)
+        assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1)
+        assert words in ended.err
+
+    read, lag = ["read", plot.topic, "--value"], ["lag", "--group", plot.group]
+    reset = ["reset", "--group", plot.group, "--to", "latest", "--yes", "--topic", plot.topic]
+    redrive = ["redrive", plot.topic]
+    lacks(f"topic {plot.topic} does not exist (or no Describe permission)", *read)
+    lacks("GroupAuthorizationFailedError", *lag)
+    plot.allow("TOPIC", plot.topic, "DESCRIBE")
+    plot.allow("GROUP", plot.group, "DESCRIBE")
+    lacks(f"topics may not be read: {plot.topic} (TopicAuthorizationFailed); use kafka-acls.sh", *read)
+    assert run(*lag).code == 0
+    ended = run(*reset)
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert "a right is missing, see kafka-acls.sh" in ended.err
+    assert plot.as_root.committed(plot.group, plot.topic) == 0
+    plot.allow("TOPIC", plot.topic, "READ")
+    plot.allow("GROUP", plot.group, "READ")
+    plot.allow("GROUP", redrive_group, "READ")
+    assert run(*read).out == "1\n"
+    assert run(*reset).code == 0
+    assert plot.as_root.committed(plot.group, plot.topic) == 1
+    lacks(f"topics of dead letters do not exist: {plot.dead} (or no Describe permission)", *redrive)
+    plot.allow("TOPIC", plot.dead, "DESCRIBE")
+    ended = run(*redrive)
+    assert ended.code == 1
+    assert f"{plot.topic}-0@0 was not sent: topic {plot.dead} may not be written to" in ended.err
+    assert plot.as_root.committed(redrive_group, plot.topic) is None
+    plot.allow("TOPIC", plot.dead, "WRITE")
+    assert run(*redrive).code == 0
+    assert plot.as_root.committed(redrive_group, plot.topic) == 1
 
 
 # -- secrets -----------------------------------------------------------------------------------------------------------

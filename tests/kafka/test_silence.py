@@ -71,7 +71,7 @@ def test_each_error_that_lasts_is_said_with_what_the_member_waits_for(
     monkeypatch.setattr("karafka_lite.client.trouble.RECENT_S", 60.0)
 
     def said(api: str, code: int) -> Stalled:
-        with EmbeddedBroker(topics=["t"]) as broker:
+        with EmbeddedBroker({"t": 1}) as broker:
             broker.fail(api, code, times=1_000_000)
             with on(broker) as (_, events):
                 stalled: Stalled = first(events, Stalled)
@@ -119,7 +119,7 @@ def test_a_coordinator_that_is_never_available_is_said_with_the_brokers_setting(
 
 
 def test_a_controller_that_moves_ends_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    with EmbeddedBroker(topics=["t"]) as broker:
+    with EmbeddedBroker({"t": 1}) as broker:
         broker.fail("CreateTopics", 41, times=4)  # kafka-python itself tries it three times
         with on(broker, dead_letter="dead") as (_, events):
             first(events, Assigned)
@@ -129,7 +129,7 @@ def test_a_controller_that_moves_ends_no_start(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("code", [6, 74, 103])
 def test_a_fetch_that_fails_at_once_is_not_repeated_without_a_pause(code: int) -> None:
-    with EmbeddedBroker(topics=["t"]) as broker, on(broker) as (_, events):
+    with EmbeddedBroker({"t": 1}) as broker, on(broker) as (_, events):
         first(events, Assigned)
         broker.fail("Fetch", code, times=1_000_000)
         wait_until(lambda: len(broker._server.faults["Fetch"]) < 1_000_000, message="a fetch")
@@ -149,7 +149,7 @@ def test_what_is_sent_or_created_in_vain_is_said(
     monkeypatch: pytest.MonkeyPatch, api: str, code: int, waits_for: str
 ) -> None:
     monkeypatch.setattr("karafka_lite.client.connection.AFTER_S", 0.3)
-    with EmbeddedBroker(topics=["t", "out"], auto_create_topics=False) as broker:
+    with EmbeddedBroker({"t": 1, "out": 1}, auto_create_topics=False) as broker:
         Observer(broker.bootstrap_servers).produce("t", [1])
         broker.fail(api, code, times=1_000_000)
         app, events = App("group", bootstrap_servers=broker.bootstrap_servers), list[Event]()
@@ -170,7 +170,7 @@ def test_what_is_sent_or_created_in_vain_is_said(
 def test_a_broker_that_does_not_answer_is_a_cause_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "AFTER_S", 0.5)
     monkeypatch.setattr("karafka_lite.client.trouble.PENDING_S", 0.2)
-    with EmbeddedBroker(topics=["t"]) as broker:
+    with EmbeddedBroker({"t": 1}) as broker:
         broker.fail("JoinGroup", 1.2)
         with on(broker) as (_, events):
             assert first(events, Stalled).cause == "JoinGroup has no answer yet"
@@ -179,7 +179,7 @@ def test_a_broker_that_does_not_answer_is_a_cause_too(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("api", ["FindCoordinator", "JoinGroup", "SyncGroup", "OffsetFetch"])
 def test_error_1_outside_of_a_fetch_is_not_about_auto_offset_reset(api: str) -> None:
-    with EmbeddedBroker(topics=["t"]) as broker:
+    with EmbeddedBroker({"t": 1}) as broker:
         broker.fail(api, 1, times=2)
         with on(broker) as (_, events):
             first(events, Assigned)
@@ -191,7 +191,7 @@ def test_error_1_outside_of_a_fetch_is_not_about_auto_offset_reset(api: str) -> 
     ("code", "says"), [(23, "use another group_id"), (24, "refuses the group_id 'group'"), (26, "session_timeout_ms=")]
 )
 def test_what_cannot_heal_ends_the_app_with_the_setting(code: int, says: str) -> None:
-    with EmbeddedBroker(topics=["t"]) as broker:
+    with EmbeddedBroker({"t": 1}) as broker:
         broker.fail("JoinGroup", code)
         with on(broker) as (_, events):
             error = first(events, Stopping).error
@@ -228,7 +228,7 @@ LEAVES: dict[str, Callable[[EmbeddedBroker], None]] = {
 
 @pytest.mark.parametrize("fault", LEAVES.values(), ids=LEAVES)
 def test_leaving_is_tried_once_more(fault: Callable[[EmbeddedBroker], None]) -> None:
-    with EmbeddedBroker(topics=["t"]) as broker:
+    with EmbeddedBroker({"t": 1}) as broker:
         with on(broker) as (_, events):
             first(events, Assigned)
             fault(broker)
@@ -237,7 +237,7 @@ def test_leaving_is_tried_once_more(fault: Callable[[EmbeddedBroker], None]) -> 
 
 
 def test_a_leaving_that_is_refused_is_said() -> None:
-    with EmbeddedBroker(topics=["t"]) as broker, on(broker) as (app, events):
+    with EmbeddedBroker({"t": 1}) as broker, on(broker) as (app, events):
         first(events, Assigned)
         broker.fail("LeaveGroup", 16, times=2)
         app.stop()

@@ -56,7 +56,8 @@ class Handlers:
         self.routes = {topic: self._route(topic, policy) for topic, policy in self._world.policies.items()}
 
     def _route(self, topic: str, policy: Policy) -> Route:
-        hooks = [RegisteredHook(kind, self._hook, every_ms) for kind, every_ms in policy.hooks]
+        functions = {Hook.ON_ASSIGNED: self._open}
+        hooks = [RegisteredHook(kind, functions.get(kind, self._hook), every_ms) for kind, every_ms in policy.hooks]
         options = Options(
             policy.manual_offsets,
             policy.max_messages,
@@ -73,6 +74,8 @@ class Handlers:
         o = self._ledger[ctx._ownership]
         if o.token is None:  # the ledger knows what is in the state: it has to come back with the next batch
             o.token = ctx.state["token"] = object()
+        if not self._world.calm and self._rng.random() < 0.1:
+            o.opened = ctx.state["opened"] = object()
         try:
             if self._world.calm:
                 self._process_calmly(batch, ctx, o)
@@ -266,6 +269,26 @@ class Handlers:
             pass
 
     # -- hooks
+
+    def _open(self, ctx: Context) -> None:
+        """Fail now and then, also when something is in the state already, or has been sent, or sought."""
+        o, rng, settings = self._ledger[ctx._ownership], self._rng, self._settings
+        o.opened = ctx.state["opened"] = object()
+        try:
+            if self._world.calm:
+                return
+            if settings.backward_marks and rng.random() < 0.2:
+                self._seek(ctx, o, o.start or 0)
+            self._work(hangs=rng.random() < 3 * settings.hanging)
+            if rng.random() < settings.sending:
+                self._produce(ctx)
+            if rng.random() < settings.failing / 20:
+                raise SystemExit
+            if rng.random() < settings.failing:
+                raise Failed
+        except BaseException:
+            o.raised = True
+            raise
 
     def _hook(self, ctx: Context) -> None:
         """Mark what was processed but not marked; ``on_revoked`` tries to, in vain."""

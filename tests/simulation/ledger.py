@@ -72,6 +72,14 @@ class Mark(NamedTuple):
     number: int  # of all that was stored and requested
 
 
+class Leaving:
+    """A message that user code has sent, and what a failure takes the ownership back to."""
+
+    def __init__(self, retry_position: int, gone: set[int]) -> None:
+        self.retry_position, self.gone = retry_position, gone
+        self.waits = True  # for its answer
+
+
 class Book:
     """What the ledger knows of one ownership."""
 
@@ -109,6 +117,11 @@ class Book:
         self.redirect: Any = None  # where the running code wants the next batch to start
         self.retry_position = 0
         self.token: object = None
+        self.opening = list(ownership.options.hooks_of(Hook.ON_ASSIGNED))  # that have yet to return
+        self.opens = len(self.opening)
+        self.opened: object = None  # what on_assigned has put into the state
+        self.kept: object = None  # the same, as it was when a function of it returned last
+        self.no_worker = False  # will come any more
         self.marking: str | None = None  # how its handler goes about it
         self.was_revoked = False  # as user code has seen
 
@@ -121,9 +134,10 @@ class Book:
         self.void: set[int] = set()  # stores that a failed send has undone
         self.last_mark: dict[object, tuple[bool, int]] = {}  # of each thread: whether it was stored, and as which one
         self.backed = Mark(0, None, 0)  # the newest mark with every send before it acknowledged
-        self.trail: list[Mark | Send] = []  # what came after it: sends, and marks that wait for them
-        self.waiting: set[Send] = set()  # sends without an answer
-        self.before: dict[Send, tuple[int, set[int]]] = {}  # the retry position, and what was given up
+        self.trail: list[
+            Mark | Leaving
+        ] = []  # what came after it: messages that were sent, and marks that wait for them
+        self.waiting: dict[Send, list[Leaving]] = {}  # messages without an answer, by what the group counts them with
         self.failed_send = False  # of the code that runs
         self.own_fault = False  # it was refused what it has sent, and not because of another message
         self.raised = False  # the code that runs has raised
@@ -156,6 +170,14 @@ class Book:
     def given_up(self) -> bool:
         """Nobody waits for its commit: it was refused for good."""
         return self.refused_seq == self.seq
+
+    @property
+    def open(self) -> bool:
+        """User code may have something to close."""
+        return self.handed or len(self.opening) < self.opens
+
+    def reset_state(self) -> None:
+        self.token, self.opened = None, self.kept
 
     @property
     def committable(self) -> bool:
@@ -195,27 +217,31 @@ class Book:
 
     def trim(self, now: float) -> None:
         """A mark before which no send waits is backed."""
-        while self.trail and self.trail[0] not in self.waiting:
+        while self.trail and not (isinstance(self.trail[0], Leaving) and self.trail[0].waits):
             mark = self.trail.pop(0)
             if isinstance(mark, Mark):
                 if not self.committable:
                     self.unacked_since = now
                 self.backed = mark
 
-    def send_failed(self, send: Send) -> None:
-        """Everything after ``send`` is void."""
+    def send_failed(self, message: Leaving) -> None:
+        """Everything after ``message`` is void."""
         self.failed_send = True
-        if send in self.trail:
-            index = self.trail.index(send)
+        if message in self.trail:
+            index = self.trail.index(message)
             self.void.update(mark.seq for mark in self.trail[index:] if isinstance(mark, Mark))
             del self.trail[index:]
             marks = [mark for mark in self.trail if isinstance(mark, Mark)]
             last = marks[-1] if marks else self.backed
             self.seq, self.stored = last.seq, last.offset
             self.void.discard(last.seq)  # it was stored again after the send
-            self.retry_position, gone = self.before[send]
-            self.ledger.reached["a failed send undid that a message was given up"] += gone != self.gone
-            self.gone = gone
+            self.retry_position = message.retry_position
+            self.ledger.reached["a failed send undid that a message was given up"] += message.gone != self.gone
+            self.gone = message.gone
+
+    def after(self, message: Leaving) -> list[Mark | Leaving]:
+        """What came after ``message``; nothing, where it is void or forgotten."""
+        return self.trail[self.trail.index(message) + 1 :] if message in self.trail else []
 
     def __str__(self) -> str:
         return f"{self.tp[0]}-{self.tp[1]}/{self.life}"
@@ -359,6 +385,8 @@ class Books:
         elsewhere = o.ownership.predecessor is not None and any(p.life is not self.life for p in o.predecessors)
         if elsewhere or any(p.busy for p in o.predecessors):
             return FOREVER
+        if o.opening:
+            return FOREVER if o.start is None else o.not_before
         return min([o.ledger.batch_due(o)[0], *o.every_at.values()])
 
 
@@ -476,9 +504,9 @@ class Ledger:
     def _begins(self, o: Book, place: Place, start: Start | None, now: float) -> None:
         committed = place.committed
         assert start is not None
-        require(o.log.topic_id == place.topic_id or o.log is not self.logs[o.tp], "the topic is known", o)
-        if o.log.topic_id != place.topic_id and self.logs[o.tp].topic_id == place.topic_id:
-            o.log = self.logs[o.tp]
+        if o.log.topic_id != place.topic_id:  # what it was assigned, or what it begins with, was deleted meanwhile
+            current = self.logs[o.tp]
+            o.log = current if current.topic_id == place.topic_id else self._broker.gone[o.tp, place.topic_id]
         if start.reason == "recreated":
             foreign = committed is None or place.note.topic_id != place.topic_id
             require(foreign, "what was committed for another topic does not count", o, place)
@@ -516,7 +544,7 @@ class Ledger:
                 self.reached[f"{why} while already ending by {o.asked}"] += o.asked != why
                 continue
             o.asked, o.deadline, o.queued, o.seek_to = why, now + life.drain_s, 0, None
-            o.final_hook = hook if o.handed and o.options.hooks_of(hook) else None
+            o.final_hook = hook if o.open and o.options.hooks_of(hook) else None
             self.reached["a stop during back-off"] += why == "stop" and not o.running and now < o.not_before
 
     def lost(self, life: Life, rejoin: bool, now: float) -> None:
@@ -545,7 +573,7 @@ class Ledger:
             for o in over:
                 if process is life.process and o.ownership in life.member.group.leftovers.values():
                     self.reached["a member left with an on_revoked hook waiting"] += o.revoked_hook_due
-                    o.revoked_hook_due = False
+                    o.revoked_hook_due, o.no_worker = False, True
 
     # -- what the poller does
 
@@ -636,11 +664,22 @@ class Ledger:
         o.redirect, o.raised = None, False
         if run.hook is Hook.EVERY:
             self._every_begun(o, run.hooks[0], now)
+        elif run.hook is Hook.ON_ASSIGNED:
+            self._opening_begun(o, run, now)
         elif run.hook:
             self._hook_begun(o, run.hook)
         else:
             self._batch_begun(o, run, now)
         o.running = inside[o.tp] = run
+
+    def _opening_begun(self, o: Book, run: Run, now: float) -> None:
+        owned = o.asked is None and not o.lost and o.seen is State.ASSIGNED and o.start is not None
+        require(owned, "on_assigned is called when a partition is ours and its start is known", o, o.seen)
+        require(list(run.hooks) == o.opening[:1], "functions of on_assigned are called in turn until they return", o)
+        require(now >= o.not_before - EPSILON, "on_assigned that failed waits its back-off", o, now, o.not_before)
+        require(run.attempt == o.attempt, "attempts are counted", o, run.attempt, o.attempt)
+        self.reached["a hook ran: on_assigned"] += 1
+        self.reached["on_assigned was called again"] += run.attempt > 1
 
     def _every_begun(self, o: Book, hook: RegisteredHook, now: float) -> None:
         owned = o.asked is None and not o.lost and o.handed
@@ -663,6 +702,7 @@ class Ledger:
         records = run.records
         owned = o.asked is None and not o.lost and o.seen is State.ASSIGNED
         require(owned, "a batch is handed over to its owner only", o, o.seen)
+        require(not o.opening, "no batch is handed over before on_assigned has returned", o, len(o.opening))
         require(not o.life.client.lost(now), "a batch is handed over to who is a member, for all that it knows", o)
         require(0 < len(records) <= o.options.max_messages, "a batch has 1 to max_messages messages", o, len(records))
         require(
@@ -727,7 +767,8 @@ class Ledger:
     def _hook_begun(self, o: Book, hook: Hook) -> None:
         require(o.options.hooks_of(hook), "a hook runs where it was registered", o, hook)
         require(hook not in o.hooks_run, "a hook runs once per ownership", o, hook)
-        require(o.handed, "a hook runs only for what was handed a batch", o, hook)
+        require(o.open, "a hook runs only for what was handed a batch, or was opened", o, hook)
+        self.reached["what on_assigned opened was closed without a batch"] += not o.handed
         if hook is Hook.ON_REVOKED:
             require(o.ended and o.revoked_hook_due, "on_revoked runs after a hand-over or a loss", o)
         else:
@@ -763,7 +804,8 @@ class Ledger:
         require(culprit is not None, "who is not known is not given up", o, run)
         assert culprit is not None
         tries = o.tries[culprit]
-        o.attempt, o.token = 1, None
+        o.attempt = 1
+        o.reset_state()
         o.is_done_with(culprit)
         self.reached["a message was given up"] += 1
         self._give_up(o, culprit, now)
@@ -798,7 +840,7 @@ class Ledger:
 
     def _out(self, run: Run) -> Book:
         o = self.books[run.ownership]
-        require(not o.waiting, "a run ends with the answers to what it sent", o)
+        require(not any(o.waiting.values()), "a run ends with the answers to what it sent", o)
         require(o.running is run, "a run ends once", o)
         o.running = None
         o.failed_send = o.own_fault = o.waits_no_more = False
@@ -809,8 +851,11 @@ class Ledger:
         o = self.books[run.ownership]
         unsent = o.failed_send
         reason, excused = o.raised or unsent, blameless(o, run)
-        require(run.hook or failed is reason, "a batch fails when it raises or cannot send, and only then", o, failed)
+        once = run.hook not in (None, Hook.ON_ASSIGNED)
+        require(once or failed is reason, "a call fails when it raises or cannot send, and only then", o, failed)
         self._out(run)
+        if run.hook is Hook.ON_ASSIGNED:
+            self._opening_ended(o, run, failed, excused, now)
         if run.hook:
             self._hooks_ended(o, run, unsent, excused, now)
         elif failed:
@@ -829,7 +874,7 @@ class Ledger:
     def _hooks_ended(self, o: Book, run: Run, unsent: bool, excused: bool, now: float) -> None:
         if unsent and o.seen is State.ASSIGNED and not o.lost:
             self.reached["what a hook could not send came again"] += 1
-            o.token = None
+            o.reset_state()
             if not excused:
                 o.not_before = max(o.not_before, now + o.options.backoff.delay_ms(1) / 1000)
             if o.sought is None:
@@ -838,8 +883,25 @@ class Ledger:
             o.every_at[run.hooks[0]] = now + run.hooks[0].every_ms / 1000
         elif run.hook is Hook.ON_REVOKED:
             o.revoked_hook_due = False
-        else:
+        elif run.hook is not Hook.ON_ASSIGNED:
             o.final_hook_done = True
+
+    def _opening_ended(self, o: Book, run: Run, failed: bool, excused: bool, now: float) -> None:
+        if failed:
+            o.reset_state()
+            if not excused:
+                o.not_before = max(o.not_before, now + o.options.backoff.delay_ms(run.attempt) / 1000)
+                o.attempt = run.attempt + 1
+            return
+        del o.opening[0]
+        o.kept, o.attempt = o.opened, 1
+        self.reached["on_assigned returned after the end had begun"] += o.asked is not None and not o.ended
+        if o.ended and not o.no_worker:
+            self.reached["on_assigned returned after the end"] += 1
+            o.revoked_hook_due = bool(o.options.hooks_of(Hook.ON_REVOKED)) and (o.lost or o.asked == "revoke")
+        elif o.asked and o.seen is State.DRAINING:
+            hook = Hook.BEFORE_REVOKE if o.asked == "revoke" else Hook.ON_SHUTDOWN
+            o.final_hook = hook if o.options.hooks_of(hook) else None
 
     def _batch_failed(self, o: Book, run: Run, excused: bool, now: float) -> None:
         if excused:
@@ -856,7 +918,7 @@ class Ledger:
             self._go_on_at(o, run, o.retry_position)
         else:
             self._redirect(o, o.redirect)
-        o.token = None
+        o.reset_state()
         self.reached["a handler failed"] += 1
         self.reached["a handler failed during a drain"] += o.asked is not None and not o.ended
 
@@ -969,20 +1031,24 @@ class Ledger:
     # -- sends
 
     def sent(self, o: Book, send: Send) -> None:
-        o.waiting.add(send)
-        o.trail.append(send)
-        o.before[send] = o.retry_position, {*o.gone}
+        message = Leaving(o.retry_position, {*o.gone})
+        others = o.waiting.setdefault(send, [])
+        self.reached["messages were counted together"] += bool(others)
+        others.append(message)
+        o.trail.append(message)
 
     def answered(self, o: Book, send: Send, failure: BaseException | None, now: float) -> None:
-        if send not in o.waiting:
+        if not o.waiting.get(send):
             self.reached["an answer came after nothing waited for it"] += 1
             return
-        o.waiting.remove(send)
+        message = o.waiting[send].pop(0)
+        message.waits = False
         if failure is not None:
             o.own_fault |= not (isinstance(failure, ProduceError) and failure.collateral)
             self.reached["a send failed"] += 1
-            self.reached["a send failed, and the marks after it were void"] += send in o.trail and o.trail[-1] != send
-            o.send_failed(send)
+            undone = any(isinstance(mark, Mark) for mark in o.after(message))
+            self.reached["a send failed, and the marks after it were void"] += undone
+            o.send_failed(message)
         o.trim(now)
         if self.covered[o.tp] is not None:
             self._cover(o)
@@ -1035,22 +1101,37 @@ class Ledger:
             require(left.ended and (left.busy or left.life is not life), "leftovers are forgotten", life, tp)
 
     def _compare_one(self, o: Book, now: float) -> bool:
-        """False when the ownership is over."""
+        """False when the ownership is over. A third of all the time goes by here: what holds is not even a call."""
         p, marks, intake = o.ownership, o.ownership.marks, o.ownership.intake
         if p.state is not o.seen or o.lost:
             self._observe(o, p.state, now)
-        require(marks.stored == o.stored, "stored is what was marked last", o, marks.stored, o.stored)
-        require(p.retries.attempt == o.attempt, "attempts are counted", o, p.retries.attempt, o.attempt)
-        require(intake.next_offset == o.done, "where the next batch begins is known", o, intake.next_offset, o.done)
-        require(intake.size == o.queued, "the queue holds what was fetched", o, intake.size, o.queued)
-        require(p.run is o.running, "who runs is known", o)
-        require(p.user_state.get("token") is o.token, "the state is kept over batches, and emptied by a failure", o)
+        if marks.stored != o.stored:
+            violated("stored is what was marked last", o, marks.stored, o.stored)
+        if p.retries.attempt != o.attempt:
+            violated("attempts are counted", o, p.retries.attempt, o.attempt)
+        if intake.next_offset != o.done:
+            violated("where the next batch begins is known", o, intake.next_offset, o.done)
+        if intake.size != o.queued:
+            violated("the queue holds what was fetched", o, intake.size, o.queued)
+        if p.run is not o.running:
+            violated("who runs is known", o)
+        if p.user_state.get("token") is not o.token:
+            violated("the state is kept over batches, and emptied by a failure", o)
+        if p.user_state.get("opened") is not o.opened:
+            violated("what on_assigned has left in the state outlives failures", o)
+        if len(p.opening) != len(o.opening):
+            violated("on_assigned is called until it has returned", o)
         if not o.lost:
-            require(marks.pending is not o.acked, "pending until the broker has it", o, marks.stored, marks.committed)
-            require(marks.committable is o.committable, "a mark waits for what was sent before it", o, o.backed)
-            require(o.acked_seq <= o.applied_seq, "acknowledged is on the broker", o)
-        if o.stored is not None:
-            require(o.stored <= max(o.highest, o.start or 0), "stored <= delivered", o, o.stored, o.highest)
+            if marks.pending is o.acked:
+                violated("pending until the broker has it", o, marks.stored, marks.committed)
+            if marks.committable is not o.committable:
+                violated("a mark waits for what was sent before it", o, o.backed)
+            if o.acked_seq > o.applied_seq:
+                violated("acknowledged is on the broker", o)
+        if o.stored is not None and o.stored > o.highest and o.stored > (o.start or 0):
+            violated("stored <= delivered", o, o.stored, o.highest)
+        if o.seen < State.DRAINING:
+            return True
         if o.seen >= State.REVOKED:
             return False
         require(not (o.seen is State.DRAINING and o.code_ended), "a drain ends with the last user code", o)
@@ -1085,7 +1166,7 @@ class Ledger:
     def _end(self, o: Book) -> None:
         o.ended = True
         o.queued = 0
-        if o.handed and o.options.hooks_of(Hook.ON_REVOKED):
+        if o.open and o.options.hooks_of(Hook.ON_REVOKED):
             o.revoked_hook_due = o.lost or o.asked == "revoke"
         self._over[o.life.process, o.tp].append(o)
 

@@ -79,6 +79,7 @@ class Broker:
         self._rng = rng
         self.topic_ids = {topic: f"{topic} 1" for topic, _ in tps}
         self.logs = {tp: Log(rng, self.topic_ids[tp[0]]) for tp in tps}
+        self.gone: dict[tuple[TopicPartition, str], Log] = {}  # of topics that were deleted, by their ids
         self.committed: dict[TopicPartition, int] = {}
         self.notes: dict[TopicPartition, Note] = {}  # of these commits
         self.session_timeout = session_timeout
@@ -136,6 +137,7 @@ class Broker:
         """Delete a topic, and make it anew. What is committed for it goes with it."""
         self.topic_ids[topic] = f"{topic} {number}"
         for tp in [tp for tp in self.logs if tp[0] == topic]:
+            self.gone[tp, self.logs[tp].topic_id] = self.logs[tp]
             self.logs[tp] = Log(self._rng, self.topic_ids[topic])
             self.committed.pop(tp, None)
             self.notes.pop(tp, None)

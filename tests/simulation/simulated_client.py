@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from steps import Signal
 
 from karafka_lite import errors
-from karafka_lite.client.protocol import Client, Fetched, StrayedError
+from karafka_lite.client.protocol import Client, Fetched
 from karafka_lite.core.answers import Commit, PollPlan
 from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.starts import Note, Place, Stray
+from karafka_lite.errors import StrayedError
 from karafka_lite.messages import TopicPartition
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -17,6 +18,7 @@ from simulated_system import SimulatedQueue, SimulatedSystem
 from steps import Process
 
 from karafka_lite import events
+from karafka_lite.core.marks import Told
 from karafka_lite.core.options import Hook
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.errors import ClientBrokenError, Exit, ProduceError
@@ -76,16 +78,17 @@ class Life(Runner):
         system = SimulatedSystem(world, process, self._compare)
         with ExitStack() as stack:
             for name, made in {
-                "System": lambda: system,
-                "Deliveries": lambda *_: Deliveries(self),
-                "Group": partial(world.group, self),
-                "producer.Outbox": lambda *_: SimulatedOutbox(self),
-                "queue.SimpleQueue": lambda: SimulatedQueue(world),
-                "threading.Event": system.event,
+                "runner.System": lambda: system,
+                "runner.Deliveries": lambda *_: Deliveries(self),
+                "runner.Group": partial(world.group, self),
+                "client.producer.Outbox": lambda *_: SimulatedOutbox(self),
+                "runner.queue.SimpleQueue": lambda: SimulatedQueue(world),
+                "runner.threading.Event": system.event,
             }.items():
-                stack.enter_context(patch(f"karafka_lite.runner.{name}", made))
-            routes, left = {GROUP: self.handlers.routes}, {GROUP: list(leftovers)}
-            super().__init__(config, config.bootstrap_servers, routes, (), left, lambda end: None)
+                stack.enter_context(patch(f"karafka_lite.{name}", made))
+            router: Any = SimpleNamespace(groups={GROUP: self.handlers.routes}, process_hooks=())
+            left = {GROUP: list(leftovers)}
+            super().__init__(config, config.bootstrap_servers, router, (), left, lambda end: None)
         process.lives.append(self)
         self.start()
         self._main.start()
@@ -106,7 +109,7 @@ class Life(Runner):
     @property
     def idle(self) -> bool:
         """No user code runs or waits, and all that was stored is on the broker."""
-        acked = all(o.acked for o in self.books.open.values())
+        acked = all(o.acked and not o.opening for o in self.books.open.values())
         runs = any(run.hook is not Hook.EVERY for run in self.process.inside.values())
         return acked and not runs and not self.member.group.leftovers and not self.client.joining
 
@@ -189,6 +192,23 @@ def make_client(_group_id: str, _servers: object, _settings: object, member: Mem
     return SimulatedClient(emit.__self__.life, member)
 
 
+class SimulatedBatch:
+    """Messages that get their answers together."""
+
+    def __init__(self, told: Told | None) -> None:
+        self.told, self.answered = told, False
+        self.futures: list[Future[tuple[int, int]]] = []
+
+    def answer(self, failure: ProduceError | None) -> None:
+        if self.answered:
+            return
+        self.answered = True
+        for future in self.futures:
+            future.set_exception(failure) if failure else future.set_result((0, 0))
+        if self.told is not None:
+            self.told(len(self.futures), failure)
+
+
 class SimulatedOutbox:
     """Messages leave, and answers come some time, or never."""
 
@@ -199,44 +219,51 @@ class SimulatedOutbox:
         self._world = life.world
         self._is_blind = self._world.rng.random() < 0.5  # ``check`` sees nothing
         self._silence = self._world.rng.choice([0, 3, 20])  # in how many of a hundred sends
-        self._silent: list[tuple[float, Future[tuple[int, int]]]] = []  # the moment of sending
+        self._batch: SimulatedBatch | None = None  # the last one
+        self._silent: list[tuple[float, SimulatedBatch]] = []  # the moment of sending
 
-    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
+    def send(self, message: Outgoing, told: Told | None = None) -> Future[tuple[int, int]]:
         world, rng = self._world, self._world.rng
         world.point()
         world.say(self._life, "sends to", message.topic)
         if not world.calm and rng.random() < 0.02:
             raise TypeError("this cannot be a message")
+        batch = self._batch
+        if batch is None or batch.answered or batch.told is not told or rng.random() < 0.5:
+            batch = self._batch = SimulatedBatch(told)
+            self._leave(batch)
         future: Future[tuple[int, int]] = Future()
+        batch.futures.append(future)
+        world.point()
+        return future
+
+    def _leave(self, batch: SimulatedBatch) -> None:
+        world, rng = self._world, self._world.rng
         fate = "fine" if world.calm else rng.choices(["fine", "refused", "silent"], [85, 12, self._silence])[0]
         delay = 0.0 if world.calm else rng.choice([0.0, 0.0, 0.01, 0.3, 6.0])
         if fate == "silent":
-            self._silent.append((world.now, future))
+            self._silent.append((world.now, batch))
             delay = ANSWER_TIMEOUT_S + rng.choice([0.0, 5.1, 6.0, 9.0])  # if nobody asks, it comes late
         refused = fate == "refused" or (fate == "silent" and rng.random() < 0.5)
         failure = ProduceError("refused") if refused else None
         if failure is not None and rng.random() < 0.3:
             failure.collateral = True  # it was another message that was refused
-        world.spawn(self._life.process, f"{self._life} answer", lambda: self._answer(future, delay, failure))
-        world.point()
-        return future
+        world.spawn(self._life.process, f"{self._life} answer", lambda: self._answer(batch, delay, failure))
 
-    def _answer(self, future: Future[tuple[int, int]], delay: float, failure: ProduceError | None) -> None:
+    def _answer(self, batch: SimulatedBatch, delay: float, failure: ProduceError | None) -> None:
         self._world.pause(self._world.now + delay)
-        if future.done():
-            return
-        if failure is None:
-            future.set_result((0, 0))
-        else:
-            future.set_exception(failure)
+        batch.answer(failure)
+
+    def hand_over(self) -> None:
+        self._batch = None
+        self._world.point()
 
     def check(self) -> None:
         if self._silent and not self._is_blind:
             overdue = [one for one in self._silent if one[0] + ANSWER_TIMEOUT_S <= self._world.now]
             self._silent = [one for one in self._silent if one not in overdue]
-            for _, future in overdue:
-                if not future.done():
-                    future.set_exception(ProduceError("no answer"))
+            for _, batch in overdue:
+                batch.answer(ProduceError("no answer"))
         self._world.point()
 
     def close(self) -> None:

@@ -91,7 +91,7 @@ def _given(plan: Any, group: Group, now: float, applied: Callable[..., None]) ->
     return plan
 
 
-@wrong("a client that was replaced reports a loss")
+@wrong("a client that was replaced reports a loss", unrest=0.3)
 def _(patch: Patch) -> None:
     instead(patch, Member, "on_lost", lambda method, member, client: method(member, member._client))
 
@@ -176,7 +176,7 @@ def _(patch: Patch) -> None:
 
 @wrong("a version is used twice", sending=0.5)
 def _(patch: Patch) -> None:
-    after(patch, Marks, "answered", lambda marks, send, failure: setattr(marks, "_versions", marks.version))
+    after(patch, Marks, "answered", lambda marks, send, *answer: setattr(marks, "_versions", marks.version))
 
 
 @wrong("an answer counts twice", sending=0.5, failing=0.0, hanging=0.0, unrest=20.0)
@@ -185,8 +185,25 @@ def _(patch: Patch) -> None:
         patch,
         Marks,
         "answered",
-        lambda method, marks, send, *failure: (marks._open.add(send), method(marks, send, *failure)),
+        lambda method, marks, send, failure, count=1: (
+            marks._open.add(send),
+            setattr(send, "unanswered", max(send.unanswered, count)),
+            method(marks, send, failure, count),
+        ),
     )
+
+
+@wrong("one answer counts for all that is counted together", sending=0.5)
+def _(patch: Patch) -> None:
+    def answered(method: Callable[..., Any], marks: Marks, send: Any, failure: Any, count: int = 1) -> None:
+        method(marks, send, failure, send.unanswered)
+
+    instead(patch, Marks, "answered", answered)
+
+
+@wrong("messages are counted together whatever was marked in between", sending=0.5)
+def _(patch: Patch) -> None:
+    patch.setattr(Marks, "_is_at", lambda marks, mark: True)
 
 
 @wrong("what is put back is lost")
@@ -305,7 +322,7 @@ def _(patch: Patch) -> None:
     unrest=5.0,
     interrupts=0.8,
     favourite="answer",
-    first_seed=30_000,
+    first_seed=49_000,
 )
 def _(patch: Patch) -> None:
     def commit(method: Callable[..., Any], member: Member, ownership: Ownership, timeout_ms: int) -> Any:
@@ -428,7 +445,7 @@ def _(patch: Patch) -> None:
     after(patch, Ownership, "__init__", lambda ownership, *_: setattr(ownership, "predecessor", None))
 
 
-@wrong("handlers that an earlier run of the app left behind are ignored")
+@wrong("handlers that an earlier run of the app left behind are ignored", hanging=0.1)
 def _(patch: Patch) -> None:
     instead(patch, Group, "__init__", lambda method, *args, leftovers, **named: method(*args, **named))
 
@@ -448,7 +465,7 @@ def _(patch: Patch) -> None:
     keeping(patch, Ownership, "release", "hook_due")
 
 
-@wrong("hooks without a worker block the next ownership for good")
+@wrong("hooks without a worker block the next ownership for good", hanging=0.1, concurrency=1)
 def _(patch: Patch) -> None:
     patch.setattr(Group, "close", lambda group, now: None)
 
@@ -513,7 +530,7 @@ def _(patch: Patch) -> None:
     patch.setattr(Place, "after", lambda place, began_at, next_offset, note: place._replace(committed=next_offset))
 
 
-@wrong("who takes the place of an ownership does not wait for its handler")
+@wrong("who takes the place of an ownership does not wait for its handler", hanging=0.1)
 def _(patch: Patch) -> None:
     def own(group: Group, tp: Any) -> None:
         if group._placing:  # type: ignore[attr-defined]
@@ -556,6 +573,81 @@ def _(patch: Patch) -> None:
             ownership.every_at.pop(run.hooks[0], None)
 
     after(patch, Ownership, "end", end)
+
+
+# -- on_assigned
+
+
+@wrong("a batch is handed over before on_assigned has returned")
+def _(patch: Patch) -> None:
+    def begin(method: Callable[..., Any], ownership: Ownership, now: float) -> Run | None:
+        opening = ownership.opening
+        if ownership.intake.size and ownership.state is State.ASSIGNED and not ownership.hook_due:
+            ownership.opening = ()
+        run: Run | None = method(ownership, now)
+        ownership.opening = opening
+        return run
+
+    instead(patch, Ownership, "begin", begin)
+
+
+@wrong("on_assigned is called once, also when it has failed")
+def _(patch: Patch) -> None:
+    instead(
+        patch,
+        Ownership,
+        "_end_opening",
+        lambda method, ownership, run, failed, now: method(ownership, run, False, now),
+    )
+
+
+@wrong("functions of on_assigned that have returned are called again", failing=0.4)
+def _(patch: Patch) -> None:
+    def end(ownership: Ownership, run: Run, failed: bool, now: float) -> None:
+        if failed:
+            ownership.opening = ownership.options.hooks_of(Hook.ON_ASSIGNED)
+
+    after(patch, Ownership, "_end_opening", end)
+
+
+@wrong("on_assigned is not called where nothing comes")
+def _(patch: Patch) -> None:
+    instead(
+        patch,
+        Ownership,
+        "ready_at",
+        lambda method, ownership: None if ownership.opening and not ownership.intake.size else method(ownership),
+    )
+
+
+@wrong("what on_assigned has opened is closed only after a batch")
+def _(patch: Patch) -> None:
+    patch.setattr(Ownership, "open", property(lambda ownership: ownership.handed))
+
+
+@wrong("what on_assigned opens after the end has begun is not closed")
+def _(patch: Patch) -> None:
+    keeping(patch, Ownership, "_end_opening", "hook_due")
+
+
+@wrong("a failed batch takes away what on_assigned has left in the state")
+def _(patch: Patch) -> None:
+    keeping(patch, Ownership, "_end_opening", "_kept")
+
+
+@wrong("on_assigned that has failed leaves what it had put into the state", failing=0.4)
+def _(patch: Patch) -> None:
+    def end(method: Callable[..., Any], ownership: Ownership, *args: Any) -> None:
+        state = dict(ownership.user_state)
+        method(ownership, *args)
+        ownership.user_state.update(state)
+
+    instead(patch, Ownership, "_end_opening", end)
+
+
+@wrong("hooks of the end become due although no worker will come", hanging=0.1)
+def _(patch: Patch) -> None:
+    patch.setattr(Ownership, "call_no_more", lambda ownership: setattr(ownership, "hook_due", None))
 
 
 # One worker of pytest runs them, one after the other: the other cores are for tests that watch the clock.

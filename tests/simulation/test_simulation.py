@@ -6,6 +6,7 @@ KARAFKA_LITE_SIM_SEED=1234 pytest tests/simulation/test_simulation.py           
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from functools import partial
@@ -23,6 +24,7 @@ SEED = int(os.environ.get("KARAFKA_LITE_SIM_SEED", 1))
 def test_every_promise_holds_in_any_order_of_events() -> None:
     report = simulate(SEED, EVENTS)
     print(report)
+    assert logging.getLogger("karafka_lite").level == logging.NOTSET, "other tests look for warnings"
     if EVENTS >= ENOUGH:
         assert not report.missed, f"the simulation never came upon: {report.missed}"
 
@@ -48,5 +50,5 @@ def test_a_violation_names_its_seed_and_tells_what_happened_before() -> None:
             world._rebalance = partial(break_the_books, world)  # type: ignore[method-assign]
             world.run(EVENTS_PER_WORLD)
 
-    with pytest.raises(Violation, match=r"seed \d+, \d+ events(.|\n)*\n.* begins "):
+    with pytest.raises(Violation, match=r"seed \d+, \d+ events(.|\n)*\n.* has fetched "):
         run_until_it_is_noticed()

@@ -46,9 +46,10 @@ class WatchedMarks(Marks):
             book.ledger.marked(book, offset, result, book.life.world.now)
         return result
 
-    def sending(self) -> Send:
-        send = super().sending()
-        self.book.ledger.sent(self.book, send)
+    def sending(self, count: int = 1) -> Send:
+        send = super().sending(count)
+        for _ in range(count):
+            self.book.ledger.sent(self.book, send)
         return send
 
     def try_again(self) -> None:
@@ -56,11 +57,12 @@ class WatchedMarks(Marks):
         if self.book.refused_seq is not None:
             self.book.refused_seq, self.book.commit_not_before, self.book.commit_retry_at = None, 0.0, 0.0
 
-    def answered(self, send: Send, failure: BaseException | None) -> None:
+    def answered(self, send: Send, failure: BaseException | None, count: int = 1) -> None:
         book = self.book
-        book.life.world.say(book.life, "refused" if failure else "acknowledged", book.ownership)
-        book.ledger.answered(book, send, failure, book.life.world.now)
-        super().answered(send, failure)
+        book.life.world.say(book.life, "refused" if failure else "acknowledged", count, book.ownership)
+        for _ in range(count):
+            book.ledger.answered(book, send, failure, book.life.world.now)
+        super().answered(send, failure, count)
 
     def give_up_answers(self, failure: BaseException) -> None:
         self.book.waits_no_more = True
@@ -210,7 +212,7 @@ class WatchedGroup(Group):
         self.ledger.run_ended(run, failed=failed, now=now)
         with self._marking(run.ownership):
             outcome = super().end(run, failed=failed, now=now)
-        if not run.hooks:
+        if run.comes_again:
             self.ledger.ended(self.ledger[run.ownership], run, outcome, failed, now)
         return outcome
 

@@ -16,7 +16,7 @@ class EmbeddedKafka:
     def __init__(self) -> None:
         (port,) = free_ports(1)  # not one that the kernel gives to a client while the broker is down
         # Kafka's own default, 6000, would be too slow for tests; kafka_server.QUICK has the same.
-        self._broker = EmbeddedBroker(port=port, min_session_timeout_ms=1000)
+        self._broker = EmbeddedBroker(port=port, partitions=1, min_session_timeout_ms=1000)
         self._up = False
         self._thaw: threading.Event | None = None
 

@@ -12,7 +12,7 @@ from typing import Any
 from karafka_lite.app import App
 from karafka_lite.client.protocol import Client, Fetched, Outbox
 from karafka_lite.core.answers import Commit, PollPlan
-from karafka_lite.core.marks import Refusal
+from karafka_lite.core.marks import Refusal, Told
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.starts import Place
@@ -136,11 +136,15 @@ class FakeOutbox:
         self.sent: list[tuple[Outgoing, Future[tuple[int, int]]]] = []
         self.checks = 0
 
-    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
+    def send(self, message: Outgoing, told: Told | None = None) -> Future[tuple[int, int]]:
         future: Future[tuple[int, int]] = Future()
         future.set_running_or_notify_cancel()
         self.sent.append((message, future))
+        if told is not None:
+            future.add_done_callback(lambda done: told(1, done.exception()))
         return future
+
+    def hand_over(self) -> None: ...
 
     def answer(self, index: int = -1, error: Exception | None = None) -> None:
         future = self.sent[index][1]

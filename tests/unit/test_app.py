@@ -118,7 +118,7 @@ def test_on_a_terminal_a_mistake_comes_without_a_banner(terminal: Stream) -> Non
 
 def test_what_cannot_be_a_message_is_a_mistake_at_the_call_and_nothing_is_opened() -> None:
     app = app_of()
-    with pytest.raises(TypeError, match="value must be bytes, None or JSON-serializable, not object"):
+    with pytest.raises(TypeError, match="value: to_json cannot make bytes of object"):
         app.produce("orders", object())
     with pytest.raises(ValueError, match="key cannot be encoded"):
         app.produce("orders", 1, key="\ud800")
@@ -204,6 +204,14 @@ HOOK = '''
 def flush(ctx):
     seen.append("flush %d")
 '''
+START = '''
+@app.on_start
+def open():
+    seen.append("open %d")
+@app.on_stop
+def close():
+    seen.append("close %d")
+'''
 cell("app = App('g')")
 cell(STORE % 1)
 cell(HOOK % 1)
@@ -240,7 +248,7 @@ call("store 2", "store 3", "flush 3")
 cell("app = App('g')")
 cell(('@app.topic("a")' + STORE) % 4)
 cell(('@app.topic("a")' + STORE) % 5)
-assert len(session.locals["app"]._routes) == 2
+assert len(session.locals["app"]._parts) == 2
 call("store 5")
 # while it runs
 app = session.locals["app"]
@@ -248,6 +256,29 @@ with TestClient(app):
     assert refused(STORE % 6).startswith("store is at work: app.stop() first")
     cell(STORE % 6)  # the cell shows the same
 call("store 5")
+# of a router that the app includes, and in another one that it includes
+cell('''
+from karafka_lite import Router
+app, orders, others = App('g'), Router(), Router()
+app.include(orders)
+orders.include(others)
+''')
+cell(STORE.replace("@app", "@others") % 7)
+cell(HOOK.replace("@app", "@orders") % 7)
+call("store 7", "flush 7")
+cell(HOOK.replace("@app", "@others") % 8)
+call("store 7", "flush 8")
+cell(STORE.replace("@app", "@orders") % 8)
+call("store 8")
+with TestClient(session.locals["app"]):
+    assert refused(STORE.replace("@app", "@orders") % 9).startswith("store is at work: app.stop() first")
+# and so are the functions of the start and the end
+for n in (1, 2):
+    for router in ("app", "others", "others"):
+        cell(START.replace("@app", "@" + router) % (n, n))
+        call("open %d" % n, "store 8", "close %d" % n)
+with TestClient(session.locals["app"]):
+    assert refused(START % (3, 3)).startswith("open is at work: app.stop() first")
 """
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from kafka import KafkaProducer
 
 from karafka_lite.app import App
-from karafka_lite.broker import docker
+from karafka_lite.broker import EmbeddedBroker, docker
 from karafka_lite.cli import broker as broker_command
 from karafka_lite.cli import console, importer
 from karafka_lite.cli import main as cli
@@ -110,10 +111,44 @@ def test_run_starts_a_broker_with_the_apps_topics_for_the_app_alone(
     brokers.while_it_serves = lambda: brokers.ended and pytest.fail("the broker ended before the app")
     ended = call("run", "orders", "--broker", kind)
     assert ended.code == 0
-    assert brokers.started == [Started(kind, {"user_events": 1, "clicks": 1}, 0, None)]
+    assert brokers.started == [Started(kind, {"user_events": 3, "clicks": 3}, 0, None)]
     assert brokers.ran_at == [["127.0.0.1:29999"]]
     assert brokers.ended == 1
     assert f"the {kind} broker is for development and tests; its data is discarded on exit" in ended.err
+
+
+@pytest.mark.parametrize("kind", ["embedded", "docker"])
+def test_run_with_partitions_gives_each_topic_of_the_app_so_many(call: Call, brokers: Brokers, kind: str) -> None:
+    assert call("run", "orders", "--broker", kind, "--partitions", "6").code == 0
+    assert brokers.started[0].topics == {"user_events": 6, "clicks": 6}
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--partitions", "6"], "--partitions requires --broker embedded or --broker docker"),
+        (["--broker", "embedded", "--partitions", "0"], "must be an integer from 1 to 10000, got '0'"),
+    ],
+)
+def test_partitions_of_a_broker_that_is_not_ours_or_too_few_are_a_usage_error(
+    call: Call, brokers: Brokers, argv: list[str], words: str
+) -> None:
+    ended = call("run", "orders", *argv)
+    assert (ended.code, brokers.started) == (1, [])
+    assert words in ended.err
+
+
+def test_a_topic_without_a_number_has_three_partitions_in_every_broker_for_development() -> None:
+    with EmbeddedBroker(["named"]) as broker:
+        broker.create_topic("made")
+        producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
+        try:
+            found = {topic: len(producer.partitions_for(topic)) for topic in ("named", "made", "asked_for")}
+        finally:
+            producer.close()
+    assert found == {"named": 3, "made": 3, "asked_for": 3}
+    started = docker.DockerBroker(["named"])
+    assert (started.topics, started._environment()["KAFKA_NUM_PARTITIONS"]) == ({"named": 3}, "3")
 
 
 def test_run_with_a_kafka_elsewhere_starts_none(call: Call, brokers: Brokers) -> None:
@@ -150,14 +185,14 @@ def test_a_signal_after_the_app_still_stops_the_broker(call: Call, brokers: Brok
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_the_broker_serves_until_a_signal_and_says_how_to_use_it(call: Call, brokers: Brokers, number: int) -> None:
     brokers.while_it_serves = lambda: os.kill(os.getpid(), number)
-    ended = call("broker", "--topic", "user_events:3", "--topic", "clicks", "--port", "29999")
+    ended = call("broker", "--topic", "user_events:1", "--topic", "clicks", "--port", "29999")
     assert ended.code == 0
-    assert brokers.started == [Started("embedded", {"user_events": 3, "clicks": 1}, 29999, None)]
+    assert brokers.started == [Started("embedded", {"user_events": 1, "clicks": 3}, 29999, None)]
     assert brokers.ended == 1
     first, topics, next_terminal, end = ended.err.splitlines()
     assert "embedded broker at 127.0.0.1:29999" in first
     assert "its data is discarded on exit" in first
-    assert topics == "topics: user_events (3 partitions), clicks (1 partition)"
+    assert topics == "topics: user_events (1 partition), clicks (3 partitions)"
     assert next_terminal == "in another terminal: karafka-lite run module:app --broker 127.0.0.1:29999"
     assert end == "stop with Ctrl-C or SIGTERM"
 

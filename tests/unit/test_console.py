@@ -16,7 +16,7 @@ from support.command import Stream
 import karafka_lite
 from karafka_lite.app import App
 from karafka_lite.cli import console
-from karafka_lite.client.reader import choose_reader
+from karafka_lite.client.reader import choose_reader, reader_in_words
 from karafka_lite.observers.progress import Snapshot, Totals
 
 
@@ -64,7 +64,7 @@ def test_without_a_terminal_the_banner_is_plain_lines_that_are_each_complete(app
     assert calls == "up to 7 calls of a handler at a time, each for another partition"
     assert re.fullmatch(r"group event-store: user_events -> \S*store \(manual offsets\)", store)
     assert re.fullmatch(r"group \[red]statistics\[/red]: clicks -> \S*count \(automatic offsets\)", count)
-    assert reader == f"record decoder: {choose_reader().name}"
+    assert reader == f"record decoder: {reader_in_words()}"
     assert end == "stop with Ctrl-C or SIGTERM"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from support.observer import wait_until
 
 from karafka_lite import App, ConfigurationError
 from karafka_lite.events import Event
@@ -227,3 +228,19 @@ def test_an_observer_that_raises_does_not_fail_a_test_of_its_app(caplog: pytest.
         (run,) = client.run()
     assert run.outcome == "done"
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "between events"])
+def test_a_tick_comes_from_time_to_time_with_the_seconds_that_have_passed(busy: bool) -> None:
+    ticks: list[float] = []
+    under_test = Delivery("observers under test", [], everything, ticks.append, 0.02)
+    under_test.start()
+
+    def has_ticked() -> bool:
+        if busy:
+            emit(under_test, 10)
+        return len(ticks) >= 3
+
+    wait_until(has_ticked, 10, "three ticks")
+    under_test.stop()
+    assert min(ticks) >= 0.02

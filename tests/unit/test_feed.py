@@ -220,7 +220,7 @@ class Answers:
 def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Answers]]:
     def install(answer: Callable[[bytes], Exception | None] = lambda value: None) -> Answers:
         answers = Answers(answer)
-        monkeypatch.setattr(feeding, "Producer", lambda servers, settings: answers)
+        monkeypatch.setattr("karafka_lite.client.producer.Producer", lambda servers, settings: answers)
         return answers
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -202,6 +202,13 @@ def test_for_a_function_in_a_module_without_an_app_calling_it_is_suggested(run: 
     refused(run("orders:make"), "orders:make is a function", "karafka-lite run 'orders:make()'")
 
 
+def test_for_a_router_the_app_that_includes_it_is_asked_for(run: Run, write: Write) -> None:
+    write("orders.py", "from karafka_lite import Router\n\norders = Router()\n")
+    refused(
+        run("orders:orders"), "is an object of type Router, not an App; name the App that includes it: ", "app.include"
+    )
+
+
 def test_for_a_handler_the_app_beside_it_is_suggested(run: Run, write: Write) -> None:
     write("orders.py", ORDERS)
     refused(run("orders:store"), "orders:store is a function", "use: karafka-lite run orders:app")

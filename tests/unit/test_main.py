@@ -13,6 +13,8 @@ from support.command import Run, process, refused
 import karafka_lite
 from karafka_lite.cli import main as cli
 
+COMMANDS = ["run", "routes", "lag", "reset", "produce", "read", "redrive", "broker"]
+
 
 @pytest.mark.parametrize(
     ("argv", "words"),
@@ -40,11 +42,11 @@ def test_without_any_argument_it_prints_its_help_and_exits_0(capsys: pytest.Capt
     assert cli.main([]) == 0
     alone = capsys.readouterr()
     assert alone == (help_of(capsys), "")
-    for command in ("run", "produce", "broker"):
+    for command in COMMANDS:
         assert re.search(rf"^ +{command} +\w", alone.out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["produce"], ["broker"]], ids=" ".join)
+@pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)], ids=" ".join)
 def test_a_help_fits_a_terminal_of_80_columns(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,7 +54,7 @@ def test_a_help_fits_a_terminal_of_80_columns(
     assert [line for line in help_of(capsys, *command).splitlines() if len(line) > 80] == []
 
 
-@pytest.mark.parametrize("command", ["run", "produce", "broker"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command_has_examples_exit_codes_and_groups_of_options(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,9 +65,9 @@ def test_the_help_of_a_command_has_examples_exit_codes_and_groups_of_options(
 
 
 def test_the_examples_in_a_help_are_commands_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
-    texts = "".join(help_of(capsys, command) for command in ("run", "produce", "broker"))
+    texts = "".join(help_of(capsys, command) for command in COMMANDS)
     examples = re.findall(r"^  (?:.*\| )?karafka-lite (.+?)(?:  .*)?$", texts, re.MULTILINE)
-    assert len(examples) >= 16
+    assert len(examples) >= 32
     for example in examples:
         cli._parser().parse_args(shlex.split(example))
 
@@ -119,3 +121,13 @@ def test_a_usage_error_in_a_process_exits_1(tmp_path: Path) -> None:
     done = process("-m", "karafka_lite", "run", cwd=tmp_path)
     assert done.returncode == 1
     assert "karafka-lite run module:app" in done.stderr
+
+
+def test_a_help_imports_no_kafka_python_and_the_top_one_nothing_of_an_app(tmp_path: Path) -> None:
+    for argv, foreign in (([], "karafka_lite.app"), (["run"], "kafka"), (["produce"], "kafka"), (["broker"], "kafka")):
+        program = (
+            f"import sys\nfrom karafka_lite.cli.main import main\n"
+            f"try: main([*{argv}, '--help'])\nfinally: assert {foreign!r} not in sys.modules\n"
+        )
+        done = process("-c", program, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), argv

@@ -163,23 +163,36 @@ def test_nothing_is_said_of_no_partition() -> None:
 def test_a_batch_has_ended() -> None:
     scene, news, error = Partitions(), Told(), ValueError("bad")
     scene.fetch(0, 3, 4)
+    scene[0].intake.end_offset = 100
     run = scene.begin()
-    news.batch_ended(run, Outcome(0.5, 2))
+    news.call_ended(run, Outcome(0.5, 2))
     run.failed_with(error)
-    news.batch_ended(run, Outcome(0.5, 1, 4, 2.0))
-    news.batch_ended(run, Outcome(0.5, given_up=(3, 4)), (("dead", 0, 9), ("error",)))
-    news.batch_ended(run, Outcome(0.5, given_up=(3, 4)))
+    run.in_hand = 4
+    news.call_ended(run, Outcome(0.5, 1, 4, 2.0))
+    news.call_ended(run, Outcome(0.5, given_up=(3, 4)), (("dead", 0, 9), ("error",)))
+    news.call_ended(run, Outcome(0.5, given_up=(3, 4)))
     news.emit()
     call = ("group", "topic", 0, "store", None, 3, 4, 1)
     message = ("group", "topic", 0, 3)
     assert news.events == [
-        events.CallEnded(*call, 0.5, 2),
-        events.CallEnded(*call, 0.5, 1, error, 4, 2.0, "ValueError: bad"),
-        events.CallEnded(*call, 0.5, 0, error, None, 0.0, "ValueError: bad", 3),
+        events.CallEnded(*call, 0.5, 2, lag=95),
+        events.CallEnded(*call, 0.5, 1, error, 4, 2.0, "ValueError: bad", culprit=4, lag=95),
+        events.CallEnded(*call, 0.5, 0, error, None, 0.0, "ValueError: bad", 3, culprit=4, lag=95),
         events.DeadLettered(*message, "store", 4, "ValueError: bad", ("dead", 0, 9), ("error",), error),
-        events.CallEnded(*call, 0.5, 0, error, None, 0.0, "ValueError: bad", 3),
+        events.CallEnded(*call, 0.5, 0, error, None, 0.0, "ValueError: bad", 3, culprit=4, lag=95),
         events.DeadLettered(*message, "store", 4, "ValueError: bad", None, (), error),
     ]
+
+
+def test_a_batch_says_after_how_many_tries_a_message_is_given_up_and_has_no_lag_when_it_is_not_ours() -> None:
+    scene, news = Partitions(budget=4), Told()
+    scene.fetch(0, 3)
+    scene[0].intake.end_offset = 100
+    run = scene.begin()
+    scene.group.lose(scene.now, rejoin=False)
+    news.call_ended(run, Outcome(0.5, 1))
+    news.emit()
+    assert [(event.tries, event.lag) for event in news.events if isinstance(event, events.CallEnded)] == [(4, None)]
 
 
 def test_each_function_of_hooks_has_ended() -> None:

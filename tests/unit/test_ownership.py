@@ -757,7 +757,7 @@ def test_a_hook_that_raises_repeats_nothing() -> None:
 
 # -- the end ----------------------------------------------------------------------------------------------------------
 
-ALL_HOOKS = tuple(hook(kind, 10**9) for kind in Hook)
+ALL_HOOKS = tuple(hook(kind, 10**9) for kind in Hook if kind is not Hook.ON_ASSIGNED)
 
 
 def hooks_of(made: Ownership, *steps: str) -> list[Hook | None]:
@@ -915,3 +915,167 @@ def test_who_fails_by_the_fault_of_another_has_no_back_off_and_no_try_less_unles
     given.end(run, failed=True, now=5.0)
     assert given.ready_at() == (0.0 if excused else 6.0)
     assert given.retries.attempt == (1 if excused else 2)
+
+
+# -- on_assigned ------------------------------------------------------------------------------------------------------
+
+FIRST, SECOND = hook(Hook.ON_ASSIGNED), hook(Hook.ON_ASSIGNED)
+
+
+def opening(*hooks: Any, **options: Any) -> Ownership:
+    made = ownership(hooks=hooks or (FIRST,), **options)
+    fetch(made, 0, 1)
+    return made
+
+
+def test_on_assigned_waits_for_the_start_and_for_nothing_else() -> None:
+    made = Ownership(TP, Options(hooks=(FIRST,)))
+    assert made.ready_at() is None
+    made.begin_at(Start(5, "latest"), Note())
+    assert made.marks.pending, "its start is not committed yet"
+    assert begin(made).hooks == (FIRST,)
+
+
+def test_each_function_of_on_assigned_is_a_run_of_its_own_and_no_batch_comes_before_the_last_has_returned() -> None:
+    made = opening(FIRST, SECOND)
+    for function in (FIRST, SECOND):
+        run = begin(made)
+        assert run.hooks == (function,)
+        assert made.begin(0.0) is None, "one run at a time"
+        made.end(run, failed=False, now=0.0)
+    assert offsets_of(begin(made)) == [0, 1]
+
+
+def test_a_function_of_on_assigned_that_raised_is_called_again_after_its_back_off_and_only_it() -> None:
+    made = opening(FIRST, SECOND, backoff=Backoff(1000, 30_000))
+    made.end(begin(made), failed=False, now=0.0)
+    now = 0.0
+    for attempt, wait in ((1, 1.0), (2, 2.0), (3, 4.0)):
+        run = begin(made, now)
+        assert (run.hooks, run.attempt) == ((SECOND,), attempt)
+        made.end(run, failed=True, now=now)
+        now += wait
+        assert made.ready_at() == now
+        assert made.begin(now - 0.01) is None
+    made.end(begin(made, now), failed=False, now=now)
+    run = begin(made, now)
+    assert (offsets_of(run), run.attempt) == ([0, 1], 1)
+
+
+def test_on_assigned_that_failed_by_the_fault_of_another_is_called_again_at_once() -> None:
+    made = opening()
+    run = begin(made)
+    run.excused = True
+    made.end(run, failed=True, now=0.0)
+    assert begin(made).attempt == 1
+
+
+def test_where_a_send_of_on_assigned_was_refused_it_begins_where_it_would_have_without_it() -> None:
+    made = opening()
+    run = begin(made)
+    send = made.marks.sending()
+    made.redirect(7)
+    made.marks.answered(send, ProduceError("refused"))
+    made.end(run, failed=True, now=0.0)
+    assert (seek(made), made.marks.retry_position) == (0, 0)
+    assert begin(made, 1000.0).hooks == (FIRST,)
+
+
+def test_where_on_assigned_has_sought_the_first_batch_begins_and_failures_repeat_from_there() -> None:
+    made = opening()
+    run = begin(made)
+    made.redirect(7)
+    made.end(run, failed=False, now=0.0)
+    assert seek(made) == 7
+    fetch(made, 7)
+    assert offsets_of(begin(made)) == [7]
+    assert made.marks.retry_position == 7
+
+
+def test_what_on_assigned_has_left_in_the_state_outlives_failed_batches() -> None:
+    made = opening(FIRST, SECOND, backoff=NO_WAIT)
+    for key in ("file", "table"):
+        run = begin(made)
+        made.user_state[key] = key
+        made.end(run, failed=False, now=0.0)
+    run = begin(made)
+    made.user_state["buffer"] = [0]
+    del made.user_state["file"]
+    made.end(run, failed=True, now=0.0)
+    assert made.user_state == {"file": "file", "table": "table"}
+
+
+def test_what_on_assigned_had_done_to_the_state_before_it_raised_is_undone() -> None:
+    made = opening(FIRST, SECOND)
+    run = begin(made)
+    made.user_state["file"] = 1
+    made.end(run, failed=False, now=0.0)
+    run = begin(made)
+    made.user_state["half"] = 1
+    made.end(run, failed=True, now=0.0)
+    assert made.user_state == {"file": 1}
+
+
+def test_what_on_assigned_has_opened_is_closed_also_without_a_batch() -> None:
+    for steps, due in (
+        (("revoke", "release", "revoked"), [Hook.BEFORE_REVOKE, None, Hook.ON_REVOKED]),
+        (("stop", "release", "revoked"), [Hook.ON_SHUTDOWN, None, None]),
+        (("lost",), [Hook.ON_REVOKED]),
+    ):
+        made = opening(FIRST, SECOND, *ALL_HOOKS)
+        made.end(begin(made), failed=False, now=0.0)
+        assert hooks_of(made, *steps) == due
+
+
+def test_where_no_function_of_on_assigned_has_returned_there_is_nothing_to_close() -> None:
+    made = opening(FIRST, *ALL_HOOKS)
+    made.end(begin(made), failed=True, now=0.0)
+    assert hooks_of(made, "revoke", "release", "revoked") == [None] * 3
+    assert hooks_of(opening(FIRST, *ALL_HOOKS), "stop", "release", "lost") == [None] * 3
+
+
+def test_what_is_opened_while_the_end_has_begun_is_closed() -> None:
+    made = opening(FIRST, SECOND, *ALL_HOOKS)
+    run = begin(made)
+    made.drain(60.0, stopping_app=False)
+    assert made.hook_due is None
+    made.end(run, failed=False, now=0.0)
+    assert made.hook_due is Hook.BEFORE_REVOKE
+    assert begin(made).hook is Hook.BEFORE_REVOKE, "and the second function is not called any more"
+
+
+@pytest.mark.parametrize("state", [State.REVOKED, State.LOST])
+def test_what_is_opened_when_all_is_over_is_closed(state: State) -> None:
+    made = opening(FIRST, *ALL_HOOKS)
+    run = begin(made)
+    made.drain(60.0, stopping_app=False)
+    made.release(65.0)
+    made.finish(state)
+    assert not made.hook_due
+    made.end(run, failed=False, now=70.0)
+    assert made.hook_due is Hook.ON_REVOKED
+
+
+def test_where_no_worker_will_come_nothing_is_due_any_more() -> None:
+    made = opening(FIRST, *ALL_HOOKS)
+    run = begin(made)
+    made.finish(State.LOST)
+    made.call_no_more()
+    made.end(run, failed=False, now=0.0)
+    assert not made.busy
+
+
+def test_on_assigned_that_waits_its_back_off_does_not_hold_up_the_end() -> None:
+    made = opening(FIRST, *ALL_HOOKS)
+    made.end(begin(made), failed=True, now=0.0)
+    made.drain(60.0, stopping_app=False)
+    assert not made.busy
+    assert made.begin(1000.0) is None
+
+
+def test_nothing_is_done_before_on_assigned_has_returned() -> None:
+    made = opening()
+    made.intake.clear()
+    assert made.done is None
+    made.end(begin(made), failed=False, now=0.0)
+    assert made.done == 0

@@ -44,7 +44,7 @@ class Scene(Partitions):
     def ended(self, run: Run, error: BaseException | None = None, outcome: Outcome | None = None) -> None:
         run.failed_with(error)  # as the runner does, and not under the lock
         outcome = outcome or self.group.end(run, failed=error is not None, now=self.now)
-        self.news.batch_ended(run, outcome)
+        self.news.call_ended(run, outcome)
         self.news.emit()
 
     def run(self, error: BaseException | None = None, *, mark: int | None = None) -> None:
@@ -303,3 +303,14 @@ def test_an_error_whose_text_hangs_holds_nobody_else_up() -> None:
         thread.join()
         other.join()
     assert scene.snapshot.errors == {TP: "Slow: slow"}
+
+
+def test_on_assigned_that_raises_is_the_error_of_its_partition_until_it_has_returned() -> None:
+    scene = Scene(hooks=(hook(Hook.ON_ASSIGNED),))
+    scene.polled([], 0)
+    assert scene.done is None, "it may not be at its end before it was called"
+    scene.run(OSError("no database"))
+    assert scene.snapshot.errors == {TP: "on_assigned: OSError: no database"}
+    scene.run()
+    assert scene.snapshot.errors == {}
+    assert (scene.totals, scene.done) == (Totals(), 0)

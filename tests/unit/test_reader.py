@@ -615,15 +615,19 @@ def test_a_batch_that_holds_more_than_is_allowed_is_refused_and_named(reader: ty
     holds = len(batch(*[R(b"x" * 10_000)] * 10)) - HEADER
     data = batch(R()) + bomb + batch(R(b"behind"), base=11)
     assert [len(record.value) for record in opened(reader, data, most=holds).take()] == [5] + [10_000] * 10 + [6]
-    taken = opened(reader, data, most=holds - 1)
-    assert len(taken.take()) == 1
     text = (
         f"user_events-3@1 cannot be read: a batch of {len(bomb) - HEADER} bytes of {codec} that holds more than "
-        f"max_decompressed_bytes={holds - 1}. Cure: raise that setting of App, if there is enough memory. To skip it, "
-        f"stop the group, then kafka-consumer-groups.sh --reset-offsets --topic user_events:3 --to-offset 11 --execute"
+        f"max_decompressed_bytes={holds - 1}. Cure: raise that setting of App, if there is enough memory. To skip it: "
     )
-    with pytest.raises(FetchError, match=f"^{re.escape(text)}$"):
-        taken.take()
+    reset = "karafka-lite reset --group 'a b' --topic user_events --partition 3 --to 11"
+    for group_id, skip in [
+        ("a b", f"stop the group, then {reset}"),
+        ("", "karafka-lite read user_events --partition 3 --from 11"),
+    ]:
+        taken = opened(reader, data, most=holds - 1, group_id=group_id)
+        assert len(taken.take()) == 1
+        with pytest.raises(FetchError, match=f"^{re.escape(text + skip)}$"):
+            taken.take()
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4"])
@@ -728,15 +732,16 @@ def test_the_pure_reader_can_be_asked_for(
     assert caplog.messages == []
 
 
-def test_without_aiokafka_the_pure_reader_is_chosen_and_said_once(
+def test_without_aiokafka_the_pure_reader_is_chosen_and_only_the_banner_says_so(
     choose: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_aiokafka(monkeypatch)
     assert choose() is readers.Reader
-    (said,) = caplog.records
-    assert said.levelname == "INFO"
-    assert "No module named 'aiokafka'" in said.message
-    assert "pip install 'karafka-lite[speed]'" in said.message
+    assert caplog.messages == []
+    assert readers.reader_in_words() == "pure Python (faster: pip install 'karafka-lite[speed]')"
+    monkeypatch.setenv("KARAFKA_LITE_DECODER", "pure")
+    choose()
+    assert readers.reader_in_words() == "pure Python"
 
 
 def test_the_compiled_reader_can_be_insisted_on(choose: Any, monkeypatch: pytest.MonkeyPatch) -> None:

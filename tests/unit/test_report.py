@@ -12,6 +12,7 @@ from karafka_lite import events
 from karafka_lite.errors import DeserializationError, FetchError, PollError, ProduceError, describe
 from karafka_lite.messages import Message
 from karafka_lite.observers import report
+from karafka_lite.observers.progress import Progress
 from karafka_lite.observers.report import Report
 
 CALL = ("group", "t", 0, "store", None, 120, 124)  # and the attempt
@@ -60,6 +61,11 @@ def of_hook(error: BaseException) -> events.CallEnded:
     return events.CallEnded(*HOOK, 0.5, error=error, reason=reason_of(error))
 
 
+def of_assigned(error: BaseException, **more: Any) -> events.CallEnded:
+    call = "group", "t", 0, "open_file", "on_assigned", -1, -1, 2
+    return events.CallEnded(*call, 0.5, error=error, reason=reason_of(error), **more)
+
+
 def reason_of(error: BaseException | None) -> str:
     return "" if error is None else describe(error)
 
@@ -88,7 +94,12 @@ LINES = [
     (ended(ValueError("bad"), retry_offset=122, retry_s=0.01),
      "ERROR", "t-0@120..124: store failed at attempt 1, ValueError: bad; retrying from t-0@122 in 10 ms"),
     (ended(ValueError("bad"), 3, retry_offset=120, retry_s=4.0),
+     "ERROR", "t-0@120..124: store failed at attempt 3, ValueError: bad; retrying from t-0@120 in 4.0 s, and for ever; "
+     "to set such a message aside after some tries: @app.topic(…, dead_letter=…)"),
+    (ended(ValueError("bad"), 3, retry_offset=120, retry_s=4.0, tries=4),
      "ERROR", "t-0@120..124: store failed at attempt 3, ValueError: bad; retrying from t-0@120 in 4.0 s"),
+    (ended(ValueError("bad"), 4, retry_offset=122, retry_s=8.0, culprit=122),
+     "ERROR", "t-0@122 (of t-0@120..124): store failed at attempt 4, ValueError: bad; retrying from t-0@122 in 8.0 s"),
     (ended(ValueError("bad")),
      "ERROR", "t-0@120..124: store failed at attempt 1, ValueError: bad; the partition is being revoked; the next "
      "owner will retry"),
@@ -108,6 +119,17 @@ LINES = [
      "ERROR", "t-0 every: flush failed, ValueError: bad; everything else goes on"),
     (of_hook(ProduceError("out: too large")),
      "ERROR", "t-0 every: flush failed, ProduceError: out: too large; marks made after that send were discarded"),
+    (of_assigned(OSError("no database"), retry_offset=0, retry_s=2.0),
+     "ERROR", "t-0 on_assigned: open_file failed at attempt 2, OSError: no database; called again in 2.0 s, no batch "
+     "before it has returned"),
+    (of_assigned(OSError("no database")),
+     "ERROR", "t-0 on_assigned: open_file failed at attempt 2, OSError: no database; the partition is being revoked"),
+    (of_assigned(SystemExit(3), retry_offset=0, retry_s=1.0),
+     "CRITICAL", "t-0 on_assigned: open_file raised SystemExit: 3; nothing more is marked, the app stops"),
+    (events.ProcessHookFailed("", "on_start", "connect", OSError("no database"), "OSError: no database"),
+     "CRITICAL", "on_start: connect failed, OSError: no database; the app does not start"),
+    (events.ProcessHookFailed("", "on_stop", "close", OSError("gone"), "OSError: gone"),
+     "ERROR", "on_stop: close failed, OSError: gone; everything else goes on"),
     (events.TakesLong(*CALL, 1, 240.4, "poll", 300_000),
      "WARNING", "t-0@120..124: store has been running for 240 s; no rebalance waits longer than "
      "max_poll_interval_ms=300000. Make batches smaller (max_messages), or raise max_poll_interval_ms"),
@@ -187,7 +209,7 @@ def test_what_goes_well_is_not_said_many_times_a_second(log: Log) -> None:
 
 def test_at_debug_each_batch_is_said(log: Log, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, logger="karafka_lite")
-    assert log.say(ended(None, 2)) == [("DEBUG", "t-0@120..124: store took 0.500 s (attempt 2)")]
+    assert log.say(ended(None, 2, lag=7)) == [("DEBUG", "t-0@120..124: store took 500.0 ms, lag 7 (attempt 2)")]
     assert log.say(events.ClientLogged("", "kafka.net", logging.ERROR, "gone"))[0] == ("DEBUG", "kafka.net: gone")
 
 
@@ -367,7 +389,7 @@ def test_an_error_without_a_text_is_its_type(log: Log) -> None:
 
 
 def test_log_lines_have_a_thread_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
-    delivery = report.report_delivery()
+    delivery = report.report_delivery(Progress())
     delivery.start()
     delivery.emit(events.TopicsCreated("group", ("t.dead",)))
     delivery.emit(events.Committed("group", {}))

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from kafka.util import ensure_valid_topic_name
 from support.refusal import refusal
 
+from karafka_lite.app import App
 from karafka_lite.core.backoff import Backoff
 from karafka_lite.core.options import Hook, Options
 from karafka_lite.errors import ConfigurationError, DeserializationError
+from karafka_lite.messages import Batch, Message, PlainRecord
 from karafka_lite.routing import Router
 from karafka_lite.settings import Config
 
@@ -37,7 +39,7 @@ def flush(ctx: Any) -> None: ...
 
 @pytest.fixture
 def router() -> Router:
-    return Router("event-store")
+    return App("event-store")
 
 
 # -- routes
@@ -109,7 +111,7 @@ def test_a_refused_decorator_registers_nothing(router: Router) -> None:
 
 
 def test_two_routes_with_the_same_fields_are_not_equal() -> None:
-    first, second = Router("group"), Router("group")
+    first, second = App("group"), App("group")
     first.topic("orders")(store)
     second.topic("orders")(store)
     route, other = first.groups["group"]["orders"], second.groups["group"]["orders"]
@@ -153,10 +155,10 @@ def test_a_route_is_named_after_its_function_or_else_its_repr(router: Router, ha
 @pytest.mark.parametrize("group_id", ["", "  ", None, 7, b"group"])
 def test_a_group_id_is_a_non_empty_str(group_id: Any) -> None:
     expected = 'group_id must be a non-empty string, for example "event-store"'
-    assert refusal(lambda: Router(group_id)) == expected
+    assert refusal(lambda: App(group_id)) == expected
     assert refusal(lambda: Config.validated(group_id)) == expected
     if group_id is not None:  # None is "the app's own" here
-        assert refusal(lambda: Router("group").topic("orders", group_id=group_id)) == expected
+        assert refusal(lambda: App("group").topic("orders", group_id=group_id)) == expected
 
 
 # -- topics
@@ -191,9 +193,9 @@ def test_topic_names_are_judged_as_the_client_judges_them(topic: str) -> None:
     try:
         ensure_valid_topic_name(topic)
     except ValueError:
-        refusal(lambda: Router("group").topic(topic))
+        refusal(lambda: App("group").topic(topic))
     else:
-        Router("group").topic(topic)(store)
+        App("group").topic(topic)(store)
 
 
 def test_a_topic_twice_in_one_decorator_is_refused(router: Router) -> None:
@@ -330,7 +332,7 @@ def test_all_mistakes_of_one_decorator_are_reported_at_once(router: Router) -> N
 )
 def test_options_for_giving_up_that_cannot_work_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
-        Router("group").topic("orders", **options)
+        App("group").topic("orders", **options)
     assert words in str(refused.value)
 
 
@@ -344,7 +346,7 @@ def test_options_for_giving_up_that_cannot_work_are_refused(options: dict[str, A
     ],
 )
 def test_the_budget_of_a_route_counts_the_first_try_too(options: dict[str, Any], budget: int | None) -> None:
-    router = Router("group")
+    router = App("group")
 
     @router.topic("orders", **options)
     def store(batch: Any, ctx: Any) -> None: ...
@@ -357,7 +359,7 @@ def test_the_budget_of_a_route_counts_the_first_try_too(options: dict[str, Any],
     [(None, (DeserializationError,)), (KeyError, (KeyError,)), ((), ()), ((KeyError, OSError), (KeyError, OSError))],
 )
 def test_after_which_exceptions_a_retry_is_pointless(given: Any, kinds: tuple[type[BaseException], ...]) -> None:
-    router = Router("group")
+    router = App("group")
 
     @router.topic("orders", dead_letter=False, no_retry=given)
     def store(batch: Any, ctx: Any) -> None: ...
@@ -405,11 +407,11 @@ LAZY = [
 
 
 def register_handler(function: Any) -> Any:
-    return Router("group").topic("orders")(function)
+    return App("group").topic("orders")(function)
 
 
 def register_hook(function: Any) -> Any:
-    router = Router("group")
+    router = App("group")
     router.topic("orders")(store)
     return router.hook(Hook.ON_SHUTDOWN, store)(function)
 
@@ -593,3 +595,238 @@ def test_a_hook_of_an_unknown_handler_lists_the_known_ones_and_says_where_it_bel
 
 def test_a_hook_before_any_handler_says_that_there_is_none(router: Router) -> None:
     assert "(registered handlers: none)" in refusal(lambda: router.hook(Hook.ON_SHUTDOWN, store))
+
+
+# -- deserializers that get the message
+
+
+def of_message(message: Any) -> tuple[Any, ...]:
+    return message.topic, message.key, message.header("schema"), message.value
+
+
+def decoded(deserializer: Any, value: bytes | None = b"7") -> Any:
+    app = App("group")
+    app.topic("orders", deserializer=deserializer)(store)
+    record = PlainRecord(5, -1, b"k", value, [("schema", b"1")])
+    (payload,) = Batch.of_records(("orders", 0), [record], 9, app.groups["group"]["orders"].deserialize).payloads
+    return payload
+
+
+def with_schemas(message: Any, schemas: Any) -> Any:
+    return (*of_message(message), schemas)
+
+
+class Codec:
+    def decode(self, message: Any) -> Any:
+        return of_message(message)
+
+
+@pytest.mark.parametrize(
+    ("deserializer", "more"),
+    [
+        (of_message, ()),
+        (Codec().decode, ()),
+        (SimpleNamespace(loads=of_message), ()),
+        (functools.partial(with_schemas, schemas={}), ({},)),
+        (lambda message, schemas=7: with_schemas(message, schemas), (7,)),
+    ],
+)
+def test_a_deserializer_whose_only_parameter_is_named_message_gets_the_message(deserializer: Any, more: Any) -> None:
+    assert decoded(deserializer) == ("orders", b"k", b"1", b"7", *more)
+    assert decoded(deserializer, None) is None, "a tombstone is never given to it"
+
+
+def test_a_deserializer_that_gets_the_message_never_gets_its_value() -> None:
+    assert isinstance(decoded(lambda message: message), Message)
+
+
+def of_bytes(value: bytes) -> bytes:
+    return value
+
+
+@pytest.mark.parametrize("deserializer", [of_bytes, lambda value: value, lambda value, message=None: value])
+def test_any_other_deserializer_gets_the_value(deserializer: Any) -> None:
+    assert decoded(deserializer) == b"7"
+
+
+async def later_of_message(message: Any) -> Any: ...
+def message_of_bytes(message: bytes) -> Any: ...
+def data_of_message(data: Message) -> Any: ...
+def data_of_typed_message(data: "Message[Any]") -> Any: ...  # noqa: UP037 - quoted twice
+
+
+@pytest.mark.parametrize(
+    ("deserializer", "why"),
+    [
+        (later_of_message, "later_of_message is an async or generator function"),
+        (lambda message, schemas: 1, "(message, schemas) must accept one positional argument"),
+        (message_of_bytes, "message_of_bytes is named message, so it gets the Message; for bytes rename it"),
+        (data_of_message, "data_of_message gets bytes; to get the Message, name its only parameter message"),
+        (data_of_typed_message, "gets bytes; to get the Message, name its only parameter message"),
+    ],
+)
+def test_a_deserializer_that_would_get_something_else_than_it_says_is_refused(deserializer: Any, why: str) -> None:
+    assert why in refusal(lambda: App("group").topic("orders", deserializer=deserializer))
+
+
+# -- routers of several modules
+
+
+def places(app: Router) -> dict[str, list[str]]:
+    return {group: list(topics) for group, topics in app.groups.items()}
+
+
+def test_a_router_has_what_an_app_has_but_for_the_group_which_is_that_of_the_app_that_includes_it() -> None:
+    orders, app = Router(), App("shop")
+    orders.topic("orders")(store)
+    orders.topic("audit", group_id="audit")(store)
+    orders.on_shutdown(store)(flush)
+    app.include(orders)
+    assert places(app) == {"shop": ["orders"], "audit": ["audit"]}
+    assert hooks_of(app, "orders", "shop") == hooks_of(app, "audit", "audit") == [(Hook.ON_SHUTDOWN, flush)]
+
+
+def test_what_a_router_gets_after_it_was_included_counts_too() -> None:
+    orders, app = Router(), App("shop")
+    app.include(orders)
+    decorate = orders.topic("orders")
+    decorate(store)
+    orders.every(store, ms=5)(flush)
+    assert places(app) == {"shop": ["orders"]}
+    assert hooks_of(app, "orders", "shop") == [(Hook.EVERY, flush)]
+
+
+def test_a_decorator_that_was_made_before_the_include_counts_where_it_is_used_after_it() -> None:
+    orders, app = Router(), App("shop")
+    orders.topic("orders")(store)
+    app.topic("more")(store)
+    topic, hook = orders.topic("late"), orders.on_revoked(store)
+    app.include(orders)
+    topic(archive)
+    hook(flush)
+    assert places(app) == {"shop": ["more", "orders", "late"]}
+    for name in ("more", "orders"):
+        assert hooks_of(app, name, "shop") == [(Hook.ON_REVOKED, flush)]
+
+
+def test_parts_keep_the_order_of_registration() -> None:
+    orders, app = Router(), App("shop")
+    app.topic("a")(store)
+    app.include(orders)
+    app.topic("c")(store)
+    orders.topic("b")(store)
+    assert places(app) == {"shop": ["a", "b", "c"]}
+
+
+def test_routers_may_include_routers() -> None:
+    inner, outer, app = Router(), Router(), App("shop")
+    inner.topic("inner")(store)
+    outer.include(inner)
+    assert places(outer) == {"": ["inner"]}
+    app.include(outer)
+    inner.topic("late")(archive)
+    assert places(app) == {"shop": ["inner", "late"]}
+
+
+def test_a_handler_that_two_routers_have_shares_its_hooks_and_its_threads() -> None:
+    orders, app = Router(), App("shop")
+    app.topic("a")(store)
+    app.before_revoke(store)(flush)
+    orders.topic("b")(store)
+    orders.topic("c")(store)
+    orders.on_shutdown(store)(flush)
+    app.include(orders)
+    routes = app.groups["shop"]
+    assert len({id(route.hooks) for route in routes.values()}) == 1, "the runner's workers are by this list"
+    assert [hook.kind for hook in routes["a"].hooks] == [Hook.BEFORE_REVOKE, Hook.ON_SHUTDOWN]
+    orders.on_revoked(store)(flush)
+    assert hooks_of(app, "a", "shop")[-1] == (Hook.ON_REVOKED, flush)
+
+
+def test_hooks_of_a_handler_are_found_in_what_is_included_and_not_above() -> None:
+    orders, app = Router(), App("shop")
+    orders.topic("orders")(store)
+    app.topic("other")(archive)
+    app.include(orders)
+    assert app.on_shutdown(store)(flush) is flush
+    assert "archive is not the handler of a topic (registered handlers: store)" in refusal(
+        lambda: orders.on_shutdown(archive)
+    )
+
+
+def test_a_router_is_included_once() -> None:
+    orders, app = Router(), App("shop")
+    app.include(orders)
+    said = "this Router is included already: include it once, and make another Router for another App"
+    assert refusal(lambda: app.include(orders)) == said
+    assert refusal(lambda: App("other").include(orders)) == said
+    assert refusal(lambda: Router().include(orders)) == said
+
+
+def test_what_cannot_be_included_is_refused() -> None:
+    outer, inner = Router(), Router()
+    outer.include(inner)
+    assert "part of itself" in refusal(lambda: outer.include(outer))
+    assert "part of itself" in refusal(lambda: inner.include(outer))
+    assert "and not an App" in refusal(lambda: App("shop").include(App("other")))
+    wrong: Any = "orders"
+    assert refusal(lambda: outer.include(wrong)) == "include takes a Router, got a str"
+
+
+def test_a_topic_that_the_group_has_already_is_refused_and_nothing_is_taken() -> None:
+    orders, app = Router(), App("shop")
+    app.topic("orders")(store)
+    orders.topic("fine")(archive)
+    orders.topic("orders")(archive)
+    orders.topic("orders", group_id="shop")(archive)
+    text = refusal(lambda: app.include(orders))
+    assert text.count("topic 'orders' already has the handler store in group 'shop'") == 2
+    assert places(app) == {"shop": ["orders"]}
+    assert places(orders) == {"": ["fine", "orders"], "shop": ["orders"]}, "it may be mended, and included"
+
+
+def test_a_topic_that_a_router_has_in_the_group_twice_is_refused_when_the_group_is_known() -> None:
+    orders = Router()
+    orders.topic("orders")(store)
+    orders.topic("orders", group_id="shop")(archive)
+    assert "already has the handler store in group 'shop'" in refusal(lambda: App("shop").include(orders))
+    assert "already has the handler store in the App's group" in refusal(lambda: orders.topic("orders")(archive))
+    App("other").include(orders)
+
+
+def test_a_topic_that_another_router_of_the_app_has_is_refused_at_its_decorator() -> None:
+    orders, refunds, app = Router(), Router(), App("shop")
+    app.include(orders)
+    app.include(refunds)
+    orders.topic("orders")(store)
+    assert "already has the handler store" in refusal(lambda: refunds.topic("orders")(archive))
+
+
+def test_a_handler_has_one_concurrency_in_all_routers() -> None:
+    orders, app = Router(), App("shop")
+    app.topic("a")(store)
+    orders.topic("b", concurrency=2)(store)
+    assert "store has concurrency=None for a" in refusal(lambda: app.include(orders))
+
+
+def test_process_hooks_are_those_of_all_routers_in_their_order() -> None:
+    orders, app = Router(), App("shop")
+    app.on_start(print)
+    app.include(orders)
+    app.on_stop(print)
+    orders.on_start(breakpoint)
+    kinds = [(hook.kind, hook.function) for hook in app.process_hooks]
+    assert kinds == [("on_start", print), ("on_start", breakpoint), ("on_stop", print)]
+
+
+@pytest.mark.parametrize("kind", ["on_start", "on_stop"])
+def test_a_process_hook_takes_nothing(kind: str) -> None:
+    app: Any = App("shop")
+    assert f"@app.{kind}: flush(ctx: 'Any') -> 'None' must accept no arguments: ()" in refusal(
+        lambda: getattr(app, kind)(flush)
+    )
+    assert "is an async or generator function; hooks must be plain functions of ()" in refusal(
+        lambda: getattr(app, kind)(later)
+    )
+    assert f"@app.{kind} must decorate a function of (), got None" in refusal(lambda: getattr(app, kind)(None))
+    assert not app.process_hooks

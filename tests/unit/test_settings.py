@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import pickle
 import re
 from typing import Any, get_type_hints
 
@@ -9,6 +12,7 @@ import pytest
 from kafka import KafkaConsumer
 from support.refusal import refusal
 
+from karafka_lite import App, to_json
 from karafka_lite.routing import Router
 from karafka_lite.settings import TOPIC_OPTIONS, UNSUPPORTED, Config, Settings, resolve_bootstrap_servers
 
@@ -432,3 +436,37 @@ def test_a_bad_server_is_refused_with_the_place_that_it_came_from(
 
 def test_a_bad_server_that_is_overridden_is_not_checked() -> None:
     assert resolve_bootstrap_servers("opt:1", {VARIABLE: "bad:0"}, "bad:0") == ["opt:1"]
+
+
+async def later(value: object) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize(
+    ("serializer", "why"),
+    [
+        (None, "got None"),
+        (json, "got a module"),
+        (json.dumps, "json.dumps returns text: leave it out, the default is JSON in UTF-8"),
+        (later, "later is an async or generator function"),
+        (functools.partial(later), "later is an async or generator function"),
+        (lambda: b"", "() must accept one positional argument, the value"),
+        (lambda topic, value: b"", "(topic, value) must accept one positional argument, the value"),
+    ],
+)
+def test_a_serializer_that_would_fail_at_each_value_is_refused(serializer: Any, why: str) -> None:
+    text = refusal(lambda: App("group", serializer=serializer))
+    assert text.startswith("serializer must be a function of a value that returns bytes")
+    assert why in text
+
+
+def test_the_serializer_outlives_what_the_command_line_says() -> None:
+    app = App("group", serializer=pickle.dumps)
+    app.override(concurrency=2)
+    assert app.config.serializer is pickle.dumps
+    assert App("group").config.serializer is to_json
+
+
+def test_a_serializer_of_a_topic_is_an_unknown_name_of_the_app_that_is_near() -> None:
+    options: Any = {"serialiser": to_json}
+    assert "did you mean serializer or" in refusal(lambda: App("group", **options))

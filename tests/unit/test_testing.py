@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from karafka_lite import App, Batch, CommitError, ConfigurationError, Context, Message, ProduceError
+from karafka_lite import App, Batch, CommitError, ConfigurationError, Context, Message, ProduceError, Router
 from karafka_lite.testing import Run, TestClient, context
 from karafka_lite.testing.cluster import EPOCH_MS
 
@@ -548,7 +548,9 @@ def test_what_makes_no_sense_is_refused() -> None:
             pass
 
 
-def test_a_handler_without_an_end_ends() -> None:
+def test_a_handler_without_an_end_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("karafka_lite.testing.client.MOST_STEPS", 1000)
+
     def again(batch: Batch, ctx: Context) -> None:
         ctx.seek(0)
 
@@ -655,3 +657,234 @@ def test_the_clock_of_a_blocking_commit_goes_on_without_one() -> None:
         client.run()
         assert client.now == pytest.approx(1.0)
     assert len(errors) == 1
+
+
+# -- on_assigned, on_start and on_stop, routers, the serializer --------------------------------------------------------
+
+
+class Opening(Owned):
+    """``on_assigned`` raises as often as ``failing`` says, and puts a list into the state."""
+
+    def __init__(self, failing: int = 0, **options: Any) -> None:
+        super().__init__(**options)
+        self.failing = failing
+        self.app.on_assigned(self.store)(self.open)
+
+    def open(self, ctx: Context) -> None:
+        self.calls.append(f"on_assigned {ctx.partition} attempt={ctx.attempt}")
+        if self.failing:
+            self.failing -= 1
+            raise Flaky
+        ctx.state["opened"] = True
+
+
+def test_on_assigned_is_called_at_the_start_of_the_block_for_every_partition_and_what_it_opened_is_closed() -> None:
+    opening = Opening()
+    with TestClient(opening.app, partitions=2) as client:
+        assert opening.calls == ["on_assigned 0 attempt=1", "on_assigned 1 attempt=1"]
+        opening.calls.clear()
+        client.revoke(TOPIC, 0)
+        assert opening.calls == ["before_revoke 0 revoked=False", "on_revoked 0 revoked=True"]
+        opening.calls.clear()
+        client.assign(TOPIC, 0)
+        client.lose(TOPIC, 1)
+        assert opening.calls[0] == "on_assigned 0 attempt=1"
+        assert sorted(opening.calls[1:]) == [  # the other partition comes back
+            "on_assigned 0 attempt=1",
+            "on_revoked 0 revoked=True",
+            "on_revoked 1 revoked=True",
+        ]
+        opening.calls.clear()
+    assert opening.calls == ["on_shutdown 0 revoked=False"]
+
+
+def test_on_assigned_that_raises_is_called_again_by_the_clock_and_no_batch_comes_before() -> None:
+    opening = Opening(failing=2, backoff_ms=1000)
+    with TestClient(opening.app) as client:
+        client.send(TOPIC, 1)
+        assert client.run() == []
+        client.advance(ms=999)
+        assert client.run() == []
+        assert len(opening.calls) == 1
+        client.advance(ms=1)
+        client.advance(ms=1999)
+        assert client.run() == []
+        assert len(opening.calls) == 2
+        client.advance(ms=1)
+        assert opening.calls[2:] == ["on_assigned 0 attempt=3"]
+        assert describe(client.run()) == [([0], 1, "done")]
+
+
+def test_on_assigned_that_never_returns_well_leaves_nothing_to_close() -> None:
+    opening = Opening(failing=100)
+    with TestClient(opening.app) as client:
+        client.revoke(TOPIC, 0)
+    assert opening.calls == ["on_assigned 0 attempt=1"]
+
+
+def test_nothing_can_be_marked_in_on_assigned_and_it_may_choose_where_to_begin() -> None:
+    app, refused = given(nothing), []
+
+    @app.on_assigned(nothing)
+    def open_(ctx: Context) -> None:
+        for ask in (ctx.mark_as_consumed, lambda message: list(ctx.each([message]))):
+            with pytest.raises(ValueError, match="handed to this") as raised:
+                ask(Message(TOPIC, 0, 0))
+            refused.append(raised.value)
+        ctx.seek(2)
+
+    with TestClient(app) as client:
+        client.send_many(TOPIC, range(4))
+        client.revoke(TOPIC, 0)
+        client.assign(TOPIC, 0)
+        assert describe(client.run()) == [([2, 3], 1, "done")]
+        assert client.stored(TOPIC, 0) == 4
+    assert len(refused) == 4
+
+
+def test_what_on_assigned_left_in_the_state_is_there_after_a_failed_batch() -> None:
+    """Emptied with the rest, it could neither be used by the next try nor be closed: the hook is called once."""
+    opening, seen = Opening(), list[Any]()
+
+    def inside(batch: Batch, ctx: Context) -> None:
+        seen.append(dict(ctx.state))
+        ctx.state["buffer"] = batch.payloads
+        if ctx.attempt == 1:
+            raise Flaky
+
+    opening.inside = inside
+    with TestClient(opening.app) as client:
+        client.send(TOPIC, 1)
+        client.run()
+        client.advance(ms=1000)
+        client.run()
+    assert seen == [{"opened": True}, {"opened": True}]
+
+
+def test_what_on_assigned_sends_is_sent_again_where_it_was_refused() -> None:
+    app = given(nothing, backoff_ms=1000)
+    app.on_assigned(nothing)(lambda ctx: ctx.produce("news", "assigned"))
+    client = TestClient(app)
+    client.refuse("news", ProduceError("no"))
+    with client:
+        assert client.produced("news") == []
+        client.send(TOPIC, 1)
+        assert client.run() == []
+        client.advance(ms=1000)
+        assert [message.payload for message in client.produced("news")] == ["assigned"]
+        assert describe(client.run()) == [([0], 1, "done")]
+
+
+def test_a_critical_exception_of_on_assigned_stops_the_app() -> None:
+    opening = Opening()
+
+    @opening.app.on_assigned(opening.store)
+    def exit_(ctx: Context) -> None:
+        raise SystemExit("no table")
+
+    with TestClient(opening.app, partitions=2) as client:
+        client.send(TOPIC, 1, partition=0)
+        assert client.run() == []
+        assert opening.calls[:1] == ["on_assigned 0 attempt=1"]
+        assert "on_shutdown 0 revoked=False" in opening.calls, "at once, and not at the end of the block"
+
+
+def test_on_start_and_on_stop_are_called_once_around_the_block() -> None:
+    app, told = given(lambda batch, ctx: told.append("batch")), list[str]()
+    app.on_start(lambda: told.append("start"))
+    app.on_stop(lambda: told.append("stop"))
+    with TestClient(app, partitions=2) as client:
+        assert told == ["start"]
+        client.send(TOPIC, 1)
+        client.run()
+        client.stop()
+        assert told == ["start", "batch", "stop"]
+    assert told == ["start", "batch", "stop"]
+
+
+def test_what_on_start_and_on_stop_send_is_kept_also_where_the_start_fails() -> None:
+    app, sent = App("group", serializer=lambda value: repr(value).encode()), list[object]()
+    app.topic(TOPIC)(nothing)
+    sender = app._sender
+    app.on_start(lambda: sent.append(app.produce("log", {1}).result()))
+    app.on_stop(lambda: sent.append(app.produce("log", {2}).result()))
+    with TestClient(app) as client:
+        assert sent == [(0, 0)]
+    assert sent == [(0, 0), (0, 1)]
+    assert [message.value for message in client.produced("log")] == [b"{1}", b"{2}"]
+    app.on_start(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError), TestClient(app):
+        pytest.fail("it has not started")
+    assert sent == [(0, 0), (0, 1), (0, 0), (0, 1)]
+    assert app._sender is sender
+
+
+def test_what_on_start_raises_is_raised_by_the_block_and_what_on_stop_raises_is_not() -> None:
+    app = given(nothing)
+
+    @app.on_start
+    def connect() -> None:
+        if not told:
+            raise Flaky("no database")
+
+    told: list[str] = []
+    with pytest.raises(Flaky, match="no database"), TestClient(app):
+        pytest.fail("it has not started")
+    told.append("now")
+
+    @app.on_stop
+    def close() -> None:
+        raise Flaky("gone")
+
+    with TestClient(app):
+        pass
+
+
+def test_a_stop_that_on_stop_asks_for_is_none() -> None:
+    app = given(nothing)
+    app.on_stop(lambda: app.stop())
+    with TestClient(app):
+        pass
+
+
+def test_a_router_of_another_module_is_tested_with_the_app_that_includes_it() -> None:
+    router, app = Router(), App("group")
+    router.topic(TOPIC)(nothing)
+    app.include(router)
+    with TestClient(app) as client:
+        client.send(TOPIC, 1)
+        assert describe(client.run()) == [([0], 1, "done")]
+
+
+def test_the_apps_serializer_makes_bytes_of_what_is_sent_by_handlers_and_by_the_test() -> None:
+    app = App("group", serializer=lambda value: repr(value).encode())
+
+    @app.topic(TOPIC, deserializer=None)
+    def copy(batch: Batch, ctx: Context) -> None:
+        ctx.produce("out", batch[0].value)
+        ctx.produce("out", {1})
+
+    with TestClient(app) as client:
+        client.send(TOPIC, [None])
+        (run,) = client.run()
+        assert run.outcome == "done"
+        assert [message.value for message in client.produced("out")] == [b"[None]", b"{1}"]
+        client.send(TOPIC, "text")
+        client.run()
+        assert client.produced("out")[2].value == b"text", "a test writes what is on the wire"
+
+
+def test_what_the_serializer_refuses_names_topic_and_type() -> None:
+    app = given(lambda batch, ctx: ctx.produce("out", {1}))
+    with TestClient(app) as client:
+        with pytest.raises(TypeError, match="to_json cannot make bytes of object for topic 'user_events'"):
+            client.send(TOPIC, object())
+        client.send(TOPIC, 1)
+        (run,) = client.run()
+        assert "value: to_json cannot make bytes of set for topic 'out'" in str(run.exception)
+
+
+def test_a_context_has_the_serializer_that_it_is_given() -> None:
+    ctx = context(TOPIC, serializer=lambda value: b"made")
+    ctx.produce("out", 1)
+    assert ctx.produced[0].value == b"made"

@@ -1,6 +1,6 @@
 """The cells of a notebook, in which a handler takes shape; each may run again and again.
 
-    python examples/e14_notebook.py
+    python examples/e17_notebook.py
 
 Editors show what begins with # %% as a cell. A handler takes the place of the one of the same name that the cell
 defined before, and of its hooks. In a program, or while the app runs, that is a mistake.

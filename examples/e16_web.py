@@ -1,6 +1,6 @@
 """A web service that sends messages from an endpoint, and reads them in the same process.
 
-    uvicorn examples.e13_web:api
+    uvicorn examples.e16_web:api
 
 An endpoint with "def" is called in a thread of its own, where it may wait; with "async def" it would hold up the others.
 """

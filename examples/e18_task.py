@@ -1,6 +1,6 @@
 """A task of a scheduler: it processes what is new, says what it did, and ends.
 
-    python examples/e15_task.py
+    python examples/e18_task.py
 
 For Airflow decorate report with @task. Where it raises, the task has failed; its next try goes on at the last commit.
 """

@@ -1,0 +1,212 @@
+"""Batches of our own in kafka-python's queues: what arrives, where, how often, and what becomes of the futures."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from support.observer import Observer, wait_until
+
+from karafka_lite.client.accumulator import LOOKED_UP, Accumulator, Plain
+from karafka_lite.client.encoding import COMPRESS
+from karafka_lite.client.producer import Producer
+from karafka_lite.errors import ProduceError
+from karafka_lite.messages import Outgoing
+
+Sent = Future[tuple[int, int]]
+
+
+@contextmanager
+def producer_of(kafka: Observer, *, idempotent: bool = True, **settings: Any) -> Iterator[Producer]:
+    producer = Producer([kafka.bootstrap_servers], settings, idempotent=idempotent)
+    producer.connect()
+    try:
+        yield producer
+    finally:
+        producer.close()
+
+
+def arrived(kafka: Observer, topic: str) -> list[tuple[int, int, Any, Any]]:
+    """(partition, offset, key, value) of each message, as another client reads them."""
+    return [(record.partition(), record.offset(), record.key(), record.value()) for record in kafka.records(topic)]
+
+
+def test_kafka_python_has_the_names_that_batches_of_our_own_need(kafka: Observer) -> None:
+    with producer_of(kafka) as producer:
+        assert isinstance(producer._accumulator, Accumulator)
+
+
+@pytest.mark.parametrize("codec", [None, "gzip", "snappy", "lz4", "zstd"])
+def test_all_that_a_message_can_have_arrives_in_every_codec(kafka: Observer, codec: str | None) -> None:
+    topic = kafka.topic()
+    messages = [
+        Outgoing(
+            topic, b"value" * 20, b"key", [("h", b"1"), ("h", b""), ("h\u00e9", b"\x00")], None, 1_700_000_000_000
+        ),
+        Outgoing(topic, None, b"key", None, 0, 1_600_000_000_000),
+        Outgoing(topic, b"", None, None, 0, 1_800_000_000),
+        Outgoing(topic, None, None),
+        Outgoing(topic, b"x" * 300_000, b"k" * 300),
+    ]
+    with producer_of(kafka, compression_type=codec) as producer:
+        assert len(COMPRESS) == 4
+        sent = [producer.send(message) for message in messages]
+        assert [future.result(20) for future in sent] == [(0, offset) for offset in range(5)]
+    for message, record in zip(messages, kafka.records(topic), strict=True):
+        assert (record.value(), record.key()) == (message.value, message.key)
+        assert (record.headers() or None) == message.headers
+        assert message.timestamp_ms in (None, record.timestamp()[1])
+
+
+def test_a_key_chooses_the_partition_as_librdkafka_does_and_the_answer_says_where_each_is(kafka: Observer) -> None:
+    ours, theirs = kafka.topic(7), kafka.topic(7)
+    keys = [random.Random(n).randbytes(n % 70) for n in range(300)] * 2
+    with producer_of(kafka) as producer:
+        sent = [producer.send(Outgoing(ours, b"%d" % n, key)) for n, key in enumerate(keys)]
+        places = [future.result(20) for future in sent]
+    kafka.produce(theirs, [b""] * len(keys), keys=keys)
+    assert arrived(kafka, ours) == sorted((*place, keys[n], b"%d" % n) for n, place in enumerate(places))
+    partitions = {record.key(): record.partition() for record in kafka.records(theirs)}
+    assert [partition for partition, _ in places] == [partitions[key] for key in keys]
+
+
+def test_without_a_key_messages_stay_together_until_their_batch_has_left(kafka: Observer) -> None:
+    topic = kafka.topic(6)
+    with producer_of(kafka) as producer:
+        partitions = []
+        for _ in range(20):
+            sent = [producer.send(Outgoing(topic, b"1")) for _ in range(9)]
+            assert producer.flush(20)
+            (partition,) = {future.result(0)[0] for future in sent}
+            partitions.append(partition)
+    assert len({*partitions}) > 1
+
+
+def test_what_nobody_waits_for_leaves_after_linger_ms(kafka: Observer) -> None:
+    topic = kafka.topic()
+    with producer_of(kafka) as producer:
+        for count in (1, 2):  # the second one while the sender thread has nothing to do
+            producer.send(Outgoing(topic, b"1"))
+            wait_until(lambda: kafka.end_offset(topic) == count, 5)  # noqa: B023
+
+
+def test_a_batch_of_kafka_pythons_own_and_ours_get_along_in_one_queue(kafka: Observer) -> None:
+    topic = kafka.topic(max_message_bytes=20_000)
+    with producer_of(kafka, max_in_flight_requests_per_connection=1) as producer:
+        stock = producer._producer
+        futures: list[Any] = []
+        for n in range(60):
+            futures.append(producer.send(Outgoing(topic, b"ours %d " % n + b"x" * 900)))
+            futures.append(stock.send(topic, b"stock %d " % n + b"x" * 900))
+        offsets = [each.result(20)[1] if isinstance(each, Future) else each.get(20).offset for each in futures]
+    values = [value.split(b"x")[0] for _, _, _, value in arrived(kafka, topic)]
+    assert sorted(offsets) == list(range(120))
+    for kind in (b"ours", b"stock"):
+        assert [value for value in values if value.startswith(kind)] == [kind + b" %d " % n for n in range(60)]
+
+
+def test_a_batch_that_is_too_large_for_its_topic_is_split_until_it_fits_once_each_and_in_order(kafka: Observer) -> None:
+    topic = kafka.topic(2, max_message_bytes=2000)
+    told: Counter[str] = Counter()
+    with producer_of(kafka) as producer:
+        sent: list[Sent] = []
+        for n in range(600):
+            who = "even" if n % 6 < 3 else "odd"
+            message = Outgoing(topic, b"%d " % n + b"x" * 300, partition=n % 2)
+            sent.append(producer.send_checked(message, lambda count, failure, who=who: told.update({who: count})))
+        looked_at = [future for future in sent[::7] if not future.done()]
+        assert len(producer._unanswered) == 2
+        assert producer.flush(30)
+        assert not producer.dead
+        places = [future.result(0) for future in sent]
+        assert looked_at
+    assert told == {"even": 300, "odd": 300}
+    records = {(partition, offset): value for partition, offset, _, value in arrived(kafka, topic)}
+    assert len(records) == 600
+    assert [records[place].split()[0] for place in places] == [b"%d" % n for n in range(600)]
+    assert places[::2] == [(0, n) for n in range(300)]
+    assert places[1::2] == [(1, n) for n in range(300)]
+
+
+def test_closing_while_others_send_leaves_no_future_without_an_answer(kafka: Observer) -> None:
+    topic = kafka.topic(3)
+    for _ in range(3):
+        with producer_of(kafka) as producer:
+            futures: list[Sent] = []
+            over = threading.Event()
+
+            def send() -> None:
+                while not over.is_set():  # noqa: B023
+                    futures.append(producer.send(Outgoing(topic, b"1")))  # noqa: B023
+
+            threads = [threading.Thread(target=send) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            wait_until(lambda: len(futures) > 2000)  # noqa: B023
+            producer.close(0)
+            over.set()
+            for thread in threads:
+                thread.join(10)
+            producer.check()
+            assert all(future.done() for future in futures)
+            assert isinstance(futures[-1].exception(0), ProduceError)
+            assert not producer._unanswered
+            assert producer._weight == 0
+
+
+def test_the_window_counts_what_is_open_in_a_thousand_partitions_and_nothing_after_the_answers(
+    kafka: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("karafka_lite.client.producer.WINDOW_BYTES", 100_000)
+    topic = kafka.topic(200)
+    most = 0
+    with producer_of(kafka) as producer:
+        for n in range(1000):
+            producer.send(Outgoing(topic, b"x" * 500, partition=n % 200))
+            most = max(most, producer._weight)
+        assert producer.flush(30)
+        assert producer._weight == 0
+        assert not producer._unanswered
+        assert not producer._accumulator._open
+    assert 90_000 < most <= 100_000
+    assert sum(kafka.end_offset(topic, partition) for partition in range(200)) == 1000
+
+
+# -- where kafka-python has other names -------------------------------------------------------------------------------
+
+
+def test_without_those_names_each_message_is_sent_by_kafka_python_which_is_said(
+    kafka: Observer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("karafka_lite.client.accumulator.LOOKED_UP", (*LOOKED_UP, "_moved"))
+    topic, small, told = kafka.topic(3), kafka.topic(max_message_bytes=1000), Counter[bool]()
+    with producer_of(kafka, idempotent=False) as producer:
+        assert isinstance(producer._accumulator, Plain)
+        (line,) = [record.getMessage() for record in caplog.records if record.name == "karafka_lite"]
+        assert "sent one by one" in line
+        assert "_moved" in line
+        messages = [
+            Outgoing(topic, b"v", b"key", [("h", b"1"), (b"\xff".decode(errors="surrogateescape"), b"2")], 1, 1234),
+            Outgoing(topic, None, None, partition=1),
+            Outgoing(topic, b"3", b"a key"),
+            Outgoing(small, b"x" * 5000),
+        ]
+        sent = [producer.send_checked(each, lambda n, failure: told.update({failure is None: n})) for each in messages]
+        assert [future.result(20) for future in sent[:2]] == [(1, 0), (1, 1)]
+        partition, offset = sent[2].result(20)
+        assert getattr(sent[3].exception(20), "too_large", False)
+        with pytest.raises(ValueError, match="partition must be between 0 and 2"):
+            producer.send(Outgoing(topic, b"", partition=7))
+        assert producer.flush(20)
+        assert told == {True: 3, False: 1}
+        assert producer._weight == 0
+    first, second = [record for record in kafka.records(topic) if record.value() != b"3"]
+    assert (first.key(), first.timestamp()[1]) == (b"key", 1234)
+    assert (second.key(), second.value()) == (None, None)
+    assert (partition, offset, b"a key", b"3") in arrived(kafka, topic)
