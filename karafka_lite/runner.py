@@ -622,7 +622,7 @@ class Runner:
     def __init__(
         self, config: Config, servers: list[str], router: Router, observers: Observers, leftovers: Leftovers
     ) -> None:
-        from karafka_lite.client import consumer, producer  # here: kafka-python takes 0.1 s to import
+        from karafka_lite.client import consumer, outbox  # here: kafka-python takes 0.1 s to import
 
         system, self.progress = System(), Progress()
         self._deliveries = Deliveries(self.progress.observe, report_delivery(self.progress), observers)
@@ -630,7 +630,7 @@ class Runner:
         self._lifespan = Lifespan(router.process_hooks, emit, system.thread_id)
         self._requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()  # ``put`` may be called by signal handlers
         self._inside, self._workers = dict[int, Run](), dict[int, Workers]()  # by the list of hooks that routes share
-        self._outbox = producer.Outbox(servers, config.settings, emit)
+        self._outbox = outbox.Outbox(servers, config.settings, emit)
 
         def make_client(member: Member) -> Client:
             return consumer.Client(member.group_id, servers, config.settings, member, emit)

@@ -41,6 +41,8 @@ ELSEWHERE = {
     "client/leaving.py": "kafka/test_silence.py",
     "client/stalls.py": "kafka/test_silence.py",
     "client/trouble.py": "kafka/test_silence.py",
+    # The producer of an app, that a dead one is replaced.
+    "client/outbox.py": "kafka/test_sending.py",
     # What it asks of a cluster, a drain to the end of the topics shows.
     "client/admin.py": "kafka/test_drain.py",
     # Of messages for nobody, who reads them is the command.
