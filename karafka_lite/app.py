@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from karafka_lite.client.connection import Emit
-    from karafka_lite.client.producer import Outbox
+    from karafka_lite.client.outbox import Outbox
 
 ObserverT = TypeVar("ObserverT", bound=Observer)
 
@@ -163,7 +163,7 @@ class App(Router):
         return self._sender.send(outgoing(topic, value, key, headers, partition, timestamp_ms, serializer))
 
     def _new_outbox(self, emit: Emit) -> Outbox:
-        from karafka_lite.client.producer import Outbox
+        from karafka_lite.client.outbox import Outbox
 
         exits.end_before_exit(self)
         # Not idempotent: one message that is refused would have others fail, for which nobody tries again here.

@@ -610,7 +610,7 @@ class Runner:
         leftovers: Leftovers,
         close_sender: Callable[[Exit], object],
     ) -> None:
-        from karafka_lite.client import consumer, producer  # here: kafka-python takes 0.1 s to import
+        from karafka_lite.client import consumer, outbox  # here: kafka-python takes 0.1 s to import
 
         system, self.progress, self._close_sender = System(), Progress(), close_sender
         self._deliveries = Deliveries(self.progress.observe, report_delivery(self.progress), observers)
@@ -618,7 +618,7 @@ class Runner:
         self._lifespan = Lifespan(router.process_hooks, emit, system.thread_id)
         self._requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()  # ``put`` may be called by signal handlers
         self._inside, self._workers = dict[int, Run](), dict[int, Workers]()  # by the list of hooks that routes share
-        self._outbox = producer.Outbox(servers, config.settings, emit)
+        self._outbox = outbox.Outbox(servers, config.settings, emit)
 
         def make_client(member: Member) -> Client:
             return consumer.Client(member.group_id, servers, config.settings, member, emit)

@@ -14,7 +14,7 @@ from karafka_lite.observers.report import report_delivery
 
 if TYPE_CHECKING:
     from karafka_lite.client.connection import Emit
-    from karafka_lite.client.producer import Outbox
+    from karafka_lite.client.outbox import Outbox
 
 log = logging.getLogger("karafka_lite")
 

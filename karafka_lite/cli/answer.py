@@ -1,7 +1,4 @@
-"""What a command answers, on standard output: a table for people, or one JSON object a line.
-
-What it has to say beside that goes to standard error.
-"""
+"""What a command answers, on standard output: a table for people, or one JSON object a line."""
 
 from __future__ import annotations
 
@@ -50,16 +47,6 @@ def write(data: bytes) -> None:
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
-
-
-def tell(text: str) -> None:
-    """What was done."""
-    print(text, file=sys.stderr)
-
-
-def complain(text: str) -> None:
-    """What is wrong, though it goes on."""
-    print(f"karafka-lite: {text}", file=sys.stderr)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from karafka_lite.cli import answer, console
+from karafka_lite.cli import answer, console, lines
 from karafka_lite.cli.broker import sigterm_as_ctrl_c
 from karafka_lite.cli.cluster import Target, connected, target_of, topics_of
 from karafka_lite.cli.options import Parser, add_cluster, add_groups, add_log_level, number
@@ -72,12 +72,12 @@ def lag(arguments: argparse.Namespace) -> int:
         answer.show(rows, as_json=arguments.json)
     missing = _missing(target, rows)
     if missing:
-        answer.complain(f"topics do not exist: {', '.join(missing)} (or no Describe permission)")
+        lines.complain(f"karafka-lite: topics do not exist: {', '.join(missing)} (or no Describe permission)")
     late = [] if arguments.max_lag is None else [row for row in rows if _is_past(row["lag"], arguments.max_lag)]
     for row in late:
         place = where(row["topic"], row["partition"])
         how_far = "is not known" if row["lag"] is None else f"is {row['lag']}"
-        answer.complain(f"the lag of {place} {how_far}, past --max-lag {arguments.max_lag}")
+        lines.complain(f"karafka-lite: the lag of {place} {how_far}, past --max-lag {arguments.max_lag}")
     return 1 if missing or late else 0
 
 

@@ -59,7 +59,8 @@ class Parser(argparse.ArgumentParser):
 def add_log_level(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """``default``: the level of a command that answers, and says no more without need."""
     group = parser.add_argument_group("logging")
-    levels = f"{', '.join(_LEVELS)} (default: {default or DEFAULT_LEVEL}; with --quiet: warning)"
+    usual = default or f"{DEFAULT_LEVEL}; with --quiet: warning"
+    levels = f"{', '.join(_LEVELS)} (default: {usual})"
     group.add_argument("--log-level", metavar="LEVEL", type=str.lower, choices=_LEVELS, default=default, help=levels)
     formats = "auto: colour on a terminal, else text; text; json: one object a line for all of standard error"
     group.add_argument("--log-format", metavar="FORMAT", choices=("auto", "text", "json"), default="auto", help=formats)

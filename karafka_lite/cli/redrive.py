@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from karafka_lite.checks import check_topic
-from karafka_lite.cli import answer, console
+from karafka_lite.cli import answer, console, lines
 from karafka_lite.cli.cluster import Cluster, cluster_of, connected
 from karafka_lite.cli.interrupt import Interrupt
 from karafka_lite.cli.letters import Letter
@@ -83,9 +83,9 @@ def redrive(arguments: argparse.Namespace) -> int:
     rows = [{"topic": topic, "error": error, "messages": sent} for (topic, error), sent in sorted(work.sent.items())]
     with answer.until_nobody_reads():
         answer.show(rows, as_json=arguments.json)
-    answer.tell(work.summary(dry=arguments.dry_run))
+    lines.say(work.summary(dry=arguments.dry_run))
     if complaint:
-        answer.complain(complaint)
+        lines.complain(f"karafka-lite: {complaint}")
     return 1 if complaint else 0
 
 

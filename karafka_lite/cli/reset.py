@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from karafka_lite.cli import answer, console
+from karafka_lite.cli import answer, console, lines
 from karafka_lite.cli.cluster import Target, connected, target_of, topics_of
 from karafka_lite.cli.options import Parser, add_cluster, add_groups, add_log_level, number
 from karafka_lite.cli.position import position
@@ -89,7 +89,7 @@ def reset(arguments: argparse.Namespace) -> int:
             mine = [change for change in changes if change.group_id == group_id]
             notes = {change.tp: note_of(change.place, None, target.reset) for change in mine}
             admin.commit(group_id, {change.tp: (change.to, notes[change.tp]) for change in mine})
-            answer.tell(f"committed for group {group_id}: {_partitions(len(mine))}")
+            lines.say(f"committed for group {group_id}: {_partitions(len(mine))}")
     return 0
 
 
@@ -153,12 +153,12 @@ def _row(change: Change) -> dict[str, Any]:
 def _agreed(count: int) -> bool:
     """Ask on the terminal, if there is one."""
     if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
-        answer.complain("nothing was changed: there is no terminal to ask on; add --yes")
+        lines.complain("karafka-lite: nothing was changed: there is no terminal to ask on; add --yes")
         return False
     print(f"commit these offsets of {_partitions(count)}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
         return True
-    answer.tell("nothing was changed")
+    lines.say("nothing was changed")
     return False
 
 

@@ -380,9 +380,7 @@ class Group:
         self._commit_requested = True
         self.changed = True
 
-    def answered(
-        self, ownership: Ownership, send: Send, failure: BaseException | None, now: float, count: int = 1
-    ) -> None:
+    def answered(self, ownership: Ownership, send: Send, failure: BaseException | None, now: float, count: int) -> None:
         """Messages that user code of ``ownership`` has sent are acknowledged, or have failed."""
         ownership.marks.answered(send, failure, count)
         waited_for = ownership.state is State.RELEASING or self._commit_requested

@@ -87,7 +87,7 @@ class Marks:
         self._tries = 0  # since a commit succeeded
         self._refused_version = -1  # for good
         self._versions = 0
-        self.in_flight = 0  # messages that the running code has sent, and that have no answer
+        self.in_flight: int = 0  # messages that the running code has sent, and that have no answer
         self._open: set[Send] = set()  # with messages that have no answer
         self._sends: deque[Send] = deque()  # from the oldest one without an answer on
         self._given_up: list[tuple[int, int]] = []  # ranges [from, to), sorted, never changed but replaced

@@ -39,6 +39,8 @@ ELSEWHERE = {
     "client/leaving.py": "kafka/test_silence.py",
     "client/stalls.py": "kafka/test_silence.py",
     "client/trouble.py": "kafka/test_silence.py",
+    # The producer of an app, that a dead one is replaced.
+    "client/outbox.py": "kafka/test_sending.py",
     # What it asks of a cluster, a drain to the end of the topics shows.
     "client/admin.py": "kafka/test_drain.py",
     # The command line shows it, too.

@@ -423,7 +423,7 @@ def test_killed_at_each_step_between_the_failure_and_the_commit_nothing_is_lost_
     kafka.produce(topic, range(5))
     text = """
         from karafka_lite import App
-        from karafka_lite.client import consumer, producer
+        from karafka_lite.client import consumer, outbox
         from karafka_lite.core import ownership
 
         topic, dead, group, step = sys.argv[1:]
@@ -446,7 +446,7 @@ def test_killed_at_each_step_between_the_failure_and_the_commit_nothing_is_lost_
 
         around(ownership.Ownership, "gives_up", "failed", "given up")
         around(ownership.Ownership, "give_up", None, "set aside")
-        plain_send = producer.Outbox.send
+        plain_send = outbox.Outbox.send
         def send(*arguments):
             future = plain_send(*arguments)
             fault("sent")
@@ -454,7 +454,7 @@ def test_killed_at_each_step_between_the_failure_and_the_commit_nothing_is_lost_
                 future.result(20)
                 fault("acknowledged")
             return future
-        producer.Outbox.send = send
+        outbox.Outbox.send = send
         plain_commit = consumer.Client.commit
         def commit(self, commits, generation):
             refusals = plain_commit(self, commits, generation)

@@ -129,7 +129,7 @@ def test_a_mistake_is_one_message(embedded_kafka: Observer, folder: Path, capsys
 def test_a_coordinator_that_loads_is_asked_again_and_one_that_refuses_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with EmbeddedBroker(["orders"]) as broker:
+    with EmbeddedBroker({"orders": 1}) as broker:
         argv = ["lag", "--group", "shop", "--broker", broker.bootstrap_servers]
         Observer(broker.bootstrap_servers).commit("shop", "orders", 0)
         broker.fail("DescribeGroups", CoordinatorLoadInProgressError)

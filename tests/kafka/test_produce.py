@@ -26,7 +26,8 @@ from support.kafka_server import JavaKafka, kafka_source
 from support.observer import BreakableKafka, Observer, wait_until
 
 from karafka_lite.client.encoding import RECORD_BYTES
-from karafka_lite.client.producer import MESSAGE_BYTES, Outbox, Producer
+from karafka_lite.client.outbox import Outbox
+from karafka_lite.client.producer import MESSAGE_BYTES, Producer
 from karafka_lite.errors import ProduceError
 from karafka_lite.messages import Outgoing
 

@@ -222,7 +222,7 @@ def test_a_broker_that_goes_away_ends_it_in_time_but_not_who_follows() -> None:
     def some(polls: Any) -> list[bytes]:
         return next(found for polled in polls if (found := [one.value for _, records in polled for one in records]))
 
-    with EmbeddedBroker(["orders"]) as broker:
+    with EmbeddedBroker({"orders": 1}) as broker:
         observer, tp = Observer(broker.bootstrap_servers), ("orders", 0)
         observer.produce("orders", ["first"])
         with closing(Browser([broker.bootstrap_servers], {"bootstrap_timeout_ms": 500})) as browser:

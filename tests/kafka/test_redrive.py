@@ -158,6 +158,7 @@ def test_count_and_to_choose(embedded_kafka: Observer, capsys: pytest.CaptureFix
     argv = ["redrive", dead, "--broker", kafka.bootstrap_servers, "--to", late]
     assert command(capsys, *argv, "--count", "7").err == f"sent back from {dead}: 7\n"
     assert command(capsys, *argv, "--count", "7").err == f"sent back from {dead}: 3\n"
+    assert command(capsys, *argv, "--quiet").err == ""
     assert sorted(values(kafka, late)) == list(range(10))
     assert values(kafka, source) == []
 

@@ -16,7 +16,8 @@ from support.harness import Gate, Process, evict, make_app, opened, running, sto
 from support.observer import BreakableKafka, Observer, wait_until
 
 from karafka_lite import App, Batch, CommitError, Context, ProduceError
-from karafka_lite.client.producer import Outbox, Producer
+from karafka_lite.client.outbox import Outbox
+from karafka_lite.client.producer import Producer
 from karafka_lite.core.marks import Told
 from karafka_lite.messages import Outgoing
 
@@ -655,7 +656,7 @@ def test_killed_between_the_mark_and_the_answer_the_input_comes_again(kafka: Obs
     text = """
         from concurrent.futures import Future
         from karafka_lite import App
-        from karafka_lite.client.producer import Outbox
+        from karafka_lite.client.outbox import Outbox
 
         topic, out, group, kills = sys.argv[1:]
         if kills == "yes":

@@ -81,7 +81,7 @@ class Life(Runner):
                 "runner.System": lambda: system,
                 "runner.Deliveries": lambda *_: Deliveries(self),
                 "runner.Group": partial(world.group, self),
-                "client.producer.Outbox": lambda *_: SimulatedOutbox(self),
+                "client.outbox.Outbox": lambda *_: SimulatedOutbox(self),
                 "runner.queue.SimpleQueue": lambda: SimulatedQueue(world),
                 "runner.threading.Event": system.event,
             }.items():

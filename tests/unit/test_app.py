@@ -14,7 +14,7 @@ import pytest
 from support.command import Stream
 
 from karafka_lite import App, BrokerUnavailableError, ConfigurationError, ProduceError, exits
-from karafka_lite.client.producer import Outbox
+from karafka_lite.client.outbox import Outbox
 
 
 def handle(batch: object, ctx: object) -> None: ...

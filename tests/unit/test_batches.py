@@ -114,16 +114,18 @@ def test_who_waits_for_an_answer_has_what_is_open_leave() -> None:
 
 
 def test_looking_while_the_answer_comes_is_no_deadlock_and_no_mistake() -> None:
-    for _ in range(300):
-        batch = batch_of(1)
-        sent, found = Sent(batch, 0), []
-        threads = [threading.Thread(target=lambda: found.append(sent.result(5))) for _ in range(3)]  # noqa: B023
+    def look_from_three_threads(batch: Batch) -> list[tuple[int, int]]:
+        sent, found = Sent(batch, 0), list[tuple[int, int]]()
+        threads = [threading.Thread(target=lambda: found.append(sent.result(5))) for _ in range(3)]
         threads.append(threading.Thread(target=answer, args=(batch,)))
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(10)
-        assert found == [(3, 40)] * 3
+        return found
+
+    for _ in range(300):
+        assert look_from_three_threads(batch_of(1)) == [(3, 40)] * 3
 
 
 def test_there_is_one_answer() -> None:

@@ -509,7 +509,7 @@ def test_a_requested_commit_waits_for_what_was_sent() -> None:
     assert scene.commit() == {}
     assert scene.group.wake_at(0.0) > 0.0, "nobody spins"
     scene.group.changed = False
-    scene.group.answered(scene[0], send, None, 0.0)
+    scene.group.answered(scene[0], send, None, 0.0, 1)
     assert scene.group.changed
     assert scene.commit() == {TP: 1}
     scene.end(run)
@@ -522,7 +522,7 @@ def test_a_refused_send_takes_its_marks_back() -> None:
     scene[0].marks.mark(1)
     send = scene[0].marks.sending()
     scene[0].marks.mark(2)
-    scene.group.answered(scene[0], send, ProduceError("no"), 0.0)
+    scene.group.answered(scene[0], send, ProduceError("no"), 0.0, 1)
     scene.now = 5.0
     assert scene.commit() == {TP: 1}
 

@@ -11,7 +11,8 @@ from kafka.errors import MessageSizeTooLargeError as TooLarge
 from kafka.structs import TopicPartition
 
 from karafka_lite.client.batches import Batch
-from karafka_lite.client.producer import Outbox, Producer
+from karafka_lite.client.outbox import Outbox
+from karafka_lite.client.producer import Producer
 from karafka_lite.errors import ProduceError
 from karafka_lite.messages import Outgoing
 
@@ -100,7 +101,10 @@ def test_who_has_sent_several_is_told_once_and_of_its_own_fault_first() -> None:
     producer = Producer([], {})
     batch = Batch(TopicPartition("orders", 0), 0, producer)
     told: list[Any] = []
-    tell = lambda count, failure: told.append((count, failure and failure.collateral))  # noqa: E731
+
+    def tell(count: int, failure: Any) -> None:
+        told.append((count, failure and failure.collateral))
+
     for who in (tell, tell, None, tell):
         batch.add((0, None, b"", None), 10, who)
     errors = [KafkaError(""), InvalidTimestampError(""), KafkaError(""), KafkaError("")]
