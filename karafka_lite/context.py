@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.errors import ConfigurationError, cut
-from karafka_lite.messages import Batch, Message, Outgoing, next_offset_after, where
+from karafka_lite.messages import Addressed, Batch, Message, next_offset_after, where
 from karafka_lite.serializer import Serializer, serialized, to_json
 
 log = logging.getLogger("karafka_lite")
@@ -42,11 +42,11 @@ class Shell(Protocol):
     def pause(self, ownership: Ownership, ms: float) -> bool:
         """Hand over no batch for ``ms``; False when not the owner."""
 
-    def send(self, run: Run, message: Outgoing) -> Future[tuple[int, int]]:
+    def send(self, run: Run, message: Addressed) -> Future[tuple[int, int]]:
         """Send a message; what ``run`` marks from now on waits for it. Raises ProduceError: an earlier one failed."""
 
     def dead_letter(
-        self, run: Run, message: Outgoing, offset: int, attempts: int, reason: str
+        self, run: Run, message: Addressed, offset: int, attempts: int, reason: str
     ) -> Future[tuple[int, int]]:
         """As ``send``; the message at ``offset`` of ``run`` counts as marked once everything before it is."""
 
@@ -312,7 +312,7 @@ class Context:
         attempts = self._ownership.retries.tries_of(message.offset) + 1
         return self._shell.dead_letter(self._run, letter, message.offset, attempts, cut(reason))
 
-    def as_dead_letters(self, message: Message, reason: str, *, uncounted: int = 0) -> list[Outgoing]:
+    def as_dead_letters(self, message: Message, reason: str, *, uncounted: int = 0) -> list[Addressed]:
         """What is sent for ``message`` to the route's dead-letter topic; each is for where the one before is too large.
 
         The second is without ``reason``, the last without any header of ours. ``uncounted``: tries that go on.
@@ -336,7 +336,7 @@ class Context:
         }
         own = [(name, value or b"") for name, value in message.headers]  # kafka-python sends no header of null
         headers = [*own, *((name, text.encode(errors="replace")) for name, text in source.items())]
-        letter = Outgoing(self._dead_letter, message.value, message.key, headers)
+        letter = Addressed(self._dead_letter, message.value, message.key, headers)
         return [letter, letter._replace(headers=headers[:-1]), letter._replace(headers=own)]
 
     # -- ownership
@@ -389,7 +389,7 @@ class Context:
 
 
 def give_up(
-    context: Context, batch: Batch, send: Callable[[Outgoing], Future[tuple[int, int]]]
+    context: Context, batch: Batch, send: Callable[[Addressed], Future[tuple[int, int]]]
 ) -> tuple[tuple[str, int, int], tuple[str, ...]]:
     """Send the culprit of a run, which is in ``batch``, to the dead letters: with as many headers of ours as fit there.
 
@@ -426,7 +426,7 @@ def outgoing(
     partition: Any,
     timestamp_ms: Any,
     serializer: Serializer = to_json,
-) -> Outgoing:
+) -> Addressed:
     """The message that these arguments of a send make. What cannot be sent stays as it is: ``check_outgoing`` names it.
 
     Raises TypeError, ValueError: the serializer cannot make bytes of the value, or the key is no text.
@@ -440,4 +440,4 @@ def outgoing(
         key = bytes(key)
     is_list = isinstance(headers, Iterable) and not isinstance(headers, Mapping | str | bytes)
     pairs: Any = list(headers) if is_list else headers
-    return Outgoing(topic, serialized(serializer, topic, value), key, pairs, partition, timestamp_ms)
+    return Addressed(topic, serialized(serializer, topic, value), key, pairs, partition, timestamp_ms)

@@ -86,7 +86,7 @@ class PlainRecord(NamedTuple):
     headers: Sequence[tuple[str, bytes]]
 
 
-class Outgoing(NamedTuple):
+class Addressed(NamedTuple):
     """A message that is to be sent, under Kafka's names; a ``timestamp_ms`` of None is the time of sending."""
 
     topic: str
@@ -96,7 +96,7 @@ class Outgoing(NamedTuple):
     partition: int | None = None
     timestamp_ms: int | None = None
 
-    def left_out(self, complete: Outgoing) -> tuple[str, ...]:
+    def left_out(self, complete: Addressed) -> tuple[str, ...]:
         """The names of the last headers of ``complete`` that this one lacks."""
         return tuple(name for name, _ in (complete.headers or [])[len(self.headers or ()) :])
 

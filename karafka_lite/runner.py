@@ -31,7 +31,7 @@ from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Leftovers, Ownership, Run, State
 from karafka_lite.errors import CommitError, Exit, KarafkaLiteError, ProduceError
 from karafka_lite.lifespan import Lifespan
-from karafka_lite.messages import Outgoing, TopicPartition, where
+from karafka_lite.messages import Addressed, TopicPartition, where
 from karafka_lite.observers.delivery import Deliveries, Observers
 from karafka_lite.observers.frames import stacks
 from karafka_lite.observers.news import DeadLetter, News
@@ -388,7 +388,7 @@ class Member:
     def _send_dead_letter(self, run: Run, route: Route, context: Context) -> None:
         """Give the culprit of ``run`` up once its dead letter is acknowledged; else the run has failed."""
 
-        def send(letter: Outgoing) -> Sent:
+        def send(letter: Addressed) -> Sent:
             sent = self.send(run, letter, after_failure=True)
             self._await_answers(run)
             return sent
@@ -475,7 +475,7 @@ class Member:
         with self.locked() as now:
             return self.group.pause(ownership, now + ms / 1000, now)
 
-    def send(self, run: Run, message: Outgoing, *, after_failure: bool = False) -> Sent:
+    def send(self, run: Run, message: Addressed, *, after_failure: bool = False) -> Sent:
         ownership = run.ownership
         with self.lock:
             if ownership.run is not run:
@@ -490,7 +490,7 @@ class Member:
             told(1, None)
             raise
 
-    def dead_letter(self, run: Run, message: Outgoing, offset: int, attempts: int, reason: str) -> Sent:
+    def dead_letter(self, run: Run, message: Addressed, offset: int, attempts: int, reason: str) -> Sent:
         future = self.send(run, message)
         with self.lock:
             run.ownership.mark_given_up(run, offset)

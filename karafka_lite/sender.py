@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from karafka_lite.messages import Outgoing
+from karafka_lite.messages import Addressed
 from karafka_lite.observers.delivery import Delivery
 from karafka_lite.observers.progress import Progress
 from karafka_lite.observers.report import report_delivery
@@ -45,7 +45,7 @@ class Sender:
         """Whether something was sent since the last ``close``."""
         return self._open is not None
 
-    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
+    def send(self, message: Addressed) -> Future[tuple[int, int]]:
         """As ``Outbox.send``."""
         with self._lock:
             outbox = (self._open or self._begin()).outbox

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from karafka_lite.checks import check_topic
 from karafka_lite.cli.interrupt import Interrupt
 from karafka_lite.errors import KarafkaLiteError
-from karafka_lite.messages import Outgoing
+from karafka_lite.messages import Addressed
 
 if TYPE_CHECKING:
     from karafka_lite.client.producer import Producer
@@ -199,7 +199,7 @@ def _send(feed: Feed, file: BinaryIO, producer: Producer, interrupt: Interrupt, 
     try:
         for line in lines(file, feed):
             interrupt.hold()
-            tally.sent_line(line, producer.send(Outgoing(feed.topic, line.value, line.key)))
+            tally.sent_line(line, producer.send(Addressed(feed.topic, line.value, line.key)))
             update(line.end, tally.acknowledged)
             interrupt.release()
             if tally.refused:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from karafka_lite.messages import Headers, Outgoing, Record
+from karafka_lite.messages import Addressed, Headers, Record
 
 SOURCE = "source-topic"
 ADDED = (SOURCE, "source-partition", "source-offset", "source-timestamp", "source-group", "attempts", "error")
@@ -46,14 +46,14 @@ class Letter(NamedTuple):
         """Where it goes back to; ``to`` wins. None: nobody knows."""
         return to or self.added.get(SOURCE)
 
-    def sent_back(self, to: str | None, partitions: Mapping[str, int]) -> Outgoing:
+    def sent_back(self, to: str | None, partitions: Mapping[str, int]) -> Addressed:
         """What is sent, in a cluster whose topics have so many ``partitions``; into the partition that it is from."""
         topic, number = self.topic(to) or "", self.added.get("source-partition", "")
         stays = topic == self.added.get(SOURCE) and number.isdecimal() and int(number) < partitions[topic]
-        return Outgoing(topic, self.record.value, self.record.key, self.own, int(number) if stays else None)
+        return Addressed(topic, self.record.value, self.record.key, self.own, int(number) if stays else None)
 
-    def put_back(self, topic: str, partition: int) -> Outgoing:
+    def put_back(self, topic: str, partition: int) -> Addressed:
         """The letter as it is, for the end of its partition."""
         headers = [(name, value or b"") for name, value in self.record.headers]
         timestamp = self.record.timestamp if self.record.timestamp >= 0 else None
-        return Outgoing(topic, self.record.value, self.record.key, headers, partition, timestamp)
+        return Addressed(topic, self.record.value, self.record.key, headers, partition, timestamp)

@@ -16,7 +16,7 @@ from karafka_lite.errors import KarafkaLiteError, ProduceError
 
 if TYPE_CHECKING:
     from karafka_lite.core.marks import Told
-    from karafka_lite.messages import Outgoing
+    from karafka_lite.messages import Addressed
 
 
 class Outbox:
@@ -38,7 +38,7 @@ class Outbox:
         self._closed = False
         self.answer_timeout_s = self._new().answer_timeout_s
 
-    def send(self, message: Outgoing, told: Told | None = None) -> Future[Receipt]:
+    def send(self, message: Addressed, told: Told | None = None) -> Future[Receipt]:
         """As ``Producer.send``. No broker within ``bootstrap_timeout_ms`` is a ProduceError in the future, too."""
         producer = self._producer
         if producer is not None and (sent := producer.send_soon(message, told)) is not None:
@@ -46,14 +46,14 @@ class Outbox:
         check_outgoing(message)  # at the call, also while no broker can be reached
         return self._by_living(lambda producer: producer.send_checked(message, told), [message], told)
 
-    def send_many(self, messages: Sequence[Outgoing], told: Told | None = None) -> Future[list[Receipt]]:
+    def send_many(self, messages: Sequence[Addressed], told: Told | None = None) -> Future[list[Receipt]]:
         """As ``Producer.send_many``."""
         for message in messages:
             check_outgoing(message)
         return self._by_living(lambda producer: producer.send_many(messages, told), messages, told)
 
     def _by_living(
-        self, send: Callable[[Producer], Future[R]], messages: Sequence[Outgoing], told: Told | None
+        self, send: Callable[[Producer], Future[R]], messages: Sequence[Addressed], told: Told | None
     ) -> Future[R]:
         producer = self._producer
         while True:

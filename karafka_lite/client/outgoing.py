@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from karafka_lite.errors import cut
-from karafka_lite.messages import TOPIC, Outgoing
+from karafka_lite.messages import TOPIC, Addressed
 
 MAX_PARTITION, MAX_TIMESTAMP_MS = (1 << 31) - 1, (1 << 63) - 1
 UNPACK_WORDS = [struct.Struct(f"<{count}I").unpack_from for count in range(64)]
 BITS_32, MULTIPLIER, SEED = 0xFFFFFFFF, 0x5BD1E995, 0x9747B28C  # of murmur2
 
 
-def check_outgoing(message: Outgoing, partitions: int | None = None) -> None:
+def check_outgoing(message: Addressed, partitions: int | None = None) -> None:
     """Whether this can be a message. kafka-python takes some things that break its sender thread or are sent wrong.
 
     ``partitions``: how many the topic has; None: that is not known.

@@ -39,7 +39,7 @@ from karafka_lite.errors import ProduceError
 
 if TYPE_CHECKING:
     from karafka_lite.core.marks import Told
-    from karafka_lite.messages import Outgoing
+    from karafka_lite.messages import Addressed
 
 log = logging.getLogger("karafka_lite")
 
@@ -138,7 +138,7 @@ class Producer:
 
     # -- sending
 
-    def send(self, message: Outgoing) -> Future[Receipt]:
+    def send(self, message: Addressed) -> Future[Receipt]:
         """Send one message; the future holds (partition, offset) once all in-sync replicas have it, or a ProduceError.
 
         It leaves when somebody waits for the answer, in ``hand_over``, with others, or after ``linger_ms``. Blocks
@@ -153,7 +153,7 @@ class Producer:
         except DeadError as error:
             return Sent(*self._unsent(message, error, None))
 
-    def send_soon(self, message: Outgoing, told: Told | None) -> Future[Receipt] | None:
+    def send_soon(self, message: Addressed, told: Told | None) -> Future[Receipt] | None:
         """``send`` for most messages, in one function: calls would double the price. None: it has to be looked at."""
         topic, value, key, headers, number, timestamp_ms = message
         if headers is not None or number is not None or timestamp_ms is not None or type(topic) is not str:
@@ -178,7 +178,7 @@ class Producer:
             self._weight += size + MESSAGE_BYTES
             return Sent(batch, batch.add((time_ns() // 1_000_000, key, value, None), size, told))
 
-    def send_checked(self, message: Outgoing, told: Told | None = None) -> Future[Receipt]:
+    def send_checked(self, message: Addressed, told: Told | None = None) -> Future[Receipt]:
         """``send`` for what ``check_outgoing`` has seen; ``told`` as ``protocol.Outbox`` has it. Raises DeadError."""
         try:
             batch, index = self._put(message, told)
@@ -188,7 +188,7 @@ class Producer:
             batch, index = self._unsent(message, error, told)
         return Sent(batch, index)
 
-    def send_many(self, messages: Sequence[Outgoing], told: Told | None = None) -> Future[list[Receipt]]:
+    def send_many(self, messages: Sequence[Addressed], told: Told | None = None) -> Future[list[Receipt]]:
         """All of these, which ``check_outgoing`` has seen; or none where one cannot be sent. Raises DeadError."""
         places: list[tuple[Batch, int]] = []
         try:
@@ -209,7 +209,7 @@ class Producer:
                 places.append(self._unsent(messages[done], error, told))
         return Many(places)
 
-    def _made_ready(self, message: Outgoing) -> tuple[str, Partition | None, Unencoded, int]:
+    def _made_ready(self, message: Addressed) -> tuple[str, Partition | None, Unencoded, int]:
         """Its topic, its partition (None: any will do), what is put into a batch, and the size of that."""
         topic, value, key, headers, number, timestamp_ms = message
         size = size_of(key, value, headers)
@@ -245,7 +245,7 @@ class Producer:
             with self.lock:
                 self._accumulator.hand_over()
 
-    def _partition_of(self, message: Outgoing) -> Partition:
+    def _partition_of(self, message: Addressed) -> Partition:
         if (accumulator := self._accumulator) is None:
             raise DeadError
         topic, _, key, _, number, _ = message
@@ -264,7 +264,7 @@ class Producer:
         self._producer._sender.wakeup()
         answered.wait(self.settings["max_block_ms"] / 1000)
 
-    def _put(self, message: Outgoing, told: Told | None) -> tuple[Batch, int]:
+    def _put(self, message: Addressed, told: Told | None) -> tuple[Batch, int]:
         """Put it into a batch when there is room; raises KafkaError."""
         _, value, key, headers, _, timestamp_ms = message
         size = size_of(key, value, headers)
@@ -299,7 +299,7 @@ class Producer:
     def _has_room(self, weight: int) -> bool:
         return not self._unanswered or self._weight + weight <= WINDOW_BYTES or self.dead
 
-    def _unsent(self, message: Outgoing, error: Exception, told: Told | None) -> tuple[Batch, int]:
+    def _unsent(self, message: Addressed, error: Exception, told: Told | None) -> tuple[Batch, int]:
         """A message that could not be put into a batch."""
         batch = Batch(TopicPartition(message.topic, -1), 0, self)
         batch.add((0, message.key, message.value, None), 0, told)

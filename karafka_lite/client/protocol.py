@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from karafka_lite.messages import Outgoing, Record, TopicPartition
+from karafka_lite.messages import Addressed, Record, TopicPartition
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -107,7 +107,7 @@ class Outbox(Protocol):
     def answer_timeout_s(self) -> float:
         """After so long there is an answer to every message, or there will be none."""
 
-    def send(self, message: Outgoing, told: Told | None = None) -> Future[tuple[int, int]]:
+    def send(self, message: Addressed, told: Told | None = None) -> Future[tuple[int, int]]:
         """The future holds (partition, offset), or a ProduceError. TypeError, ValueError: this cannot be a message.
 
         ``told`` is called once the futures have their answers; one call may be for many messages.

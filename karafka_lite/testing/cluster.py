@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 
 from karafka_lite.client.outgoing import check_outgoing, partition_of
-from karafka_lite.messages import Message, Outgoing, PlainRecord, TopicPartition
+from karafka_lite.messages import Addressed, Message, PlainRecord, TopicPartition
 from karafka_lite.runner import System
 
 EPOCH_MS = 1_577_836_800_000  # the clock begins with 2020
@@ -45,11 +45,11 @@ class Cluster:
             raise ValueError(f"topic {topic!r} cannot have {count} partitions")
         return count
 
-    def check(self, message: Outgoing) -> None:
+    def check(self, message: Addressed) -> None:
         """Raises TypeError, ValueError: Kafka would not take it at the call."""
         check_outgoing(message, self.count(message.topic) if isinstance(message.topic, str) else None)
 
-    def append(self, message: Outgoing) -> tuple[int, int]:
+    def append(self, message: Addressed) -> tuple[int, int]:
         """Write ``message``; returns its partition and offset. Without a key and a partition it goes to 0."""
         topic, value, key, headers, partition, timestamp_ms = message
         if partition is None:
@@ -62,7 +62,7 @@ class Cluster:
         log.append(record)
         return partition, record.offset
 
-    def accept(self, message: Outgoing) -> Future[tuple[int, int]]:
+    def accept(self, message: Addressed) -> Future[tuple[int, int]]:
         """The app sends ``message``; the answer is there at once."""
         self.check(message)
         future: Future[tuple[int, int]] = Future()

@@ -17,7 +17,7 @@ from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.starts import Note, Place, Stray
 from karafka_lite.errors import StrayedError
 from karafka_lite.events import CallEnded, Event
-from karafka_lite.messages import Outgoing, TopicPartition
+from karafka_lite.messages import Addressed, TopicPartition
 from karafka_lite.observers.delivery import deliver
 from karafka_lite.observers.report import Report
 from karafka_lite.routing import Route
@@ -200,7 +200,7 @@ class Sent:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    def send(self, message: Outgoing, told: Told | None = None) -> Future[tuple[int, int]]:
+    def send(self, message: Addressed, told: Told | None = None) -> Future[tuple[int, int]]:
         """The answer is there at once."""
         future = self._cluster.accept(message)
         if told is not None:

@@ -12,7 +12,7 @@ from karafka_lite.client.outgoing import check_outgoing
 from karafka_lite.context import Context
 from karafka_lite.core.options import Options, SeekTarget
 from karafka_lite.core.ownership import Ownership, Run, State
-from karafka_lite.messages import Message, Outgoing, PlainRecord
+from karafka_lite.messages import Addressed, Message, PlainRecord
 from karafka_lite.serializer import Serializer, to_json
 
 
@@ -96,11 +96,11 @@ class _Recorder:
         return not ownership.over
 
     def dead_letter(
-        self, run: Run, message: Outgoing, offset: int, attempts: int, reason: str
+        self, run: Run, message: Addressed, offset: int, attempts: int, reason: str
     ) -> Future[tuple[int, int]]:
         return self.send(run, message)
 
-    def send(self, run: Run, message: Outgoing) -> Future[tuple[int, int]]:
+    def send(self, run: Run, message: Addressed) -> Future[tuple[int, int]]:
         check_outgoing(message)
         sent = self.context.produced
         partition, offset = message.partition or 0, sum(one.topic == message.topic for one in sent)

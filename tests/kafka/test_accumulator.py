@@ -17,7 +17,7 @@ from karafka_lite.client.accumulator import LOOKED_UP, Accumulator, Plain
 from karafka_lite.client.encoding import COMPRESS
 from karafka_lite.client.producer import Producer
 from karafka_lite.errors import ProduceError
-from karafka_lite.messages import Outgoing
+from karafka_lite.messages import Addressed
 
 Sent = Future[tuple[int, int]]
 
@@ -46,13 +46,13 @@ def test_kafka_python_has_the_names_that_batches_of_our_own_need(kafka: Observer
 def test_all_that_a_message_can_have_arrives_in_every_codec(kafka: Observer, codec: str | None) -> None:
     topic = kafka.topic()
     messages = [
-        Outgoing(
+        Addressed(
             topic, b"value" * 20, b"key", [("h", b"1"), ("h", b""), ("h\u00e9", b"\x00")], None, 1_700_000_000_000
         ),
-        Outgoing(topic, None, b"key", None, 0, 1_600_000_000_000),
-        Outgoing(topic, b"", None, None, 0, 1_800_000_000),
-        Outgoing(topic, None, None),
-        Outgoing(topic, b"x" * 300_000, b"k" * 300),
+        Addressed(topic, None, b"key", None, 0, 1_600_000_000_000),
+        Addressed(topic, b"", None, None, 0, 1_800_000_000),
+        Addressed(topic, None, None),
+        Addressed(topic, b"x" * 300_000, b"k" * 300),
     ]
     with producer_of(kafka, compression_type=codec) as producer:
         assert len(COMPRESS) == 4
@@ -68,7 +68,7 @@ def test_a_key_chooses_the_partition_as_librdkafka_does_and_the_answer_says_wher
     ours, theirs = kafka.topic(7), kafka.topic(7)
     keys = [random.Random(n).randbytes(n % 70) for n in range(300)] * 2
     with producer_of(kafka) as producer:
-        sent = [producer.send(Outgoing(ours, b"%d" % n, key)) for n, key in enumerate(keys)]
+        sent = [producer.send(Addressed(ours, b"%d" % n, key)) for n, key in enumerate(keys)]
         places = [future.result(20) for future in sent]
     kafka.produce(theirs, [b""] * len(keys), keys=keys)
     assert arrived(kafka, ours) == sorted((*place, keys[n], b"%d" % n) for n, place in enumerate(places))
@@ -81,7 +81,7 @@ def test_without_a_key_messages_stay_together_until_their_batch_has_left(kafka: 
     with producer_of(kafka) as producer:
         partitions = []
         for _ in range(20):
-            sent = [producer.send(Outgoing(topic, b"1")) for _ in range(9)]
+            sent = [producer.send(Addressed(topic, b"1")) for _ in range(9)]
             assert producer.flush(20)
             (partition,) = {future.result(0)[0] for future in sent}
             partitions.append(partition)
@@ -91,9 +91,9 @@ def test_without_a_key_messages_stay_together_until_their_batch_has_left(kafka: 
 def test_what_nobody_waits_for_leaves_after_linger_ms(kafka: Observer) -> None:
     topic = kafka.topic()
     with producer_of(kafka) as producer:
-        producer.send(Outgoing(topic, b"1"))
+        producer.send(Addressed(topic, b"1"))
         wait_until(lambda: kafka.end_offset(topic) == 1, 5)
-        producer.send(Outgoing(topic, b"2"))  # while the sender thread has nothing to do
+        producer.send(Addressed(topic, b"2"))  # while the sender thread has nothing to do
         wait_until(lambda: kafka.end_offset(topic) == 2, 5)
 
 
@@ -103,7 +103,7 @@ def test_a_batch_of_kafka_pythons_own_and_ours_get_along_in_one_queue(kafka: Obs
         stock = producer._producer
         futures: list[Any] = []
         for n in range(60):
-            futures.append(producer.send(Outgoing(topic, b"ours %d " % n + b"x" * 900)))
+            futures.append(producer.send(Addressed(topic, b"ours %d " % n + b"x" * 900)))
             futures.append(stock.send(topic, b"stock %d " % n + b"x" * 900))
         offsets = [each.result(20)[1] if isinstance(each, Future) else each.get(20).offset for each in futures]
     values = [value.split(b"x")[0] for _, _, _, value in arrived(kafka, topic)]
@@ -119,7 +119,7 @@ def test_a_batch_that_is_too_large_for_its_topic_is_split_until_it_fits_once_eac
         sent: list[Sent] = []
         for n in range(600):
             who = "even" if n % 6 < 3 else "odd"
-            message = Outgoing(topic, b"%d " % n + b"x" * 300, partition=n % 2)
+            message = Addressed(topic, b"%d " % n + b"x" * 300, partition=n % 2)
             sent.append(producer.send_checked(message, lambda count, failure, who=who: told.update({who: count})))
         looked_at = [future for future in sent[::7] if not future.done()]
         assert len(producer._unanswered) == 2
@@ -142,7 +142,7 @@ def test_closing_while_others_send_leaves_no_future_without_an_answer(kafka: Obs
 
         def send() -> None:
             while not over.is_set():
-                futures.append(producer.send(Outgoing(topic, b"1")))
+                futures.append(producer.send(Addressed(topic, b"1")))
 
         threads = [threading.Thread(target=send) for _ in range(3)]
         for thread in threads:
@@ -167,7 +167,7 @@ def test_the_window_counts_what_is_open_in_a_thousand_partitions_and_nothing_aft
     most = 0
     with producer_of(kafka) as producer:
         for n in range(1000):
-            producer.send(Outgoing(topic, b"x" * 500, partition=n % 200))
+            producer.send(Addressed(topic, b"x" * 500, partition=n % 200))
             most = max(most, producer._weight)
         assert producer.flush(30)
         assert producer._weight == 0
@@ -191,17 +191,17 @@ def test_without_those_names_each_message_is_sent_by_kafka_python_which_is_said(
         assert "sent one by one" in line
         assert "_moved" in line
         messages = [
-            Outgoing(topic, b"v", b"key", [("h", b"1"), (b"\xff".decode(errors="surrogateescape"), b"2")], 1, 1234),
-            Outgoing(topic, None, None, partition=1),
-            Outgoing(topic, b"3", b"a key"),
-            Outgoing(small, b"x" * 5000),
+            Addressed(topic, b"v", b"key", [("h", b"1"), (b"\xff".decode(errors="surrogateescape"), b"2")], 1, 1234),
+            Addressed(topic, None, None, partition=1),
+            Addressed(topic, b"3", b"a key"),
+            Addressed(small, b"x" * 5000),
         ]
         sent = [producer.send_checked(each, lambda n, failure: told.update({failure is None: n})) for each in messages]
         assert [future.result(20) for future in sent[:2]] == [(1, 0), (1, 1)]
         partition, offset = sent[2].result(20)
         assert getattr(sent[3].exception(20), "too_large", False)
         with pytest.raises(ValueError, match="partition must be between 0 and 2"):
-            producer.send(Outgoing(topic, b"", partition=7))
+            producer.send(Addressed(topic, b"", partition=7))
         assert producer.flush(20)
         assert told == {True: 3, False: 1}
         assert producer._weight == 0

@@ -29,7 +29,7 @@ from karafka_lite.client.encoding import RECORD_BYTES
 from karafka_lite.client.outbox import Outbox
 from karafka_lite.client.producer import MESSAGE_BYTES, Producer
 from karafka_lite.errors import ProduceError
-from karafka_lite.messages import Outgoing
+from karafka_lite.messages import Addressed
 
 COMMAND = [sys.executable, "-m", "karafka_lite"]
 ROOT = Path(__file__).parents[2]
@@ -359,9 +359,9 @@ def producer(kafka: Observer) -> Iterator[Producer]:
 
 def test_the_future_holds_the_place_and_all_that_a_message_has_arrives(kafka: Observer, producer: Producer) -> None:
     topic = kafka.topic(2)
-    sent = [producer.send(Outgoing(topic, b"v", b"k", [("h", b"\x00")], 1, 1234)) for _ in range(2)]
+    sent = [producer.send(Addressed(topic, b"v", b"k", [("h", b"\x00")], 1, 1234)) for _ in range(2)]
     assert [future.result(20) for future in sent] == [(1, 0), (1, 1)]
-    assert producer.send(Outgoing(topic, None, b"k", partition=0)).result(20) == (0, 0)
+    assert producer.send(Addressed(topic, None, b"k", partition=0)).result(20) == (0, 0)
     tombstone, first, _ = kafka.records(topic)
     assert tombstone.value() is None
     assert (first.value(), first.key(), first.headers(), first.timestamp()[1]) == (b"v", b"k", [("h", b"\x00")], 1234)
@@ -369,12 +369,12 @@ def test_the_future_holds_the_place_and_all_that_a_message_has_arrives(kafka: Ob
 
 def test_one_refused_message_does_not_harm_the_others(kafka: Observer, producer: Producer) -> None:
     topic, small = kafka.topic(), kafka.topic(max_message_bytes=1000)
-    messages = [Outgoing(topic, b"1"), Outgoing(small, b"x" * 5000), Outgoing(topic, b"2")]
+    messages = [Addressed(topic, b"1"), Addressed(small, b"x" * 5000), Addressed(topic, b"2")]
     sent = [producer.send(message) for message in messages]
     assert producer.flush(20)
     assert isinstance(sent[1].exception(0), ProduceError)
-    assert producer.send(Outgoing(topic, b"3")).result(20) == (0, 2)
-    assert producer.send(Outgoing(small, b"4")).result(20) == (0, 0)
+    assert producer.send(Addressed(topic, b"3")).result(20) == (0, 2)
+    assert producer.send(Addressed(small, b"4")).result(20) == (0, 0)
     assert values(kafka, topic) == [b"1", b"2", b"3"]
 
 
@@ -383,9 +383,9 @@ def test_what_cannot_be_a_message_is_raised_at_once_and_does_not_count_as_on_its
 ) -> None:
     topic = kafka.topic()
     with pytest.raises(TypeError, match="value must be bytes"):
-        producer.send(Outgoing(topic, "text"))  # type: ignore[arg-type]
+        producer.send(Addressed(topic, "text"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="partition"):
-        producer.send(Outgoing(topic, b"1", partition=7))
+        producer.send(Addressed(topic, b"1", partition=7))
     assert producer.flush(0)
     assert producer._weight == 0
 
@@ -398,10 +398,10 @@ def test_sending_waits_while_too_much_is_unanswered(
     topic = kafka.topic()
     producer = Producer([kafka.bootstrap_servers], {})
     producer.connect()
-    producer.send(Outgoing(topic, b"first")).result(20)
+    producer.send(Addressed(topic, b"first")).result(20)
     kafka.pause()
     futures = []
-    large = Outgoing(topic, b"x" * (10_000 - MESSAGE_BYTES - RECORD_BYTES))
+    large = Addressed(topic, b"x" * (10_000 - MESSAGE_BYTES - RECORD_BYTES))
     sender = threading.Thread(target=lambda: futures.extend(producer.send(large) for _ in range(50)))
     sender.start()
     wait_until(lambda: producer._weight == 100_000, message="the window is full")
@@ -423,9 +423,9 @@ def test_closing_while_nobody_answers_fails_what_is_unanswered_and_leaves_no_thr
     topic = kafka.topic()
     producer = Producer([kafka.bootstrap_servers], {})
     producer.connect()
-    producer.send(Outgoing(topic, b"first")).result(20)
+    producer.send(Addressed(topic, b"first")).result(20)
     kafka.pause()
-    lost = producer.send(Outgoing(topic, b"second"))
+    lost = producer.send(Addressed(topic, b"second"))
     producer.close(0.2)
     assert isinstance(lost.exception(0), ProduceError)
     kafka.resume()
@@ -440,7 +440,7 @@ def connected(kafka: Observer, **settings: Any) -> Iterator[tuple[Producer, str]
     producer, topic = Producer([kafka.bootstrap_servers], settings, idempotent=True), kafka.topic()
     producer.connect()
     try:
-        assert producer.send(Outgoing(topic, b"first")).result(20) == (0, 0)
+        assert producer.send(Addressed(topic, b"first")).result(20) == (0, 0)
         yield producer, topic
     finally:
         producer.close(0)
@@ -488,7 +488,7 @@ thread_dies = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadEx
 def test_what_a_dead_sender_thread_has_left_fails_as_soon_as_somebody_asks(kafka: Observer) -> None:
     with connected(kafka) as (producer, topic):
         with hung(producer, dies=True):
-            left = [producer.send(Outgoing(topic, b"1")) for _ in range(3)]
+            left = [producer.send(Addressed(topic, b"1")) for _ in range(3)]
         assert producer.dead
         for future in left:
             error = failure_of(producer, future, 1)
@@ -502,9 +502,9 @@ def test_a_producer_whose_sender_thread_has_died_takes_nothing_and_can_be_closed
     with connected(kafka) as (producer, topic):
         sender = producer._producer._sender
         with hung(producer, dies=True):
-            left = producer.send(Outgoing(topic, b"1"))
-        failure_of(producer, producer.send(Outgoing(topic, b"2")), 1)
-        assert isinstance(producer.send(Outgoing(topic, b"3")).exception(0), ProduceError)
+            left = producer.send(Addressed(topic, b"1"))
+        failure_of(producer, producer.send(Addressed(topic, b"2")), 1)
+        assert isinstance(producer.send(Addressed(topic, b"3")).exception(0), ProduceError)
         began = time.monotonic()
         producer.close(0.1)
         assert time.monotonic() - began < 3
@@ -524,7 +524,7 @@ def test_a_producer_whose_sender_thread_dies_of_being_closed_can_be_closed(
     with connected(kafka) as (producer, topic):
         sender, accumulator = producer._producer._sender, producer._producer._accumulator
         with hung(producer):
-            left = producer.send(Outgoing(topic, b"1"))
+            left = producer.send(Addressed(topic, b"1"))
             accumulator.abort_batches = fail
             sender.initiate_close()
             sender._force_close = True
@@ -540,12 +540,12 @@ def test_an_outbox_replaces_a_producer_whose_sender_thread_has_died(kafka: Obser
     topic = kafka.topic()
     outbox = Outbox([kafka.bootstrap_servers], {})
     try:
-        assert outbox.send(Outgoing(topic, b"1")).result(20) == (0, 0)
+        assert outbox.send(Addressed(topic, b"1")).result(20) == (0, 0)
         assert outbox._producer is not None
         with hung(outbox._producer, dies=True):
-            left = outbox.send(Outgoing(topic, b"left"))
+            left = outbox.send(Addressed(topic, b"left"))
         failure_of(outbox, left, 1)
-        assert outbox.send(Outgoing(topic, b"2")).result(20) == (0, 1)
+        assert outbox.send(Addressed(topic, b"2")).result(20) == (0, 1)
     finally:
         outbox.close()
 
@@ -563,18 +563,18 @@ def test_a_sender_thread_that_does_nothing_but_fail_is_dead_after_a_while_and_ta
     topic = kafka.topic()
     outbox = Outbox([kafka.bootstrap_servers], {})
     try:
-        assert outbox.send(Outgoing(topic, b"1")).result(20) == (0, 0)
+        assert outbox.send(Addressed(topic, b"1")).result(20) == (0, 0)
         first = outbox._producer
         assert first is not None
         with monkeypatch.context() as context:
             context.setattr(Sender, "_send_producer_data", fail)
-            error = failure_of(outbox, outbox.send(Outgoing(topic, b"2")))
+            error = failure_of(outbox, outbox.send(Addressed(topic, b"2")))
             assert "RuntimeError: a bug in kafka-python" in str(error)
             assert not error.collateral
             assert first.dead
             assert len(turns) < 30
-            assert isinstance(first.send(Outgoing(topic, b"2")).exception(0), ProduceError)
-        assert outbox.send(Outgoing(topic, b"3")).result(20)[0] == 0, "by a new producer"
+            assert isinstance(first.send(Addressed(topic, b"2")).exception(0), ProduceError)
+        assert outbox.send(Addressed(topic, b"3")).result(20)[0] == 0, "by a new producer"
     finally:
         outbox.close()
 
@@ -590,7 +590,7 @@ def test_a_sender_thread_that_fails_once_goes_on(kafka: Observer, monkeypatch: p
 
     with connected(kafka) as (producer, topic):
         monkeypatch.setattr(Sender, "_send_producer_data", fail_once)
-        assert producer.send(Outgoing(topic, b"1")).result(20) == (0, 1)
+        assert producer.send(Addressed(topic, b"1")).result(20) == (0, 1)
         assert failed
         wait_until(lambda: producer._failing_since is None)
         assert not producer.dead
@@ -615,7 +615,7 @@ def test_what_a_hanging_sender_thread_does_not_send_is_overdue_after_its_time(ka
         assert producer.answer_timeout_s == pytest.approx(1.0)
         with hung(producer):
             began = time.monotonic()
-            error = failure_of(producer, producer.send(Outgoing(topic, b"1")))
+            error = failure_of(producer, producer.send(Addressed(topic, b"1")))
             assert 0.9 < time.monotonic() - began < 5
             assert "no answer at all" in str(error)
 
@@ -624,8 +624,8 @@ def test_what_a_hanging_sender_thread_does_not_send_is_overdue_after_its_time(ka
 def test_waiting_for_room_ends_with_the_time_of_what_takes_it(kafka: Observer) -> None:
     with connected(kafka, **QUICKLY) as (producer, topic):
         with hung(producer):
-            first = producer.send(Outgoing(topic, b"x" * 7000))
-            second = producer.send(Outgoing(topic, b"x" * 7000))  # waits for the first one
+            first = producer.send(Addressed(topic, b"x" * 7000))
+            second = producer.send(Addressed(topic, b"x" * 7000))  # waits for the first one
             assert isinstance(first.exception(0), ProduceError)
             failure_of(producer, second)
 
@@ -635,8 +635,8 @@ def test_waiting_for_room_ends_when_the_producer_dies(kafka: Observer) -> None:
     with connected(kafka) as (producer, topic):
         futures: list[Future[tuple[int, int]]] = []
         with hung(producer):
-            futures.append(producer.send(Outgoing(topic, b"x" * 7000)))
-            waiting = threading.Thread(target=lambda: futures.append(producer.send(Outgoing(topic, b"x" * 7000))))
+            futures.append(producer.send(Addressed(topic, b"x" * 7000)))
+            waiting = threading.Thread(target=lambda: futures.append(producer.send(Addressed(topic, b"x" * 7000))))
             waiting.start()
             waiting.join(0.3)
             assert waiting.is_alive()
@@ -654,8 +654,8 @@ def test_waiting_for_room_ends_with_a_fatal_error_before_kafka_python_has_looked
     with connected(kafka) as (producer, topic):
         futures: list[Future[tuple[int, int]]] = []
         with hung(producer):
-            producer.send(Outgoing(topic, b"x" * 7000))
-            waiting = threading.Thread(target=lambda: futures.append(producer.send(Outgoing(topic, b"x" * 7000))))
+            producer.send(Addressed(topic, b"x" * 7000))
+            waiting = threading.Thread(target=lambda: futures.append(producer.send(Addressed(topic, b"x" * 7000))))
             waiting.start()
             waiting.join(0.3)
             assert waiting.is_alive()
@@ -669,7 +669,7 @@ def test_waiting_for_room_ends_with_a_fatal_error_before_kafka_python_has_looked
 def test_a_flush_without_a_bound_of_its_own_has_that_of_the_answers(kafka: Observer) -> None:
     with connected(kafka, **QUICKLY) as (producer, topic):
         with hung(producer):
-            left = producer.send(Outgoing(topic, b"1"))
+            left = producer.send(Addressed(topic, b"1"))
             producer.flush()
             failure_of(producer, left, 1)
 
@@ -677,7 +677,7 @@ def test_a_flush_without_a_bound_of_its_own_has_that_of_the_answers(kafka: Obser
 def test_an_answer_that_comes_after_all_is_forgotten(kafka: Observer) -> None:
     with connected(kafka) as (producer, topic):
         with hung(producer):
-            future = producer.send(Outgoing(topic, b"1"))
+            future = producer.send(Addressed(topic, b"1"))
             producer.hand_over()
             producer._broken = RuntimeError("so it seems")
             failure_of(producer, future, 1)
@@ -690,12 +690,12 @@ def test_an_answer_that_comes_after_all_is_forgotten(kafka: Observer) -> None:
 def test_a_partition_that_was_added_a_moment_ago_is_sent_to(kafka: Observer) -> None:
     with connected(kafka) as (producer, topic):
         with pytest.raises(ValueError, match=f"partition must be between 0 and 0 in topic {topic}, got 1"):
-            producer.send(Outgoing(topic, b"1", partition=1))
+            producer.send(Addressed(topic, b"1", partition=1))
         kafka.grow(topic, 2)
 
         def is_known() -> bool:  # also to the broker that is asked
             with suppress(ValueError):
-                return producer.send(Outgoing(topic, b"1", partition=1)).result(20)[0] == 1
+                return producer.send(Addressed(topic, b"1", partition=1)).result(20)[0] == 1
             return False
 
         wait_until(is_known, message="kafka-python would ask after five minutes")
@@ -709,16 +709,16 @@ def test_a_partition_that_was_added_a_moment_ago_is_sent_to(kafka: Observer) -> 
 def test_what_fails_with_the_refused_message_of_another_topic_or_partition_is_collateral(kafka: Observer) -> None:
     small = kafka.topic(2, max_message_bytes=2000)
     with connected(kafka) as (producer, other):
-        producer.send(Outgoing(small, b"known", partition=0)).result(10)
+        producer.send(Addressed(small, b"known", partition=0)).result(10)
         with hung(producer):
-            refused = producer.send(Outgoing(small, b"x" * 5000, partition=0))
-            same_topic = [producer.send(Outgoing(small, b"1", partition=1)) for _ in range(3)]
-            others = [producer.send(Outgoing(other, b"1")) for _ in range(3)]
+            refused = producer.send(Addressed(small, b"x" * 5000, partition=0))
+            same_topic = [producer.send(Addressed(small, b"1", partition=1)) for _ in range(3)]
+            others = [producer.send(Addressed(other, b"1")) for _ in range(3)]
         error = failure_of(producer, refused)
         assert "a message of 5000 bytes is too large" in str(error)
         assert not error.collateral
         wait_until(lambda: producer.dead)
-        late = producer.send(Outgoing(other, b"2"))
+        late = producer.send(Addressed(other, b"2"))
         failed = [future for future in (*same_topic, *others, late) if future.exception(20) is not None]
         assert late in failed
         for future in failed:
@@ -730,9 +730,9 @@ def test_what_fails_with_the_refused_message_of_another_topic_or_partition_is_co
 def test_what_was_in_one_batch_with_a_message_that_is_too_large_is_collateral_too(kafka: Observer) -> None:
     small = kafka.topic(max_message_bytes=2000)
     with connected(kafka) as (producer, _):
-        producer.send(Outgoing(small, b"known")).result(10)
+        producer.send(Addressed(small, b"known")).result(10)
         with hung(producer):
-            sent = [producer.send(Outgoing(small, b"1" * size)) for size in (1, 5000, 1, 1)]
+            sent = [producer.send(Addressed(small, b"1" * size)) for size in (1, 5000, 1, 1)]
             assert len(producer._unanswered) == 1
         errors = [future.exception(20) for future in sent]
         assert not getattr(errors[1], "collateral", True)
@@ -744,9 +744,9 @@ def test_what_was_in_one_batch_with_a_message_that_is_too_large_is_collateral_to
 def test_what_is_still_open_when_a_dead_producer_is_closed_is_collateral_too(kafka: Observer) -> None:
     small = kafka.topic(max_message_bytes=2000)
     with connected(kafka) as (producer, other):
-        failure_of(producer, producer.send(Outgoing(small, b"x" * 5000)))
+        failure_of(producer, producer.send(Addressed(small, b"x" * 5000)))
         wait_until(lambda: producer.dead)
-        late = producer.send(Outgoing(other, b"1"))
+        late = producer.send(Addressed(other, b"1"))
         producer.close(0)
         error = late.exception(0)
         assert isinstance(error, ProduceError)
@@ -757,7 +757,7 @@ def test_a_message_that_nobody_acknowledges_in_time_is_not_collateral(private_ka
     kafka = private_kafka
     with connected(kafka, **QUICKLY) as (producer, topic):
         kafka.pause()
-        error = failure_of(producer, producer.send(Outgoing(topic, b"1")))
+        error = failure_of(producer, producer.send(Addressed(topic, b"1")))
         kafka.resume()
     assert "acknowledged nothing in time" in str(error)
     assert not error.collateral

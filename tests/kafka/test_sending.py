@@ -19,7 +19,7 @@ from karafka_lite import App, Batch, CommitError, Context, ProduceError
 from karafka_lite.client.outbox import Outbox
 from karafka_lite.client.producer import Producer
 from karafka_lite.core.marks import Told
-from karafka_lite.messages import Outgoing
+from karafka_lite.messages import Addressed
 
 QUICKLY = {"backoff_ms": 20, "backoff_max_ms": 20}
 AT_ONCE = {"auto_commit_interval_ms": 20}
@@ -726,21 +726,21 @@ def test_an_outbox_makes_a_new_producer_behind_a_refused_message_and_fails_when_
     topic, small = kafka.topic(), kafka.topic(max_message_bytes=1000)
     outbox = Outbox([kafka.bootstrap_servers], {})
     try:
-        assert outbox.send(Outgoing(topic, b"1")).result(20) == (0, 0)
+        assert outbox.send(Addressed(topic, b"1")).result(20) == (0, 0)
         first = outbox._producer
-        assert isinstance(outbox.send(Outgoing(small, b"x" * 5000)).exception(20), ProduceError)
+        assert isinstance(outbox.send(Addressed(small, b"x" * 5000)).exception(20), ProduceError)
         wait_until(lambda: first is not None and first.dead)
-        assert outbox.send(Outgoing(topic, b"2")).result(20) == (0, 1)
+        assert outbox.send(Addressed(topic, b"2")).result(20) == (0, 1)
         assert outbox._producer is not first
     finally:
         outbox.close()
-    assert "the app has stopped" in str(outbox.send(Outgoing(topic, b"3")).exception(20))
+    assert "the app has stopped" in str(outbox.send(Addressed(topic, b"3")).exception(20))
 
 
 @pytest.mark.test_client
 def test_no_broker_for_the_producer_is_a_failed_send(kafka: Observer) -> None:
     outbox = Outbox(["127.0.0.1:1"], {"bootstrap_timeout_ms": 200})
-    failure = outbox.send(Outgoing("out", b"1")).exception(20)
+    failure = outbox.send(Addressed("out", b"1")).exception(20)
     assert isinstance(failure, ProduceError)
     assert "topic out did not take a message (" in str(failure)
     outbox.close()
@@ -809,10 +809,10 @@ def test_what_fails_with_the_refused_message_of_somebody_else_is_not_called_too_
     producer = Producer([kafka.bootstrap_servers], {}, idempotent=True)
     producer.connect()
     try:
-        refused = producer.send(Outgoing(topic, b"x" * 5000)).exception(10)
+        refused = producer.send(Addressed(topic, b"x" * 5000)).exception(10)
         assert "a message of 5000 bytes is too large" in str(refused)
         assert producer.dead
-        failed = producer.send(Outgoing(topic, b"x")).exception(10)
+        failed = producer.send(Addressed(topic, b"x")).exception(10)
     finally:
         producer.close()
     assert "a message of 1 bytes is too large" not in str(failed)

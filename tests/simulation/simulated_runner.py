@@ -22,7 +22,7 @@ from karafka_lite.core.marks import Told
 from karafka_lite.core.options import Hook
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.errors import ClientBrokenError, Exit, ProduceError
-from karafka_lite.messages import Outgoing, TopicPartition
+from karafka_lite.messages import Addressed, TopicPartition
 from karafka_lite.runner import Member, Runner
 from karafka_lite.settings import Config
 
@@ -222,7 +222,7 @@ class SimulatedOutbox:
         self._batch: SimulatedBatch | None = None  # the last one
         self._silent: list[tuple[float, SimulatedBatch]] = []  # the moment of sending
 
-    def send(self, message: Outgoing, told: Told | None = None) -> Future[tuple[int, int]]:
+    def send(self, message: Addressed, told: Told | None = None) -> Future[tuple[int, int]]:
         world, rng = self._world, self._world.rng
         world.point()
         world.say(self._life, "sends to", message.topic)

@@ -18,7 +18,7 @@ from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.starts import Place
 from karafka_lite.errors import Exit
 from karafka_lite.events import Crashed, Event
-from karafka_lite.messages import Outgoing, PlainRecord, TopicPartition
+from karafka_lite.messages import Addressed, PlainRecord, TopicPartition
 from karafka_lite.runner import ExitRequest, Member, Shared, System, Workers
 from support.observer import wait_until
 
@@ -133,10 +133,10 @@ class FakeOutbox:
     answer_timeout_s = 30.0
 
     def __init__(self) -> None:
-        self.sent: list[tuple[Outgoing, Future[tuple[int, int]]]] = []
+        self.sent: list[tuple[Addressed, Future[tuple[int, int]]]] = []
         self.checks = 0
 
-    def send(self, message: Outgoing, told: Told | None = None) -> Future[tuple[int, int]]:
+    def send(self, message: Addressed, told: Told | None = None) -> Future[tuple[int, int]]:
         future: Future[tuple[int, int]] = Future()
         future.set_running_or_notify_cancel()
         self.sent.append((message, future))

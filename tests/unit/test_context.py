@@ -18,7 +18,7 @@ from karafka_lite.core.intake import Chunk
 from karafka_lite.core.options import Options, SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.core.starts import Note, Start
-from karafka_lite.messages import Outgoing
+from karafka_lite.messages import Addressed
 
 
 @dataclass
@@ -55,11 +55,11 @@ class Shell:
         return self.owns(ownership)
 
     def dead_letter(
-        self, run: Run, message: Outgoing, offset: int, attempts: int, reason: str
+        self, run: Run, message: Addressed, offset: int, attempts: int, reason: str
     ) -> Future[tuple[int, int]]:
         return self.send(run, message)
 
-    def send(self, run: Run, message: Outgoing) -> Future[tuple[int, int]]:
+    def send(self, run: Run, message: Addressed) -> Future[tuple[int, int]]:
         self.asked.append(message)
         future: Future[tuple[int, int]] = Future()
         future.set_result((0, len(self.asked)))
@@ -515,7 +515,7 @@ def test_who_is_not_the_owner_any_more_is_told_so(ctx: Context, shell: Shell) ->
 )
 def test_a_value_that_is_not_bytes_becomes_json_in_utf_8(ctx: Context, shell: Shell, value: Any, sent: Any) -> None:
     assert ctx.produce("out", value, key="\u00fc", headers=iter([("h", b"1")])).result(0) == (0, 1)
-    assert shell.asked == [Outgoing("out", sent, b"\xc3\xbc", [("h", b"1")])]
+    assert shell.asked == [Addressed("out", sent, b"\xc3\xbc", [("h", b"1")])]
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, float("inf"), "\udc80", {("a", "b"): 1}])
@@ -532,7 +532,7 @@ def test_a_dead_letter_keeps_the_message_and_says_where_it_was(shell: Shell, own
     given = Message("topic", 1, 12, key=b"k", value=b"v", headers=[("own", b"1")], timestamp_ms=5)
     ctx.dead_letter(given, "no \udc80 id")
     (sent,) = shell.asked
-    assert sent == Outgoing(
+    assert sent == Addressed(
         "dead", b"v", b"k",
         [
             ("own", b"1"),
@@ -555,7 +555,7 @@ def test_a_dead_letter_that_is_too_large_is_tried_without_the_reason_and_then_wi
     complete, shorter, bare = ctx.as_dead_letters(given, "x" * 5000)
     assert len((complete.headers or [])[-1][1]) <= 2000 + len("…".encode())
     assert shorter == complete._replace(headers=(complete.headers or [])[:-1])
-    assert bare == Outgoing("dead", b"v", b"k", [("own", b"1")])
+    assert bare == Addressed("dead", b"v", b"k", [("own", b"1")])
     assert complete.left_out(complete) == ()
     assert shorter.left_out(complete) == ("error",)
     assert bare.left_out(complete)[0] == "source-topic"

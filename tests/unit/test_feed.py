@@ -17,7 +17,7 @@ import pytest
 from karafka_lite.cli import feed as feeding
 from karafka_lite.cli.feed import BadLine, Feed, FeedError, Line, feed, lines
 from karafka_lite.errors import BrokerUnavailableError, ConfigurationError, ProduceError
-from karafka_lite.messages import Outgoing
+from karafka_lite.messages import Addressed
 
 
 def read(data: bytes, key: str | None = None, text: bool = False) -> list[Line]:
@@ -195,7 +195,7 @@ class Answers:
     def connect(self) -> None:
         assert not self.closed
 
-    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
+    def send(self, message: Addressed) -> Future[tuple[int, int]]:
         value = message.value or b""
         self.values.append(value)
         self.on_send()

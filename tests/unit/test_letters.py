@@ -6,7 +6,7 @@ import pytest
 from support.partitions import Record
 
 from karafka_lite.cli.letters import ADDED, Letter
-from karafka_lite.messages import Outgoing
+from karafka_lite.messages import Addressed
 
 OWN = ("trace", b"1")
 SOURCE = {
@@ -27,7 +27,7 @@ def letter(*own: tuple[str, bytes | None], timestamp: int = 5, **changed: bytes 
 
 
 def test_it_goes_back_as_it_was_into_its_partition() -> None:
-    assert letter(OWN).sent_back(None, {"orders": 3}) == Outgoing("orders", b"v", b"k", [OWN], 2)
+    assert letter(OWN).sent_back(None, {"orders": 3}) == Addressed("orders", b"v", b"k", [OWN], 2)
 
 
 @pytest.mark.parametrize("number", [b"3", b"-1", b"x", None])
@@ -36,7 +36,7 @@ def test_where_its_partition_is_not_known_the_key_decides(number: bytes | None) 
 
 
 def test_elsewhere_the_key_decides() -> None:
-    assert letter().sent_back("late", {"late": 3}) == Outgoing("late", b"v", b"k", [], None)
+    assert letter().sent_back("late", {"late": 3}) == Addressed("late", b"v", b"k", [], None)
 
 
 def test_only_what_was_added_last_is_taken_away() -> None:
@@ -57,7 +57,7 @@ def test_without_the_error_which_may_have_been_too_large_it_is_a_letter_as_well(
 def test_without_a_source_topic_all_headers_are_its_own() -> None:
     found = Letter.of(Record(3, 5, None, None, (("error", b"mine"), ("h", None))))  # type: ignore[arg-type]
     assert found.topic(None) is None
-    assert found.sent_back("late", {"late": 1}) == Outgoing("late", None, None, [("error", b"mine"), ("h", b"")])
+    assert found.sent_back("late", {"late": 1}) == Addressed("late", None, None, [("error", b"mine"), ("h", b"")])
 
 
 @pytest.mark.parametrize(("error", "fits"), [("ValueError", True), ("no id", True), ("KeyError", False), (None, True)])
@@ -67,7 +67,7 @@ def test_an_error_is_found_by_any_part_of_its_text(error: str | None, fits: bool
 
 
 def test_put_back_it_is_the_same_letter() -> None:
-    assert letter(OWN).put_back("orders.dead", 1) == Outgoing("orders.dead", b"v", b"k", [OWN, *SOURCE.items()], 1, 5)
+    assert letter(OWN).put_back("orders.dead", 1) == Addressed("orders.dead", b"v", b"k", [OWN, *SOURCE.items()], 1, 5)
     assert letter(timestamp=-1).put_back("orders.dead", 1).timestamp_ms is None
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from kafka.partitioner.default import murmur2 as kafkas_murmur2
 
 from karafka_lite.client.outgoing import check_outgoing, murmur2
-from karafka_lite.messages import Outgoing
+from karafka_lite.messages import Addressed
 
-GOOD = Outgoing("orders", b"value", b"key", [("h", b"1")], 0, 1_700_000_000_000)
+GOOD = Addressed("orders", b"value", b"key", [("h", b"1")], 0, 1_700_000_000_000)
 
 
 class Number(IntEnum):

@@ -14,9 +14,9 @@ from karafka_lite.client.batches import Batch
 from karafka_lite.client.outbox import Outbox
 from karafka_lite.client.producer import Producer
 from karafka_lite.errors import ProduceError
-from karafka_lite.messages import Outgoing
+from karafka_lite.messages import Addressed
 
-GOOD = Outgoing("orders", b"value", b"key", [("h", b"1")], 0, 1_700_000_000_000)
+GOOD = Addressed("orders", b"value", b"key", [("h", b"1")], 0, 1_700_000_000_000)
 
 
 def test_while_no_broker_can_be_reached_a_mistake_is_still_a_mistake_at_the_call() -> None:

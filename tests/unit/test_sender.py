@@ -11,11 +11,11 @@ from support.observer import wait_until
 
 from karafka_lite import events
 from karafka_lite import sender as sender_module
-from karafka_lite.messages import Outgoing
+from karafka_lite.messages import Addressed
 from karafka_lite.runner import System
 from karafka_lite.sender import Sender
 
-MESSAGE = Outgoing("t", b"1")
+MESSAGE = Addressed("t", b"1")
 
 
 class StubOutbox:
@@ -23,7 +23,7 @@ class StubOutbox:
         self.emit, self.unanswered = emit, unanswered
         self.done: list[object] = []
 
-    def send(self, message: Outgoing) -> Future[tuple[int, int]]:
+    def send(self, message: Addressed) -> Future[tuple[int, int]]:
         self.done.append(message)
         return Future()
 
