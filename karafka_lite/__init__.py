@@ -22,7 +22,7 @@ if typing.TYPE_CHECKING:
         KarafkaLiteError,
         ProduceError,
     )
-    from karafka_lite.messages import Batch, Message
+    from karafka_lite.messages import Batch, Message, Outgoing
     from karafka_lite.routing import Router
     from karafka_lite.serializer import to_json
 
@@ -32,6 +32,7 @@ __all__ = [  # noqa: RUF022 - grouped: what one writes, what one receives, what 
     "Batch",
     "Context",
     "Message",
+    "Outgoing",
     "Drained",
     "TopicTotals",
     "to_json",
@@ -53,6 +54,7 @@ _MODULES = {  # of what is not an error
     "Batch": "messages",
     "Context": "context",
     "Message": "messages",
+    "Outgoing": "messages",
     "Router": "routing",
     "to_json": "serializer",
     **dict.fromkeys(["Drained", "DrainError", "TopicTotals"], "draining"),

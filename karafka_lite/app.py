@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from karafka_lite import exits, forks
 from karafka_lite.checks import check_function
-from karafka_lite.context import outgoing
+from karafka_lite.context import none_sent, outgoing, outgoing_many
 from karafka_lite.draining import Drain, Drained
 from karafka_lite.errors import ConfigurationError, Exit
 from karafka_lite.functions import is_again, place_of
@@ -161,6 +161,28 @@ class App(Router):
         self._check_process()
         serializer = self.config.serializer
         return self._sender.send(outgoing(topic, value, key, headers, partition, timestamp_ms, serializer))
+
+    def produce_many(self, topic: str, messages: Iterable[Any]) -> Future[list[tuple[int, int]]]:
+        """Send many messages that are tied to no offset, for less than as many calls of ``produce``.
+
+        What that promises holds for each. ``messages`` are values, and ``Outgoing`` for what has a key, headers, a
+        partition or a timestamp, too.
+
+        Returns:
+            A future of all (partition, offset), in the order of ``messages``; else of the first ProduceError, when all
+            have an answer: others may have arrived.
+
+        Raises:
+            TypeError, ValueError, ConfigurationError: as ``produce``, with the index of the message. If one cannot be
+                sent, none is.
+
+        Example::
+
+            app.produce_many("orders", [Outgoing(order, key=order["id"]) for order in orders]).result(timeout=60)
+        """
+        self._check_process()
+        many = outgoing_many(topic, messages, self.config.serializer)
+        return self._sender.send_many(many) if many else none_sent()
 
     def _new_outbox(self, emit: Emit) -> Outbox:
         from karafka_lite.client.outbox import Outbox

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run, State
-from karafka_lite.errors import ConfigurationError, cut
-from karafka_lite.messages import Addressed, Batch, Message, next_offset_after, where
+from karafka_lite.errors import ConfigurationError, cut, in_message
+from karafka_lite.messages import Addressed, Batch, Message, Outgoing, next_offset_after, where
 from karafka_lite.serializer import Serializer, serialized, to_json
 
 log = logging.getLogger("karafka_lite")
@@ -44,6 +44,9 @@ class Shell(Protocol):
 
     def send(self, run: Run, message: Addressed) -> Future[tuple[int, int]]:
         """Send a message; what ``run`` marks from now on waits for it. Raises ProduceError: an earlier one failed."""
+
+    def send_many(self, run: Run, messages: Sequence[Addressed]) -> Future[list[tuple[int, int]]]:
+        """``send`` for each of these, which are at least one; or for none, where one cannot be sent."""
 
     def dead_letter(
         self, run: Run, message: Addressed, offset: int, attempts: int, reason: str
@@ -288,6 +291,27 @@ class Context:
             self._run, outgoing(topic, value, key, headers, partition, timestamp_ms, self._serializer)
         )
 
+    def produce_many(self, topic: str, messages: Iterable[Any]) -> Future[list[tuple[int, int]]]:
+        """Send many messages, for less than as many calls of ``produce``. What that promises holds for each.
+
+        Args:
+            messages: values, and ``Outgoing`` for what has a key, headers, a partition or a timestamp, too.
+
+        Returns:
+            A future of all (partition, offset), in the order of ``messages``; else of the first ProduceError, when all
+            have an answer: others may have arrived.
+
+        Raises:
+            TypeError, ValueError, ProduceError, RuntimeError: as ``produce``, with the index of the message. If one
+                cannot be sent, none is.
+
+        Example::
+
+            ctx.produce_many("orders.priced", [Outgoing(price(message.payload), message.key) for message in batch])
+        """
+        many = outgoing_many(topic, messages, self._serializer)
+        return self._shell.send_many(self._run, many) if many else none_sent()
+
     def dead_letter(self, message: Message, reason: str = "") -> Future[tuple[int, int]]:
         """Send ``message`` to the route's dead-letter topic, by hand: it counts as done.
 
@@ -441,3 +465,27 @@ def outgoing(
     is_list = isinstance(headers, Iterable) and not isinstance(headers, Mapping | str | bytes)
     pairs: Any = list(headers) if is_list else headers
     return Addressed(topic, serialized(serializer, topic, value), key, pairs, partition, timestamp_ms)
+
+
+def outgoing_many(topic: Any, messages: Any, serializer: Serializer) -> list[Addressed]:
+    """``outgoing`` for each of ``messages``, which are values or ``Outgoing``. Raises TypeError, ValueError."""
+    if isinstance(messages, Outgoing | Mapping | str | bytes | bytearray) or not isinstance(messages, Iterable):
+        raise TypeError(
+            f"messages must be an iterable of values or of Outgoing, got {type(messages).__name__}; for one message: "
+            f"produce"
+        )
+    made: list[Addressed] = []
+    for message in messages:
+        given = message if isinstance(message, Outgoing) else Outgoing(message)
+        try:
+            made.append(outgoing(topic, *given, serializer))
+        except (TypeError, ValueError) as mistake:
+            raise in_message(len(made), mistake) from mistake.__cause__
+    return made
+
+
+def none_sent() -> Future[list[tuple[int, int]]]:
+    """The answer to no message at all."""
+    future: Future[list[tuple[int, int]]] = Future()
+    future.set_result([])
+    return future

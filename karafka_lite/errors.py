@@ -193,3 +193,8 @@ class FetchError(KarafkaLiteError):
         self.topic = topic
         self.partition = partition
         self.offset = offset
+
+
+def in_message(index: int, mistake: Exception) -> Exception:
+    """The same mistake, with the index of the message that has it."""
+    return (TypeError if isinstance(mistake, TypeError) else ValueError)(f"messages[{index}]: {mistake}")

@@ -86,6 +86,21 @@ class PlainRecord(NamedTuple):
     headers: Sequence[tuple[str, bytes]]
 
 
+class Outgoing(NamedTuple):
+    """One message for ``produce_many``, with more than a value; the fields are the arguments of ``produce``.
+
+    Example::
+
+        Outgoing({"id": 7}, key="7", headers=[("source", b"web")])
+    """
+
+    value: Any
+    key: bytes | str | None = None
+    headers: Iterable[tuple[str, bytes]] | None = None
+    partition: int | None = None
+    timestamp_ms: int | None = None
+
+
 class Addressed(NamedTuple):
     """A message that is to be sent, under Kafka's names; a ``timestamp_ms`` of None is the time of sending."""
 

@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from karafka_lite import errors, events, forks
 from karafka_lite.context import Context, give_up
 from karafka_lite.core.group import Group
-from karafka_lite.core.marks import Send
+from karafka_lite.core.marks import Send, Told
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Leftovers, Ownership, Run, State
+from karafka_lite.ending import ExitRequest
 from karafka_lite.errors import CommitError, Exit, KarafkaLiteError, ProduceError
 from karafka_lite.lifespan import Lifespan
 from karafka_lite.messages import Addressed, TopicPartition, where
@@ -50,14 +51,6 @@ SPINS = 1000  # tries of a mark to get the lock before it waits in the lock's qu
 THREAD_END_S, STUCK_END_S = 5.0, 0.1  # for a thread of ours that has nothing to do any more, and for a stuck one
 ANSWER_SLACK_S = 5.0  # beyond delivery_timeout_ms: then nothing waits for an answer any longer
 Sent = Future[tuple[int, int]]  # (partition, offset) of what was sent
-
-
-class ExitRequest(NamedTuple):
-    """What a thread asks of the main thread: stop, with this exit code; ``left``: that member has ended."""
-
-    exit: Exit = Exit.CLEAN
-    left: Member | None = None
-    crashed: bool = False  # by a bug of ours: no later request changes the exit code
 
 
 class System:
@@ -476,19 +469,32 @@ class Member:
             return self.group.pause(ownership, now + ms / 1000, now)
 
     def send(self, run: Run, message: Addressed, *, after_failure: bool = False) -> Sent:
+        told = self._sending(run, 1, after_failure)
+        try:
+            return self._shared.outbox.send(message, told)
+        except BaseException:  # it cannot be a message: nothing has left
+            told(1, None)
+            raise
+
+    def send_many(self, run: Run, messages: Sequence[Addressed]) -> Future[list[tuple[int, int]]]:
+        told = self._sending(run, len(messages))
+        try:
+            return self._shared.outbox.send_many(messages, told)
+        except BaseException:  # one of them cannot be a message: nothing has left
+            told(len(messages), None)
+            raise
+
+    def _sending(self, run: Run, count: int, after_failure: bool = False) -> Told:
+        """Marks of ``run`` wait for ``count`` more messages from now on. Returns who is told of their answers."""
         ownership = run.ownership
         with self.lock:
             if ownership.run is not run:
                 raise RuntimeError(f"cannot produce after the handler has returned ({run})")
             if ownership.marks.failure is not None and not after_failure:
                 raise ProduceError.from_failure(ownership.marks.failure)
-            send = ownership.marks.sending()
-            told = send.told = send.told or partial(self._answered, ownership, send)
-        try:
-            return self._shared.outbox.send(message, told)
-        except BaseException:  # it cannot be a message: nothing has left
-            told(1, None)
-            raise
+            send = ownership.marks.sending(count)
+            send.told = send.told or partial(self._answered, ownership, send)
+            return send.told
 
     def dead_letter(self, run: Run, message: Addressed, offset: int, attempts: int, reason: str) -> Sent:
         future = self.send(run, message)
@@ -629,7 +635,7 @@ class Runner:
 
         shared = Shared(config, system, workers_of, self._inside, self._outbox, make_client, emit, self._requests)
         self.members = [Member(shared, name, routes, leftovers.get(name, ())) for name, routes in router.groups.items()]
-        self._exit, self._crashed, self.ended = Exit.CLEAN, False, threading.Event()  # ended: stuck handlers may run
+        self._counts, self.ended = ExitRequest(), threading.Event()  # ended: stuck handlers may run
         self._main = system.thread("karafka-main", self.serve)  # where nobody else serves
         self._left: set[Member] = set()
 
@@ -660,8 +666,7 @@ class Runner:
                 request = self._requests.get(timeout=SIGNALS_S)
             except queue.Empty:
                 continue
-            if not self._crashed and (request.exit is Exit.FORCED or self._exit is Exit.CLEAN):
-                self._exit, self._crashed = request.exit, request.crashed
+            self._counts = request.after(self._counts)
             if request.left is not None:
                 self._left.add(request.left)
                 request.left.poller.join(THREAD_END_S)
@@ -673,10 +678,10 @@ class Runner:
             workers.stop()
         self._lifespan.stop()
         self._outbox.close()
-        self._close_sender(self._exit)
+        self._close_sender(self._counts.exit)
         self._deliveries.stop()
         self.ended.set()
-        return self._exit
+        return self._counts.exit
 
     def ask_to_stop(self) -> None:
         """Stop soon; returns at once. May be called from a signal handler and from user code."""
@@ -688,4 +693,4 @@ class Runner:
         if (thread := threading.get_ident()) in self._inside or thread == self._lifespan.thread:
             return Exit.CLEAN
         self._main.join() if self._main.ident else self.ended.wait()
-        return self._exit
+        return self._counts.exit

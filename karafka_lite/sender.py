@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,9 +47,11 @@ class Sender:
 
     def send(self, message: Addressed) -> Future[tuple[int, int]]:
         """As ``Outbox.send``."""
-        with self._lock:
-            outbox = (self._open or self._begin()).outbox
-        return outbox.send(message)
+        return self._outbox().send(message)
+
+    def send_many(self, messages: Sequence[Addressed]) -> Future[list[tuple[int, int]]]:
+        """As ``Outbox.send_many``."""
+        return self._outbox().send_many(messages)
 
     def close(self, timeout_s: float) -> None:
         """Wait up to ``timeout_s`` for the answers to what was sent; what has none then fails, and that is said."""
@@ -69,6 +71,10 @@ class Sender:
                 timeout_s,
                 unanswered,
             )
+
+    def _outbox(self) -> Outbox:
+        with self._lock:
+            return (self._open or self._begin()).outbox
 
     def _begin(self) -> _Open:
         report, over = report_delivery(Progress()), self._system.event()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from karafka_lite.client.batches import R, Receipt
 from karafka_lite.client.connection import Emit
-from karafka_lite.client.outgoing import check_outgoing
+from karafka_lite.client.outgoing import check_many, check_outgoing
 from karafka_lite.client.producer import DeadError, Producer
 from karafka_lite.errors import KarafkaLiteError, ProduceError
 
@@ -47,9 +47,8 @@ class Outbox:
         return self._by_living(lambda producer: producer.send_checked(message, told), [message], told)
 
     def send_many(self, messages: Sequence[Addressed], told: Told | None = None) -> Future[list[Receipt]]:
-        """As ``Producer.send_many``."""
-        for message in messages:
-            check_outgoing(message)
+        """As ``Producer.send_many``, and as ``send`` where no broker can be reached."""
+        check_many(messages)
         return self._by_living(lambda producer: producer.send_many(messages, told), messages, told)
 
     def _by_living(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from karafka_lite.errors import cut
+from karafka_lite.errors import cut, in_message
 from karafka_lite.messages import TOPIC, Addressed
 
 MAX_PARTITION, MAX_TIMESTAMP_MS = (1 << 31) - 1, (1 << 63) - 1
@@ -38,6 +38,15 @@ def check_outgoing(message: Addressed, partitions: int | None = None) -> None:
         _check_number("timestamp_ms", timestamp_ms, MAX_TIMESTAMP_MS, "; for the time now: int(time.time() * 1000)")
     if partitions is not None and partition is not None and partition >= partitions:
         raise ValueError(f"partition must be between 0 and {partitions - 1} in topic {topic}, got {partition}")
+
+
+def check_many(messages: Sequence[Addressed], partitions: int | None = None) -> None:
+    """``check_outgoing`` for each; the text says also which one it is."""
+    for index, message in enumerate(messages):
+        try:
+            check_outgoing(message, partitions)
+        except (TypeError, ValueError) as mistake:
+            raise in_message(index, mistake) from None
 
 
 @lru_cache(1024)

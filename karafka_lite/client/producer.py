@@ -35,7 +35,7 @@ from karafka_lite.client.batches import Batch, Errors, Many, Receipt, Sent
 from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
 from karafka_lite.client.encoding import RECORD_BYTES, Unencoded, size_of
 from karafka_lite.client.outgoing import check_outgoing
-from karafka_lite.errors import ProduceError
+from karafka_lite.errors import ProduceError, in_message
 
 if TYPE_CHECKING:
     from karafka_lite.core.marks import Told
@@ -190,9 +190,12 @@ class Producer:
 
     def send_many(self, messages: Sequence[Addressed], told: Told | None = None) -> Future[list[Receipt]]:
         """All of these, which ``check_outgoing`` has seen; or none where one cannot be sent. Raises DeadError."""
-        places: list[tuple[Batch, int]] = []
+        places, ready = list[tuple[Batch, int]](), list[tuple[str, Partition | None, Unencoded, int]]()
         try:
-            ready = [self._made_ready(message) for message in messages]
+            for message in messages:
+                ready.append(self._made_ready(message))
+        except ValueError as mistake:
+            raise in_message(len(ready), mistake) from None
         except DeadError:
             raise
         except kafka.errors.KafkaError as error:

@@ -113,6 +113,9 @@ class Outbox(Protocol):
         ``told`` is called once the futures have their answers; one call may be for many messages.
         """
 
+    def send_many(self, messages: Sequence[Addressed], told: Told | None = None) -> Future[list[tuple[int, int]]]:
+        """``send`` for each, in this order; for none where one cannot be a message. Fails with the first failure."""
+
     def hand_over(self) -> None:
         """Somebody waits for answers: what was sent leaves now."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
-from karafka_lite.client.outgoing import check_outgoing, partition_of
+from karafka_lite.client.outgoing import check_many, check_outgoing, partition_of
 from karafka_lite.messages import Addressed, Message, PlainRecord, TopicPartition
 from karafka_lite.runner import System
 
@@ -62,6 +62,12 @@ class Cluster:
         log.append(record)
         return partition, record.offset
 
+    def accept_many(self, messages: Sequence[Addressed]) -> Future[list[tuple[int, int]]]:
+        """The app sends all of these to one topic, or none where Kafka would not take one."""
+        check_many(messages)
+        check_many(messages, self.count(messages[0].topic))
+        return together([self.accept(message) for message in messages])
+
     def accept(self, message: Addressed) -> Future[tuple[int, int]]:
         """The app sends ``message``; the answer is there at once."""
         self.check(message)
@@ -76,3 +82,20 @@ class Cluster:
             self.sent.setdefault(message.topic, []).append(sent)
         future.set_result((partition, offset))
         return future
+
+
+def together(futures: Sequence[Future[tuple[int, int]]]) -> Future[list[tuple[int, int]]]:
+    """Has a result when all of ``futures`` have one; fails with the first failure."""
+    future: Future[list[tuple[int, int]]] = Future()
+
+    def look(_: object) -> None:
+        if future.done() or not all(each.done() for each in futures):
+            return
+        if failures := [failure for each in futures if (failure := each.exception()) is not None]:
+            future.set_exception(failures[0])
+        else:
+            future.set_result([each.result() for each in futures])
+
+    for each in futures:
+        each.add_done_callback(look)
+    return future

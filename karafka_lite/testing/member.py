@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
@@ -15,13 +15,14 @@ from karafka_lite.core.marks import Refusal, Told
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.starts import Note, Place, Stray
+from karafka_lite.ending import ExitRequest
 from karafka_lite.errors import StrayedError
 from karafka_lite.events import CallEnded, Event
 from karafka_lite.messages import Addressed, TopicPartition
 from karafka_lite.observers.delivery import deliver
 from karafka_lite.observers.report import Report
 from karafka_lite.routing import Route
-from karafka_lite.runner import ExitRequest, Member, Shared, System
+from karafka_lite.runner import Member, Shared, System
 from karafka_lite.testing.cluster import Cluster
 
 POLL_RECORDS = 2000  # as App's max_poll_records
@@ -205,6 +206,13 @@ class Sent:
         future = self._cluster.accept(message)
         if told is not None:
             told(1, future.exception())
+        return future
+
+    def send_many(self, messages: Sequence[Addressed], told: Told | None = None) -> Future[list[tuple[int, int]]]:
+        """The answers are there at once."""
+        future = self._cluster.accept_many(messages)
+        if told is not None:
+            told(len(messages), future.exception())
         return future
 
     def hand_over(self) -> None: ...

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from karafka_lite.client.outgoing import check_outgoing
+from karafka_lite.client.outgoing import check_many, check_outgoing
 from karafka_lite.context import Context
 from karafka_lite.core.options import Options, SeekTarget
 from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.messages import Addressed, Message, PlainRecord
 from karafka_lite.serializer import Serializer, to_json
+from karafka_lite.testing.cluster import together
 
 
 class RecordingContext(Context):
@@ -99,6 +100,10 @@ class _Recorder:
         self, run: Run, message: Addressed, offset: int, attempts: int, reason: str
     ) -> Future[tuple[int, int]]:
         return self.send(run, message)
+
+    def send_many(self, run: Run, messages: Sequence[Addressed]) -> Future[list[tuple[int, int]]]:
+        check_many(messages)
+        return together([self.send(run, message) for message in messages])
 
     def send(self, run: Run, message: Addressed) -> Future[tuple[int, int]]:
         check_outgoing(message)

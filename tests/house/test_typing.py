@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 # Each line of ``mistakes`` is one.
 WRONG = """\
-from karafka_lite import App, Batch, Context, Message, Router
+from karafka_lite import App, Batch, Context, Message, Outgoing, Router
 from karafka_lite.testing import TestClient
 
 app = App("group")
@@ -64,6 +64,8 @@ def mistakes(batch: Batch, ctx: Context) -> None:
     ctx.dead_letter(batch.last.offset)
     app.produce("orders", 1, "key")
     app.produce("orders", 1, key=1)
+    app.produce_many("orders", 1)
+    ctx.produce_many("orders", [Outgoing(1, key=1)])
     app.stop(False)
     ctx.revoked = True
     ctx.state = {}

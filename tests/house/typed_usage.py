@@ -22,6 +22,7 @@ from karafka_lite import (
     FetchError,
     KarafkaLiteError,
     Message,
+    Outgoing,
     ProduceError,
     Router,
     __version__,
@@ -258,6 +259,8 @@ def ask(batch: Batch, ctx: Context) -> None:
         )
         ctx.produce("answers", message.value, key=message.key)
         ctx.produce("answers", None, key=b"me")
+        many: Future[list[tuple[int, int]]] = ctx.produce_many("answers", [{"id": 1}, Outgoing(None, key="me")])
+        print(many.result(timeout=1))
         partition, offset = at.result(timeout=1.5)
         print(partition + offset, ctx.dead_letter(message, "no id").done())
     targets: list[bool] = [ctx.seek(0), ctx.seek("earliest"), ctx.seek("latest"), ctx.seek(datetime.now(timezone.utc))]
@@ -278,6 +281,8 @@ def program() -> int:
         sent: Future[tuple[int, int]] = entered.produce("orders", {"id": 1}, key="a", headers=[("h", b"1")])
         partition, offset = sent.result(timeout=10)
         print(partition + offset, app.produce("orders", None, key=b"a", partition=2, timestamp_ms=1).done())
+        rows = (Outgoing(n, b"a", [("h", b"1")], partition=2, timestamp_ms=n) for n in range(3))
+        (partition, offset), *_ = app.produce_many("orders", rows).result(timeout=10)
     with EmbeddedBroker({"orders": 3}) as broker:
         other = App("other", bootstrap_servers=broker.bootstrap_servers)
         return other.run()

@@ -16,7 +16,7 @@ import pytest
 from support.harness import Gate, make_app, opened
 from support.observer import Observer, wait_until
 
-from karafka_lite import Batch, Context, ProduceError
+from karafka_lite import Batch, Context, Outgoing, ProduceError
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +56,7 @@ def test_it_sends_from_any_thread_before_it_starts_while_it_runs_and_after_the_s
     assert values(kafka, out) == sorted(text.encode() for text in expected)
 
 
-def test_a_stop_that_a_handler_asks_for_flushes_what_was_sent(kafka: Observer) -> None:
+def test_a_stop_that_a_handler_asks_for_flushes_what_was_sent_on_stop_included(kafka: Observer) -> None:
     topic, out = kafka.topic(), kafka.topic()
     app = make_app(kafka)
     sent: list[Any] = []
@@ -66,11 +66,15 @@ def test_a_stop_that_a_handler_asks_for_flushes_what_was_sent(kafka: Observer) -
         sent.extend(app.produce(out, number) for number in range(1000))
         app.stop()
 
+    @app.on_stop
+    def say_goodbye() -> None:
+        sent.append(app.produce(out, 1000))
+
     kafka.produce(topic, [1])
     before = set(threading.enumerate())
     assert app.run() == 0
     assert set(threading.enumerate()) == before
-    assert [future.result(0) for future in sent] == [(0, number) for number in range(1000)]
+    assert [future.result(0) for future in sent] == [(0, number) for number in range(1001)]
 
 
 def test_a_message_that_is_refused_fails_alone(kafka: Observer) -> None:
@@ -83,6 +87,26 @@ def test_a_message_that_is_refused_fails_alone(kafka: Observer) -> None:
     assert f"a message of 5002 bytes is too large for topic {small}" in str(refused)
     assert [future.result(20) for future in futures] == [(0, number) for number in range(1, 50)]
     app.stop()
+
+
+def test_it_sends_many_in_their_order_or_none(kafka: Observer) -> None:
+    out, small = kafka.topic(2), kafka.topic(max_message_bytes=1000)
+    app = make_app(kafka)
+    assert app.produce_many(out, []).result(0) == []
+    assert not app._sender.is_open
+    with pytest.raises(TypeError, match="got str; for one message: produce"):
+        app.produce_many(out, "text")
+    with pytest.raises(ValueError, match=rf"^messages\[1\]: partition must be between 0 and 1 in topic {out}, got 2"):
+        app.produce_many(out, [0, Outgoing(1, partition=2)])
+    sent = app.produce_many(out, (Outgoing(n, partition=n % 2) for n in range(2000)))
+    refused = app.produce_many(small, ["x" * 5000, 1])
+    assert sent.result(20) == [(n % 2, n // 2) for n in range(2000)]
+    assert f"a message of 5002 bytes is too large for topic {small}" in str(refused.exception(20))
+    flushed = app.produce_many(small, range(100))
+    app.stop()
+    assert [offset for _, offset in flushed.result(0)] == sorted(offset for _, offset in flushed.result(0))
+    assert values(kafka, out) == sorted(b"%d" % n for n in range(2000))
+    assert values(kafka, small) == sorted([b"1", *(b"%d" % n for n in range(100))])
 
 
 def test_a_thread_that_the_handler_waits_for_asks_for_the_stop_without_waiting(kafka: Observer) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from support.harness import Gate, Process, evict, make_app, opened, running, stopped_aside
 from support.observer import BreakableKafka, Observer, wait_until
 
-from karafka_lite import App, Batch, CommitError, Context, ProduceError
+from karafka_lite import App, Batch, CommitError, Context, Outgoing, ProduceError
 from karafka_lite.client.outbox import Outbox
 from karafka_lite.client.producer import Producer
 from karafka_lite.core.marks import Told
@@ -94,6 +95,32 @@ def test_it_sends_key_headers_partition_and_time_and_the_future_says_where_it_is
     )  # fmt: skip
 
 
+@pytest.mark.test_client
+def test_many_are_sent_in_their_order_and_the_future_says_where_each_is(kafka: Observer) -> None:
+    topic, out, places = kafka.topic(), kafka.topic(3), list[Any]()
+    kafka.produce(topic, ["x"])
+    app = make_app(kafka)
+
+    @app.topic(topic)
+    def forward(batch: Batch, ctx: Context) -> None:
+        many = [Outgoing(n, f"{n % 5}", [("n", b"%d" % n)], timestamp_ms=1000 + n) for n in range(600)]
+        places.append(ctx.produce_many(out, iter([*many, Outgoing(None, partition=2), b"raw", {"a": 1}])).result(20))
+        places.append(ctx.produce_many(out, ()).result(0))
+
+    with running(app):
+        wait_until(lambda: places[1:] == [[]])
+    records = {(one.partition(), one.offset()): one for one in kafka.records(out)}
+    assert len(records) == 603
+    sent = [records[place] for place in places[0]]
+    assert [one.value() for one in sent] == [*(b"%d" % n for n in range(600)), None, b"raw", b'{"a": 1}']
+    assert [one.key() for one in sent[:600]] == [b"%d" % (n % 5) for n in range(600)]
+    assert [one.headers() for one in sent[:600]] == [[("n", b"%d" % n)] for n in range(600)]
+    assert [one.timestamp()[1] for one in sent[:600]] == [1000 + n for n in range(600)]
+    assert places[0][600][0] == 2
+    for key in range(5):
+        assert sorted(places[0][key:600:5]) == places[0][key:600:5], "what has the same key is in order"
+
+
 def test_a_key_chooses_the_partition_as_kafka_does(kafka: Observer) -> None:
     topic, out, other, done = kafka.topic(), kafka.topic(7), kafka.topic(7), []
     kafka.produce(topic, range(50))
@@ -170,6 +197,31 @@ def test_what_cannot_be_a_message_is_a_mistake_at_the_call_that_names_the_argume
     assert kafka.records(out) == []
 
 
+@pytest.mark.test_client
+def test_of_many_a_mistake_names_the_message_too_and_none_has_left(kafka: Observer) -> None:
+    topic, out, group = kafka.topic(), kafka.topic(2), kafka.group()
+    kafka.produce(topic, ["x"])
+    told: list[tuple[str, type[Exception]]] = []
+    app = make_app(kafka, group, **AT_ONCE)
+
+    @app.topic(topic)
+    def forward(batch: Batch, ctx: Context) -> None:
+        for _, wrong, _ in MISTAKES:
+            given = {"value": b"", **wrong}
+            try:
+                ctx.produce_many(given.pop("topic", out), [*[b""] * 9, Outgoing(**given), b""])
+                told.append((f"accepted: {wrong}", Exception))
+            except (TypeError, ValueError) as error:
+                told.append((str(error), type(error)))
+
+    with running(app):
+        wait_until(lambda: kafka.committed(group, topic) == 1, message="a mistake that was caught fails nothing")
+    for (text, kind), (words, wrong, expected) in zip(told, MISTAKES, strict=True):
+        whole = f"messages[{0 if 'topic' in wrong else 9}]: {words}"
+        assert (text[: len(whole)], kind) == (whole, expected), wrong
+    assert kafka.records(out) == []
+
+
 def test_what_is_sent_behind_the_end_of_its_run_is_a_mistake(kafka: Observer) -> None:
     topic, out, kept = kafka.topic(), kafka.topic(), []
     kafka.produce(topic, ["x"])
@@ -220,6 +272,33 @@ def test_nothing_is_committed_before_what_was_sent_for_it_is_acknowledged(kafka:
         assert [one.value() for one in kafka.records(out)] == [b"0"]
         outputs.release_all()
         wait_until(lambda: kafka.committed(group, topic) == 2)
+
+
+def test_what_was_made_from_is_committed_when_the_last_of_many_is_acknowledged(kafka: Observer) -> None:
+    topic, out, group = kafka.topic(), kafka.topic(), kafka.group()
+    app, ready, told = make_app(kafka, group, **AT_ONCE), Gate(), list[Any]()
+
+    @app.topic(topic)
+    def forward(batch: Batch, ctx: Context) -> None:
+        ready.wait()
+        ctx.produce_many(out, range(3))
+
+    with running(app), opened(ready):
+        outbox: Outbox = app._runner._outbox  # type: ignore[union-attr, assignment]
+        plain = outbox.send_many
+
+        def send_many(messages: Any, tell: Told) -> Any:
+            return plain(messages, lambda *answer: told.append(partial(tell, *answer)))
+
+        outbox.send_many = send_many  # type: ignore[method-assign, assignment]
+        kafka.produce(topic, ["x"])
+        ready.open()
+        wait_until(lambda: told, message="they have left, and the answers are held back")
+        partition = app.members[0].group.owned[topic, 0]
+        assert (partition.marks.in_flight, kafka.committed(group, topic)) == (3, None)
+        told.pop()()
+        wait_until(lambda: kafka.committed(group, topic) == 1)
+    assert [one.value() for one in kafka.records(out)] == [b"0", b"1", b"2"]
 
 
 def test_marks_before_a_send_do_not_wait_for_it(kafka: Observer) -> None:
@@ -416,6 +495,28 @@ def test_an_exception_that_the_handler_swallows_from_a_future_fails_the_run_all_
         wait_until(lambda: len(failures) >= 3)
         assert kafka.committed(group, topic) is None
     assert all(isinstance(failure, ProduceError) for failure in failures)
+
+
+def test_one_of_many_that_is_refused_fails_the_run(kafka: Observer) -> None:
+    topic, out, group = kafka.topic(), kafka.topic(max_message_bytes=1000), kafka.group()
+    app, refused = make_app(kafka, group, **AT_ONCE), list[Any]()
+
+    @app.topic(topic, manual_offsets=True, **QUICKLY)
+    def forward(batch: Batch, ctx: Context) -> None:
+        future = ctx.produce_many(out, [b"1", b"x" * (10 if refused else 5000), b"2"])
+        if not refused:
+            refused.append(future.exception(20))
+            with pytest.raises(ProduceError, match="too large"):
+                ctx.mark_as_consumed(batch.last)
+        else:
+            ctx.mark_as_consumed(batch.last)
+
+    kafka.produce(topic, ["x"])
+    with running(app):
+        wait_until(lambda: kafka.committed(group, topic) == 1)
+    assert isinstance(refused[0], ProduceError)
+    assert f"a message of 5000 bytes is too large for topic {out}" in str(refused[0])
+    assert [one.value() for one in kafka.records(out)][-3:] == [b"1", b"x" * 10, b"2"]
 
 
 def test_one_refused_message_fails_its_own_run_and_the_producer_goes_on_for_everybody(kafka: Observer) -> None:

@@ -241,7 +241,7 @@ class Handlers:
             if ctx._dead_letter and rng.random() < 0.2:
                 future: Future[Any] = ctx.dead_letter(message, "by hand")
             else:
-                future = ctx.produce("out", b"x")
+                future = self._produce(ctx)
         except (ProduceError, TypeError) as error:
             if rng.random() < 0.5:
                 raise Unwanted from error
@@ -281,7 +281,7 @@ class Handlers:
                 self._seek(ctx, o, o.start or 0)
             self._work(hangs=rng.random() < 3 * settings.hanging)
             if rng.random() < settings.sending:
-                self._produce(ctx)
+                self._produce_or_fail(ctx)
             if rng.random() < settings.failing / 20:
                 raise SystemExit
             if rng.random() < settings.failing:
@@ -296,7 +296,7 @@ class Handlers:
         calm, rng = self._world.calm, self._rng
         self._work(hangs=not calm and rng.random() < 3 * self._settings.hanging)
         if not calm and rng.random() < self._settings.sending:
-            self._produce(ctx)
+            self._produce_or_fail(ctx)
         if not calm and rng.random() < self._settings.failing:
             raise Failed
         flushes = hook is Hook.ON_REVOKED or (o.options.manual_offsets and rng.random() < 0.7)
@@ -305,9 +305,15 @@ class Handlers:
         if flushes and processed and o.done > (o.stored or 0):
             self._mark(o, ctx, Message(*o.tp, o.done - 1), sync=not calm and rng.random() < 0.2)
 
-    def _produce(self, ctx: Context) -> None:
+    def _produce(self, ctx: Context) -> Future[Any]:
+        if self._rng.random() < 0.7:
+            return ctx.produce("out", b"x")
+        self._world.reached["many were sent at once"] += 1
+        return ctx.produce_many("out", [b"x"] * self._rng.randrange(4))
+
+    def _produce_or_fail(self, ctx: Context) -> None:
         try:
-            ctx.produce("out", b"x")
+            self._produce(ctx)
         except TypeError as error:
             raise Unwanted from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
@@ -25,6 +25,7 @@ from karafka_lite.errors import ClientBrokenError, Exit, ProduceError
 from karafka_lite.messages import Addressed, TopicPartition
 from karafka_lite.runner import Member, Runner
 from karafka_lite.settings import Config
+from karafka_lite.testing.cluster import together
 
 if TYPE_CHECKING:
     from simulation import World
@@ -223,12 +224,21 @@ class SimulatedOutbox:
         self._silent: list[tuple[float, SimulatedBatch]] = []  # the moment of sending
 
     def send(self, message: Addressed, told: Told | None = None) -> Future[tuple[int, int]]:
-        world, rng = self._world, self._world.rng
-        world.point()
-        world.say(self._life, "sends to", message.topic)
-        if not world.calm and rng.random() < 0.02:
+        self._begin_to_send(1)
+        return self._put(told)
+
+    def send_many(self, messages: Sequence[Addressed], told: Told | None = None) -> Future[list[tuple[int, int]]]:
+        self._begin_to_send(len(messages))
+        return together([self._put(told) for _ in messages])
+
+    def _begin_to_send(self, count: int) -> None:
+        self._world.point()
+        self._world.say(self._life, "sends", count)
+        if not self._world.calm and self._world.rng.random() < 0.02:
             raise TypeError("this cannot be a message")
-        batch = self._batch
+
+    def _put(self, told: Told | None) -> Future[tuple[int, int]]:
+        world, rng, batch = self._world, self._world.rng, self._batch
         if batch is None or batch.answered or batch.told is not told or rng.random() < 0.5:
             batch = self._batch = SimulatedBatch(told)
             self._leave(batch)

@@ -97,6 +97,7 @@ SITUATIONS = (
     "a run waited for answers that did not come",
     "a send failed",
     "a send failed, and the marks after it were void",
+    "many were sent at once",
     "messages were counted together",
     "a stale commit was refused by the broker",
     "a start at the end of the log was committed",

@@ -16,10 +16,12 @@ from karafka_lite.core.marks import Refusal, Told
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.starts import Place
+from karafka_lite.ending import ExitRequest
 from karafka_lite.errors import Exit
 from karafka_lite.events import Crashed, Event
 from karafka_lite.messages import Addressed, PlainRecord, TopicPartition
-from karafka_lite.runner import ExitRequest, Member, Shared, System, Workers
+from karafka_lite.runner import Member, Shared, System, Workers
+from karafka_lite.testing.cluster import together
 from support.observer import wait_until
 
 PATIENCE_S = 20
@@ -143,6 +145,9 @@ class FakeOutbox:
         if told is not None:
             future.add_done_callback(lambda done: told(1, done.exception()))
         return future
+
+    def send_many(self, messages: Sequence[Addressed], told: Told | None = None) -> Future[list[tuple[int, int]]]:
+        return together([self.send(message, told) for message in messages])
 
     def hand_over(self) -> None: ...
 

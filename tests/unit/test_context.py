@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -13,7 +14,7 @@ import pytest
 from support.partitions import ownership as begun
 from support.partitions import records
 
-from karafka_lite import Batch, CommitError, ConfigurationError, Context, Message
+from karafka_lite import Batch, CommitError, ConfigurationError, Context, Message, Outgoing
 from karafka_lite.core.intake import Chunk
 from karafka_lite.core.options import Options, SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run, State
@@ -58,6 +59,12 @@ class Shell:
         self, run: Run, message: Addressed, offset: int, attempts: int, reason: str
     ) -> Future[tuple[int, int]]:
         return self.send(run, message)
+
+    def send_many(self, run: Run, messages: Sequence[Addressed]) -> Future[list[tuple[int, int]]]:
+        self.asked.append(messages)
+        future: Future[list[tuple[int, int]]] = Future()
+        future.set_result([(0, index) for index in range(len(messages))])
+        return future
 
     def send(self, run: Run, message: Addressed) -> Future[tuple[int, int]]:
         self.asked.append(message)
@@ -524,6 +531,39 @@ def test_a_value_that_cannot_be_encoded_is_a_type_error(ctx: Context, shell: She
         TypeError, match=f"value: to_json cannot make bytes of {type(value).__name__} for topic 'out': "
     ):
         ctx.produce("out", value)
+    assert shell.asked == []
+
+
+def test_many_are_values_or_outgoing_and_none_are_none(ctx: Context, shell: Shell) -> None:
+    headers = [("h", b"1")]
+    many = [b"raw", {"n": 1}, (1, 2), Outgoing(None, "k", iter(headers), 2, 5), Outgoing("text")]
+    assert ctx.produce_many("out", iter(many)).result(0) == [(0, index) for index in range(5)]
+    assert shell.asked.pop() == [
+        Addressed("out", b"raw"),
+        Addressed("out", b'{"n": 1}'),
+        Addressed("out", b"[1, 2]"),
+        Addressed("out", None, b"k", headers, 2, 5),
+        Addressed("out", b'"text"'),
+    ]
+    assert ctx.produce_many("out", []).result(0) == []
+    assert shell.asked == []
+
+
+@pytest.mark.parametrize("one", ["text", b"raw", bytearray(b"raw"), {"n": 1}, 7, None, Outgoing(1), message(1)])
+def test_one_message_is_not_many(ctx: Context, shell: Shell, one: Any) -> None:
+    with pytest.raises(
+        TypeError, match=f"iterable of values or of Outgoing, got {type(one).__name__}; for one message"
+    ):
+        ctx.produce_many("out", one)
+    assert shell.asked == []
+
+
+def test_of_many_a_mistake_says_which_one_it_is_and_none_leaves(ctx: Context, shell: Shell) -> None:
+    with pytest.raises(TypeError, match=r"^messages\[1\]: value: to_json cannot make bytes of object for") as caught:
+        ctx.produce_many("out", [1, object(), 3])
+    assert isinstance(caught.value.__cause__, TypeError)
+    with pytest.raises(ValueError, match=r"^messages\[0\]: key cannot be encoded as UTF-8"):
+        ctx.produce_many("out", [Outgoing(1, key="\ud800")])
     assert shell.asked == []
 
 

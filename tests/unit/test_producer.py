@@ -112,3 +112,25 @@ def test_who_has_sent_several_is_told_once_and_of_its_own_fault_first() -> None:
     producer.answered(batch, 7, None)
     assert told == [(2, False), (1, True)]
     assert isinstance(batch.answer_to(0), ProduceError)
+
+
+def test_at_a_flush_the_messages_without_an_answer_are_counted_and_not_their_batches() -> None:
+    outbox, producer = Outbox([], {}), Producer([], {})
+    producer._accumulator = SimpleNamespace(hand_over=lambda: None)
+    assert outbox.flush(0) == 0, "nothing was sent"
+    outbox._producer = producer
+    for count in (2, 3):
+        batch = Batch(TopicPartition("orders", count), 0, producer)
+        for _ in range(count):
+            batch.add((0, None, b"", None), 10, None)
+        producer._unanswered[batch] = 0.0
+    assert outbox.flush(0) == 5
+
+
+def test_of_many_a_mistake_at_the_call_while_no_broker_can_be_reached_and_else_all_fail() -> None:
+    outbox, told = Outbox(["127.0.0.1:9"], {"bootstrap_timeout_ms": 1}), list[Any]()
+    with pytest.raises(TypeError, match=r"^messages\[1\]: partition must be an integer"):
+        outbox.send_many([GOOD, GOOD._replace(partition=0.0)])  # type: ignore[arg-type]
+    failure = outbox.send_many([GOOD, GOOD], lambda *answer: told.append(answer)).exception(20)
+    assert isinstance(failure, ProduceError)
+    assert told == [(2, failure)]

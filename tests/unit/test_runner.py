@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from support.observer import wait_until
-from support.stage import PATIENCE_S, FakeClient, Stage, Steps, exits, running
+from support.stage import PATIENCE_S, FakeClient, FakeOutbox, Stage, Steps, exits, running
 
 from karafka_lite import (
     App,
@@ -30,11 +30,12 @@ from karafka_lite import (
 )
 from karafka_lite.core import group as group_module
 from karafka_lite.core.group import Group
-from karafka_lite.core.marks import Refusal
+from karafka_lite.core.marks import Marks, Refusal
 from karafka_lite.core.ownership import State
 from karafka_lite.core.starts import Place, Stray
+from karafka_lite.ending import ExitRequest
 from karafka_lite.errors import ClientBrokenError, Exit, FetchError, PollError, StrayedError
-from karafka_lite.runner import ANSWER_SLACK_S, ExitRequest
+from karafka_lite.runner import ANSWER_SLACK_S
 
 TP = ("t", 0)
 BUG = ZeroDivisionError("a bug of ours")
@@ -271,6 +272,43 @@ def test_a_critical_error_asks_for_a_stop_with_1(error: BaseException) -> None:
         stage.cluster.send("t")
         assert stage.request() == ExitRequest(Exit.ERROR)
     assert stage.cluster.committed == {}
+
+
+# -- many messages at once
+
+
+def test_many_are_counted_once_and_marks_wait_for_the_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = list[int]()
+    plain = Marks.sending
+    monkeypatch.setattr(Marks, "sending", lambda marks, count=1: (counts.append(count), plain(marks, count))[1])
+
+    def forward(batch: Batch, ctx: Context) -> None:
+        ctx.produce_many("out", range(3))
+        ctx.mark_as_consumed(batch.last)
+
+    with running(app_of(forward, manual_offsets=True)) as stage:
+        stage.cluster.send("t")
+        for answered in range(3):
+            wait_until(lambda: len(stage.outbox.sent) == 3, message="they are sent")
+            assert stage.owned("t").marks.in_flight == 3 - answered
+            assert stage.cluster.committed == {}
+            stage.outbox.answer(answered)
+        wait_until(lambda: stage.cluster.committed == {TP: 1}, message="the commit")
+    assert counts == [3]
+
+
+def test_of_many_with_a_mistake_none_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(outbox: FakeOutbox, messages: Any, told: Any = None) -> Any:
+        raise ValueError("messages[1]: no such partition")
+
+    def forward(batch: Batch, ctx: Context) -> None:
+        with pytest.raises(ValueError, match="no such partition"):
+            ctx.produce_many("out", range(3))
+
+    monkeypatch.setattr(FakeOutbox, "send_many", refuse)
+    with running(app_of(forward)) as stage:
+        stage.cluster.send("t")
+        wait_until(lambda: stage.cluster.committed == {TP: 1}, message="the commit")
 
 
 # -- a client that is replaced, and strangers

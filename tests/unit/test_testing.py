@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from karafka_lite import App, Batch, CommitError, ConfigurationError, Context, Message, ProduceError, Router
+from karafka_lite import App, Batch, CommitError, ConfigurationError, Context, Message, Outgoing, ProduceError, Router
 from karafka_lite.testing import Run, TestClient, context
 from karafka_lite.testing.cluster import EPOCH_MS
 
@@ -516,6 +516,28 @@ def test_what_the_app_sends_beside_its_handlers_goes_into_the_same_topics_from_a
     assert app._sender is sender
 
 
+def test_many_are_sent_or_none_and_a_refused_one_fails_the_run() -> None:
+    def forward(batch: Batch, ctx: Context) -> None:
+        with pytest.raises(ValueError, match=r"^messages\[1\]: partition must be between 0 and 1 in topic out, got 2"):
+            ctx.produce_many("out", [0, Outgoing(1, partition=2)])
+        sent.append(ctx.produce_many("out", [Outgoing(n, partition=n % 2) for n in range(3)]))
+        ctx.mark_as_consumed(batch.last)
+
+    app, sent = given(forward, manual_offsets=True), list[Any]()
+    with TestClient(app, partitions={"out": 2}) as client:
+        client.send(TOPIC, 1)
+        client.refuse("out", ProduceError("refused"))
+        assert describe(client.run()) == [([0], 1, "failed")]
+        assert isinstance(sent[0].exception(0), ProduceError)
+        assert client.stored(TOPIC, 0) is None
+        client.advance(ms=1000)
+        assert describe(client.run()) == [([0], 2, "done")]
+        assert sent[1].result(0) == [(0, 1), (1, 1), (0, 2)]
+        assert client.stored(TOPIC, 0) == 1
+        assert app.produce_many("beside", ["a", "b"]).result(0) == [(0, 0), (0, 1)]
+        assert [message.payload for message in client.produced("beside")] == ["a", "b"]
+
+
 def test_a_refused_message_fails_the_run() -> None:
     def forward(batch: Batch, ctx: Context) -> None:
         ctx.produce("out", 1)
@@ -611,11 +633,15 @@ def test_a_context_records_what_a_handler_does() -> None:
     assert ctx.commit_offsets(sync=True)
     assert ctx.produce("out", {"a": 1}, key="k").result() == (0, 0)
     ctx.dead_letter(batch.first, "no good")
+    assert ctx.produce_many("many", [1, Outgoing(2, partition=3)]).result() == [(0, 0), (3, 1)]
+    with pytest.raises(TypeError, match=r"^messages\[1\]: key must be bytes"):
+        ctx.produce_many("many", [1, Outgoing(2, key=3)])  # type: ignore[arg-type]
     ctx.seek("earliest")
     ctx.pause(500, offset=6)
     ctx.state["n"] += 1
     assert ctx.marks == [7, 8]
-    assert [(one.topic, one.payload, one.key) for one in ctx.produced] == [("out", {"a": 1}, b"k"), ("dead", {}, None)]
+    produced = [(one.topic, one.payload, one.key) for one in ctx.produced]
+    assert produced == [("out", {"a": 1}, b"k"), ("dead", {}, None), ("many", 1, None), ("many", 2, None)]
     assert dict(ctx.produced[1].headers)["error"] == b"no good"
     assert (ctx.sought, ctx.paused_ms) == (6, 500)
     assert (ctx.attempt, ctx.retrying, ctx.revoked, ctx.stopping) == (3, True, False, False)
