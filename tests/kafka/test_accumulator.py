@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -11,7 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from support.observer import Observer, wait_until
+from kafka.structs import TopicPartition
+from support.observer import BreakableKafka, Observer, wait_until
 
 from karafka_lite.client.accumulator import LOOKED_UP, Accumulator, Plain
 from karafka_lite.client.encoding import COMPRESS
@@ -24,7 +26,7 @@ Sent = Future[tuple[int, int]]
 
 @contextmanager
 def producer_of(kafka: Observer, *, idempotent: bool = True, **settings: Any) -> Iterator[Producer]:
-    producer = Producer([kafka.bootstrap_servers], settings, idempotent=idempotent)
+    producer = Producer(kafka.bootstrap_servers.split(","), settings, idempotent=idempotent)
     producer.connect()
     try:
         yield producer
@@ -175,6 +177,69 @@ def test_the_window_counts_what_is_open_in_a_thousand_partitions_and_nothing_aft
         assert not producer._accumulator._open
     assert 90_000 < most <= 100_000
     assert sum(kafka.end_offset(topic, partition) for partition in range(200)) == 1000
+
+
+def test_while_leaders_stop_and_start_again_each_is_written_once_in_order_and_where_its_future_says(
+    cluster: BreakableKafka,
+) -> None:
+    kafka = cluster
+    topic = kafka.topic(6, replicas=3)
+    sent: list[Sent] = []
+    over = threading.Event()
+    with producer_of(kafka) as producer:
+
+        def send() -> None:
+            while not over.is_set():
+                for _ in range(30):
+                    number = len(sent)
+                    sent.append(producer.send(Addressed(topic, b"%d" % number, partition=number % 6)))
+                producer.hand_over()
+                over.wait(0.02)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        wait_until(lambda: len(sent) > 1000)
+        kafka.stop(2)  # to be killed takes 15 s longer; tests/chaos/forwarding.py does that
+        wait_until(lambda: kafka_python_knows(producer, topic, 2), 60, "others lead")
+        kafka.restart(2)
+        kafka.server.wait_until_ready()
+        count = len(sent)
+        wait_until(lambda: len(sent) > count + 1000 and sent[count].done(), 60)
+        over.set()
+        thread.join(10)
+        assert producer.flush(60)
+        places = [future.result(0) for future in sent]
+    found = {(partition, offset): int(value) for partition, offset, _, value in arrived(kafka, topic)}
+    assert len(found) == len(places), "each once"
+    assert [found[place] for place in places] == [*range(len(places))], "where its future says"
+    for partition in range(6):
+        numbers = [found[place] for place in sorted(found) if place[0] == partition]
+        assert numbers == sorted(numbers), "in order"
+
+
+def kafka_python_knows(producer: Producer, topic: str, dead: int) -> bool:
+    """Whether another broker leads each partition."""
+    metadata = producer._producer._metadata
+    tps = [TopicPartition(topic, partition) for partition in range(6)]
+    return all(metadata.leader_for_partition(tp) not in (None, -1, dead) for tp in tps)
+
+
+@pytest.mark.apache_only("it looks at the times of messages")
+def test_beside_a_message_that_the_broker_refuses_the_others_of_its_batch_fail_by_its_fault(kafka: Observer) -> None:
+    topic, told = kafka.topic(), list[Any]()
+    tomorrow = int(time.time() * 1000) + 86_400_000
+    with producer_of(kafka, idempotent=False) as producer:
+        times = [None, None, tomorrow, None]
+
+        def tell(count: int, failure: Any) -> None:
+            told.append((count, failure.collateral))
+
+        sent = [producer.send_checked(Addressed(topic, b"1", timestamp_ms=each), tell) for each in times]
+        failures = [future.exception(20) for future in sent]
+        assert [getattr(failure, "collateral", None) for failure in failures] == [True, True, False, True]
+        assert "InvalidTimestamp" in str(failures[2])
+        assert told == [(4, False)], "of its own fault first"
+        assert producer.send(Addressed(topic, b"2")).result(20) == (0, 0)
 
 
 # -- where kafka-python has other names -------------------------------------------------------------------------------

@@ -48,8 +48,13 @@ def altered(member: Member, name: str, alter: Callable[[Any], None]) -> None:
 
 
 def places_of(member: Member, tps: list[tuple[str, int]]) -> dict[tuple[str, int], Any]:
-    """Or why a place is not known."""
-    return dict(member.client._offsets.places(tps))
+    """Or why a place is not known; what the coordinator answers late comes with a later question."""
+
+    def answers() -> dict[tuple[str, int], Any] | None:
+        found = dict(member.client._offsets.places(tps))
+        return None if "no answer from the group's coordinator" in found.values() else found
+
+    return wait_until(answers, message="the coordinator answers")
 
 
 def lead_by(member: Member, broker: int, *partitions: int) -> None:

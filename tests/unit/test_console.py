@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import subprocess
@@ -15,7 +16,7 @@ from support.command import Stream
 
 import karafka_lite
 from karafka_lite.app import App
-from karafka_lite.cli import console
+from karafka_lite.cli import console, lines
 from karafka_lite.client.reader import choose_reader, reader_in_words
 from karafka_lite.observers.progress import Snapshot, Totals
 
@@ -66,6 +67,27 @@ def test_without_a_terminal_the_banner_is_plain_lines_that_are_each_complete(app
     assert re.fullmatch(r"group \[red]statistics\[/red]: clicks -> \S*count \(automatic offsets\)", count)
     assert reader == f"record decoder: {reader_in_words()}"
     assert end == "stop with Ctrl-C or SIGTERM"
+
+
+def test_as_json_the_banner_is_one_object_with_its_facts_and_with_quiet_it_is_nothing(
+    app: App, pipe: Stream, terminal: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines._Style, "format", "json")
+    with redirect_stderr(pipe):
+        console.banner(app, "embedded")
+    (line,) = pipe.getvalue().splitlines()
+    told = json.loads(line)
+    assert told["version"] == karafka_lite.__version__
+    assert (told["brokers"], told["broker"]) == (["kafka-1:9092", "kafka-2:9092"], "embedded")
+    assert [(route["group"], route["topic"], route["offsets"]) for route in told["routes"]] == [
+        ("event-store", "user_events", "manual"),
+        ("[red]statistics[/red]", "clicks", "automatic"),
+    ]
+    monkeypatch.setattr(lines._Style, "format", "auto")
+    monkeypatch.setattr(lines._Style, "quiet", True)
+    with redirect_stderr(terminal):
+        console.banner(app)
+    assert terminal.getvalue() == ""
 
 
 def test_the_plain_banner_has_neither_colour_nor_boxes(app: App, pipe: Stream) -> None:
