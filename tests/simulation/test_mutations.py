@@ -128,7 +128,7 @@ def _(patch: Patch) -> None:
     patch.setattr(SimulatedClient, "_stamp", lambda client, generation: client._generation)
 
 
-@wrong("a worker dies of a bug, and nobody notices")
+@wrong("a worker dies of a bug, and nobody notices", bugs=0.02)
 def _(patch: Patch) -> None:
     def crash(method: Callable[..., Any], member: Member, thread: str, bug: BaseException) -> None:
         if thread != "worker":
@@ -322,7 +322,7 @@ def _(patch: Patch) -> None:
     unrest=5.0,
     interrupts=0.8,
     favourite="answer",
-    first_seed=49_000,
+    first_seed=6_000,
 )
 def _(patch: Patch) -> None:
     def commit(method: Callable[..., Any], member: Member, ownership: Ownership, timeout_ms: int) -> Any:
