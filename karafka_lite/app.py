@@ -151,7 +151,7 @@ class App(Router):
             message whose answer got lost may be written twice.
 
         Raises:
-            TypeError, ValueError: this cannot be a message: no JSON, a bad header, a partition that does not exist.
+            TypeError, ValueError: no message: no bytes of the value, a bad header, a partition that does not exist.
             ConfigurationError: this process is a fork of one in which the app runs, or has sent something.
 
         Example::
@@ -327,15 +327,13 @@ class App(Router):
             signals.ask_to_stop(runner)
             try:
                 runner.start()
-            except BaseException:  # of a function of on_start, which has been said
-                if main_thread:
-                    return Exit.ERROR.value
-                raise
-            try:
                 return runner.serve().value
-            except BaseException:  # a signal handler of the program's own has raised
-                runner.ask_to_stop()
-                runner.serve()
+            except BaseException:
+                if not runner.ended.is_set():  # a signal handler of the program's own has raised
+                    runner.ask_to_stop()
+                    runner.serve()
+                elif main_thread:  # a function of on_start has raised, which has been said
+                    return Exit.ERROR.value
                 raise
             finally:
                 runner.ended.set()  # nobody serves it any more, whatever it was interrupted by

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from support.command import Stream
+from support.observer import wait_until
 
 from karafka_lite import App, BrokerUnavailableError, ConfigurationError, ProduceError, exits
 from karafka_lite.client.outbox import Outbox
+from karafka_lite.runner import Runner
 
 
 def handle(batch: object, ctx: object) -> None: ...
@@ -169,6 +171,26 @@ def test_it_sends_to_the_brokers_that_count_at_the_first_call(monkeypatch: pytes
     app.produce("orders", 1)
     app.stop()
     assert servers == ["127.0.0.1:2", "127.0.0.1:3"]
+
+
+# -- a start that is interrupted
+
+
+def test_what_a_signal_handler_raises_in_the_middle_of_a_start_ends_the_run_and_is_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, before = Runner.start, set(threading.enumerate())
+
+    def interrupted(runner: Runner) -> None:
+        plain(runner)
+        raise InterruptedError("by a signal handler of the program")
+
+    monkeypatch.setattr(Runner, "start", interrupted)
+    app = app_of("orders")
+    with pytest.raises(InterruptedError):
+        app.run()
+    assert repr(app).endswith("(not running)>")
+    wait_until(lambda: set(threading.enumerate()) <= before, message="no thread is left")
 
 
 # -- sessions: notebooks, and what is typed into a REPL
