@@ -60,16 +60,22 @@ def test_a_log_record_has_its_exception_its_extra_and_whatever_text_on_one_line(
         try:
             raise ValueError("first\nsecond")
         except ValueError:
-            logging.getLogger("shop").exception("order %s\nis\u2028bad \udcff", 7, extra={"order": 7, "at": Path("x")})
+            logging.getLogger("shop").exception("order %s\nis\u2028bad", 7, extra={"order": 7, "at": Path("x")})
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.warn("old", DeprecationWarning, stacklevel=1)
     order, warning = objects(stream.getvalue())
     assert stream.getvalue().isascii()
-    assert (order["level"], order["logger"], order["message"]) == ("ERROR", "shop", "order 7\nis\u2028bad \udcff")
+    assert (order["level"], order["logger"], order["message"]) == ("ERROR", "shop", "order 7\nis\u2028bad")
     assert (order["order"], order["at"]) == (7, "x")
     assert order["exception"].endswith("ValueError: first\nsecond")
     assert (warning["logger"], "DeprecationWarning: old" in warning["message"]) == ("py.warnings", True)
+
+
+def test_a_text_that_is_no_utf_8_is_an_object_too() -> None:  # by itself: pytest cannot pass it on between processes
+    line = lines.JsonFormatter().format(logging.LogRecord("shop", logging.INFO, "x.py", 1, "bad \udcff", (), None))
+    assert line.isascii()
+    assert json.loads(line)["message"] == "bad \udcff"
 
 
 def test_what_nobody_caught_is_an_object_too(capsys: pytest.CaptureFixture[str]) -> None:
