@@ -163,10 +163,10 @@ class App(Router):
         return self._sender.send(outgoing(topic, value, key, headers, partition, timestamp_ms, serializer))
 
     def produce_many(self, topic: str, messages: Iterable[Any]) -> Future[list[tuple[int, int]]]:
-        """Send many messages that are tied to no offset, for less than as many calls of ``produce``.
+        """Send many messages that are tied to no offset: all, or none where one cannot be a message.
 
-        What that promises holds for each. ``messages`` are values, and ``Outgoing`` for what has a key, headers, a
-        partition or a timestamp, too.
+        What ``produce`` promises holds for each. ``messages`` are values, and ``Outgoing`` for what has a key, headers,
+        a partition or a timestamp, too.
 
         Returns:
             A future of all (partition, offset), in the order of ``messages``; else of the first ProduceError, when all

@@ -292,7 +292,7 @@ class Context:
         )
 
     def produce_many(self, topic: str, messages: Iterable[Any]) -> Future[list[tuple[int, int]]]:
-        """Send many messages, for less than as many calls of ``produce``. What that promises holds for each.
+        """Send many messages: all, or none where one cannot be a message. What ``produce`` promises holds for each.
 
         Args:
             messages: values, and ``Outgoing`` for what has a key, headers, a partition or a timestamp, too.
@@ -476,9 +476,11 @@ def outgoing_many(topic: Any, messages: Any, serializer: Serializer) -> list[Add
         )
     made: list[Addressed] = []
     for message in messages:
-        given = message if isinstance(message, Outgoing) else Outgoing(message)
         try:
-            made.append(outgoing(topic, *given, serializer))
+            if isinstance(message, Outgoing):
+                made.append(outgoing(topic, *message, serializer))
+            else:
+                made.append(Addressed(topic, serialized(serializer, topic, message)))
         except (TypeError, ValueError) as mistake:
             raise in_message(len(made), mistake) from mistake.__cause__
     return made

@@ -217,9 +217,11 @@ class Producer:
         topic, value, key, headers, number, timestamp_ms = message
         size = size_of(key, value, headers)
         self._check_size(size)
-        partition = self._partition_of(message)
         time_ms = time_ns() // 1_000_000 if timestamp_ms is None else timestamp_ms
         any_will_do = key is None and number is None
+        if any_will_do and self._accumulator is not None and topic in self._accumulator.topics:
+            return topic, None, (time_ms, key, value, headers), size
+        partition = self._partition_of(message)
         return topic, None if any_will_do else partition, (time_ms, key, value, headers), size
 
     def _put_soon(
