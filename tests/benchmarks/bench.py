@@ -44,6 +44,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from confluent_kafka import Producer
 from peers import PEERS
 from probes import READY, SLEEP_S, SLEEPY_BATCH, large, small
+from senders import FORWARDERS, IN_ROUNDS, ONE_BY_ONE, SENDERS
 from support.kafka_server import KAFKA_VERSION, kafka_source
 from support.observer import Observer
 from tables import ERROR, HANDLERS, MARKS, PARTITIONS, Figures, Round, comparable, compared, rows, throughput
@@ -78,6 +79,9 @@ class Size:
     idle_s: float = 10
     settle_s: float = 6  # before: longer than auto_commit_interval_ms
     retries: int = 20
+    sent: int = 100_000  # in rounds of 500
+    sent_alone: int = 3_000
+    forwarded: int = 200_000
     ticks: int = 500
     sleeps: int = 60  # batches of each partition
     starts: int = 10  # processes of each kind
@@ -87,7 +91,7 @@ class Size:
 
 QUICK = Size(
     runs=1, small=24_000, large=12_000, marks=1_000, commits=20, idle_s=0.5, settle_s=0.5, retries=3, ticks=20,
-    sleeps=5, starts=1, very_many=60, crossed=False,
+    sleeps=5, starts=1, very_many=60, sent=2_000, sent_alone=600, forwarded=4_000, crossed=False,
 )  # fmt: skip
 
 # How our app is started, with which decoder, and what its handler does, by data set.
@@ -98,6 +102,9 @@ OURS = {
     ],
     "200": [*itertools.product(["run"], ["pure", "speed"], ["noop", "read", "payloads"])],
 }
+# What is sent: the size of a value, and its keys.
+SENT = [(size, keys) for size in (100, 1000) for keys in ("distinct", "none")]
+FORWARDED = [(100, "distinct"), (1000, "none")]
 STARTS = {"run": "`karafka-lite run`", "library": "`app.start()`"}
 
 
@@ -127,7 +134,8 @@ def main() -> None:
         raw = {"machine": about, "size": asdict(size), "rounds": bench.rounds, "base": bench.base_rounds}
         arguments.json.write_text(json.dumps(raw, indent=1) + "\n")
     runs = [*bench.rounds, *bench.base_rounds]
-    sys.exit(any(ERROR in run[name] for run in runs for name in run if name.rpartition("/")[2] not in PEERS))
+    peers = {*PEERS, *(name for name in (*SENDERS, *FORWARDERS) if not is_ours(f"send-/{name}"))}
+    sys.exit(any(ERROR in run[name] for run in runs for name in run if name.rpartition("/")[2] not in peers))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -184,9 +192,17 @@ def each_once(lines: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
         had.update(line)
 
 
+@functools.cache
+def values_of(size: int) -> Callable[[int], bytes]:
+    """Values of so many bytes."""
+    return lambda number: b"%d " % number + b"x" * (size - 1 - len(str(number)))
+
+
 def is_ours(probe: str) -> bool:
     """Whether it measures the package."""
     name = probe.rpartition("/")[2]
+    if probe.startswith(("send-", "forward-")):
+        return name.startswith(("produce", "forward"))
     return not (name in PEERS or name.endswith("loop") or name.startswith("parser") or name == "bare-commit")
 
 
@@ -229,6 +245,10 @@ class Bench:
         probes: dict[str, Probe] = {}
         for dataset in OURS:
             probes |= {f"{dataset}/{name}": probe for name, probe in self._throughput(dataset)}
+        for told, kinds in (("send", SENT), ("forward", FORWARDED)):
+            for value_bytes, keys in kinds if size.crossed else kinds[:1]:
+                dataset = f"{told}-{value_bytes}-{keys}"
+                probes |= {f"{dataset}/{name}": probe for name, probe in self._sending(dataset, value_bytes, keys)}
         probes |= {
             "mark": lambda: self._probe("mark", self.topic(1, size.marks), messages=size.marks),
             "sync-mark": lambda: self._probe("sync_mark", self.topic(1, size.commits), times=size.commits),
@@ -280,6 +300,21 @@ class Bench:
                 names[name] += f" (the first {number:,})"
             yield name, functools.partial(self._peer, dataset, name, python, number)
 
+    def _sending(self, dataset: str, value_bytes: int, keys: str) -> Iterator[tuple[str, Probe]]:
+        """As ``_throughput``."""
+        names = self.names[dataset] = {}
+        forwards = dataset.startswith("forward")
+        senders = FORWARDERS if forwards else SENDERS if dataset == "send-100-distinct" else IN_ROUNDS
+        for name, sender in senders.items():
+            python = next((path for path, found in self.installed.items() if found.keys() >= {*sender.packages}), None)
+            if python is None:
+                self.missing[f"{dataset}/{name}"] = " with ".join(sender.packages)
+                continue
+            names[name] = sender.told.format_map(self.installed[python])
+            number = self.size.forwarded if forwards else self.size.sent_alone if name in ONE_BY_ONE else self.size.sent
+            told = {"messages": number, "size": value_bytes, "keys": keys}
+            yield name, functools.partial(self._sender, name, python, forwards, told)
+
     def _messages(self, dataset: str) -> int:
         return {"16": self.size.small, "200": self.size.large}[dataset]
 
@@ -288,13 +323,16 @@ class Bench:
         return self.topic(MANY, messages + messages // SPARE, {"16": small, "200": large}[dataset])
 
     @functools.cache  # noqa: B019 - there is one Bench
-    def topic(self, partitions: int, messages: int, value: Callable[[int], bytes] = small) -> str:
+    def topic(
+        self, partitions: int, messages: int, value: Callable[[int], bytes] = small, *, has_keys: bool = False
+    ) -> str:
         """With as many messages on each partition, in batches as a busy producer fills them."""
         topic = self.observer.topic(partitions)
         for number in range(messages):
             while True:
                 try:
-                    self._producer.produce(topic, value(number), partition=number % partitions)
+                    key = b"%d" % number if has_keys else None
+                    self._producer.produce(topic, value(number), key, partition=number % partitions)
                     break
                 except BufferError:
                     self._producer.poll(0.1)
@@ -325,6 +363,17 @@ class Bench:
         where = {"broker": self.observer.bootstrap_servers, "group": self.observer.group()}
         told = json.dumps({**where, "topic": self._dataset(dataset), "messages": messages})
         return self._child([python, str(HERE.absolute() / "peers.py"), name, told])
+
+    def _sender(self, name: str, python: str, forwards: bool, told: Figures) -> Figures:
+        messages = told["messages"]
+        source = self.topic(1, 1)
+        if forwards:
+            has_keys = told["keys"] == "distinct"
+            source = self.topic(MANY, messages + messages // SPARE, values_of(told["size"]), has_keys=has_keys)
+        topic = self.observer.topic(MANY)
+        where = {"broker": self.observer.bootstrap_servers, "group": self.observer.group()}
+        command = [python, str(HERE.absolute() / "senders.py"), name]
+        return self._child([*command, json.dumps({**where, "source": source, "topic": topic, **told})])
 
     def _first_message_run(self) -> Figures:
         """From the start of the process; its clock is ours, because CLOCK_MONOTONIC is the machine's.
@@ -441,7 +490,8 @@ def report(bench: Bench, probes: dict[str, Probe], about: Figures) -> list[str]:
     for dataset, names in bench.names.items():
         names = {probe: name for probe, name in names.items() if f"{dataset}/{probe}" in probes}
         if names:
-            lines += ["", f"### Throughput, messages of {dataset} B", "", *throughput(dataset, names, rounds)]
+            title, beside = title_of(dataset)
+            lines += ["", f"### {title}", "", *throughput(dataset, names, rounds, beside)]
     if table := rows(MARKS, rounds):
         lines += ["", "### Marks, latency, idling, start", "", *table]
     if table := rows(PARTITIONS, rounds):
@@ -459,6 +509,18 @@ def report(bench: Bench, probes: dict[str, Probe], about: Figures) -> list[str]:
     for name, error in errors.items():
         lines += ["", f"### {name} failed", "", *(f"    {line}" for line in error.splitlines())]
     return lines
+
+
+def title_of(dataset: str) -> tuple[str, str]:
+    """What its table is called, and whom the others are compared with."""
+    kind, _, rest = dataset.partition("-")
+    if not rest:
+        return f"Throughput, messages of {dataset} B", "loop"
+    size, _, keys = rest.partition("-")
+    told = {"distinct": "each with another key", "none": "without keys"}[keys]
+    if kind == "send":
+        return f"Sending {size} B, {told}, in rounds of 500 whose answers are awaited", "aiokafka"
+    return f"Whole apps that read 500 messages of {size} B, {told}, and send 500", "aiokafka-forward"
 
 
 def machine() -> Figures:

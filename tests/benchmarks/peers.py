@@ -76,7 +76,7 @@ def main(name: str, arguments: str = "") -> None:
 def installed() -> dict[str, str]:
     """The version of each package that is there, and that of Python."""
     found = {"python": sys.version.split()[0]}
-    for name in {name for peer in PEERS.values() for name in peer.packages}:
+    for name in {"kafka-python", *(name for peer in PEERS.values() for name in peer.packages)}:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -66,9 +66,15 @@ def above(probe: str, more: float) -> Limit:
 LIMITS: Mapping[str, tuple[Limit, ...]] = {
     "16/run-pure-noop": (loops(0.35), peak(110)),
     "16/run-speed-noop": (loops(0.15), below("aiokafka"), below("confluent"), peak(110)),
-    "16/run-speed-iterate": (loops(0.26),),
+    "16/run-speed-iterate": (loops(0.12),),
     "16/library-pure-noop": (loops(0.55),),
     "16/library-speed-noop": (loops(0.29),),
+    "send-100-distinct/produce": (loops(0.5),),
+    "send-100-distinct/produce-many": (below("confluent"),),
+    "send-100-distinct/produce-one": (below("kafka-python-one"),),
+    "send-100-none/produce": (loops(0.45),),
+    "send-100-none/produce-many": (below("confluent"),),
+    "forward-100-distinct/forward": (loops(0.7), below("faststream-forward")),
     "200/run-speed-noop": (loops(0.22),),
     "200/run-pure-payloads": (above("parser-json", 0.25),),
     "200/run-speed-payloads": (above("parser-orjson", 0.25),),
@@ -78,10 +84,10 @@ LIMITS: Mapping[str, tuple[Limit, ...]] = {
 # -- throughput -------------------------------------------------------------------------------------------------------
 
 
-def throughput(dataset: str, names: Mapping[str, str], rounds: Sequence[Round]) -> list[str]:
-    """One line for each probe of ``names``, which was measured on this data set."""
-    medians = _medians(dataset, names, rounds)
-    head = ("", "µs CPU/message", "min", "max", "x loop", "messages/s", "peak MB", "target")
+def throughput(dataset: str, names: Mapping[str, str], rounds: Sequence[Round], beside: str = "loop") -> list[str]:
+    """One line for each probe of ``names``, which was measured on this data set; each is compared with ``beside``."""
+    medians = _medians(dataset, names, rounds, beside)
+    head = ("", "µs CPU/message", "min", "max", f"x {beside.partition('-')[0]}", "messages/s", "peak MB", "target")
     cells = [head, ("-", *["-:"] * 6, "-")]
     for probe, name in names.items():
         measured = [figures for run in rounds if (figures := run.get(f"{dataset}/{probe}")) and ERROR not in figures]
@@ -102,12 +108,14 @@ def throughput(dataset: str, names: Mapping[str, str], rounds: Sequence[Round]) 
     return markdown(cells)
 
 
-def _medians(dataset: str, probes: Mapping[str, str], rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
+def _medians(
+    dataset: str, probes: Mapping[str, str], rounds: Sequence[Round], beside: str
+) -> dict[str, dict[str, float]]:
     medians = {}
     for probe in probes:
         measured = []
         for run in rounds:
-            figures, loop = run.get(f"{dataset}/{probe}", {}), run.get(f"{dataset}/loop", {})
+            figures, loop = run.get(f"{dataset}/{probe}", {}), run.get(f"{dataset}/{beside}", {})
             if figures and ERROR not in figures:
                 ratio = {"loops": figures["cpu_us"] / loop["cpu_us"]} if "cpu_us" in loop else {}
                 measured.append({**figures, **ratio})

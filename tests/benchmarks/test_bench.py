@@ -31,11 +31,17 @@ def test_a_quick_run_fills_every_line_of_every_table(kafka: Observer, tmp_path: 
 
     assert done.returncode == 0, done.stdout + done.stderr
     (measured,) = json.loads(raw.read_text())["rounds"]
-    small, large, marks, partitions = tables(done.stdout)
-    for dataset, table in (("16", small), ("200", large)):
+    small, large, sent, forwarded, marks, partitions = tables(done.stdout)
+    consumers, senders = {"loop", "run-pure-noop", "confluent", "aiokafka"}, {"produce", "produce-many", "kafka-python"}
+    for dataset, table, wanted in (
+        ("16", small, consumers),
+        ("200", large, consumers),
+        ("send-100-distinct", sent, {*senders, "aiokafka", "confluent", "produce-one"}),
+        ("forward-100-distinct", forwarded, {"forward", "forward-many", "aiokafka-forward", "confluent-forward"}),
+    ):
         probes = [name for name in measured if name.startswith(f"{dataset}/")]
         assert len(table) == len(probes)
-        assert {f"{dataset}/{name}" for name in ("loop", "run-pure-noop", "confluent", "aiokafka")} <= {*probes}
+        assert {f"{dataset}/{name}" for name in wanted} <= {*probes}
         for name, *figures, _ in table:
             assert all(is_measured(figure) for figure in figures if figure), name
             assert all(figures[:5]), name
