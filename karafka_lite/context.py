@@ -455,16 +455,22 @@ def outgoing(
 
     Raises TypeError, ValueError: the serializer cannot make bytes of the value, or the key is no text.
     """
+    if key is not None and type(key) is not bytes:
+        key = _key(key)
+    if headers is not None and isinstance(headers, Iterable) and not isinstance(headers, Mapping | str | bytes):
+        headers = list(headers)
+    if type(value) is not bytes:
+        value = serialized(serializer, topic, value)
+    return Addressed(topic, value, key, headers, partition, timestamp_ms)
+
+
+def _key(key: Any) -> Any:
     if isinstance(key, str):
         try:
-            key = key.encode()
+            return key.encode()
         except UnicodeEncodeError:
             raise ValueError(f"key cannot be encoded as UTF-8, it has surrogates: {cut(ascii(key))}") from None
-    elif isinstance(key, bytearray | memoryview):
-        key = bytes(key)
-    is_list = isinstance(headers, Iterable) and not isinstance(headers, Mapping | str | bytes)
-    pairs: Any = list(headers) if is_list else headers
-    return Addressed(topic, serialized(serializer, topic, value), key, pairs, partition, timestamp_ms)
+    return bytes(key) if isinstance(key, bytearray | memoryview) else key
 
 
 def outgoing_many(topic: Any, messages: Any, serializer: Serializer) -> list[Addressed]:
