@@ -23,6 +23,8 @@ if typing.TYPE_CHECKING:
         ProduceError,
     )
     from karafka_lite.messages import Batch, Message, Outgoing
+    from karafka_lite.observers.health import Health
+    from karafka_lite.observers.stats import PartitionStats, Stats
     from karafka_lite.routing import Router
     from karafka_lite.serializer import to_json
 
@@ -35,6 +37,9 @@ __all__ = [  # noqa: RUF022 - grouped: what one writes, what one receives, what 
     "Outgoing",
     "Drained",
     "TopicTotals",
+    "Health",
+    "Stats",
+    "PartitionStats",
     "to_json",
     "AccessError",
     "BrokerUnavailableError",
@@ -53,9 +58,12 @@ _MODULES = {  # of what is not an error
     "App": "app",
     "Batch": "messages",
     "Context": "context",
+    "Health": "observers.health",
     "Message": "messages",
     "Outgoing": "messages",
+    "PartitionStats": "observers.stats",
     "Router": "routing",
+    "Stats": "observers.stats",
     "to_json": "serializer",
     **dict.fromkeys(["Drained", "DrainError", "TopicTotals"], "draining"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
@@ -18,13 +18,15 @@ from karafka_lite.errors import ConfigurationError, Exit
 from karafka_lite.functions import is_again, place_of
 from karafka_lite.observers.banner import Banner, Row, on_terminal, show
 from karafka_lite.observers.delivery import Observer
-from karafka_lite.observers.progress import Progress, Snapshot
-from karafka_lite.routing import Route, Router
-from karafka_lite.runner import Member, Runner, System
+from karafka_lite.observers.observed import Observed
+from karafka_lite.observers.whereabouts import Whereabouts, beside, say
+from karafka_lite.routing import Route
+from karafka_lite.runner import Runner, System
 from karafka_lite.sender import Sender
 from karafka_lite.serializer import Serializer, to_json
 from karafka_lite.settings import Config, Settings, int_mistakes, refuse, resolve_bootstrap_servers
 from karafka_lite.signals import Signals
+from karafka_lite.watching import Watching
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -40,7 +42,7 @@ FLUSH_S = 5.0  # how long what was sent may take after a stop that was forced
 NAMED = 3  # topics, or groups, in one line
 
 
-class App(Router):
+class App(Watching):
     """The consumers of one process, as decorated functions. The decorators are Router's.
 
     Args:
@@ -95,11 +97,10 @@ class App(Router):
             serializer=serializer,
         )
         self._broker_option: str | None = None
-        self._runner: Runner | None = None
-        self._foreign = False  # this process is a fork of the one in which it runs or has sent something
         self._claiming = System.lock()
         self._sender = Sender(System(), self._new_outbox)
         self._observers: list[Observer] = []
+        self._say_where: Callable[[Whereabouts], None] = say  # at SIGUSR1
         forks.in_child(self, App._was_forked)
 
     def observe(self, function: ObserverT) -> ObserverT:
@@ -196,7 +197,8 @@ class App(Router):
     def run(self) -> int:
         """Run until SIGINT, SIGTERM, SIGHUP or ``stop``, as ``karafka-lite run module:app``. For the main thread.
 
-        On a terminal it begins with what is about to run: groups, topics, functions, brokers.
+        On a terminal it begins with what is about to run: groups, topics, functions, brokers. SIGUSR1 has it print on
+        standard error where every thread and every handler stands, unless the program has a use of its own for it.
 
         Returns:
             0 clean; 1 a critical exception in a handler, a function of ``on_start`` that raised, or a setting,
@@ -323,6 +325,7 @@ class App(Router):
     def serve(self, *, main_thread: bool = True) -> int:
         """``run`` without a word. ``main_thread`` False: on any thread, with signal handlers where that can be."""
         with Signals(required=main_thread) as signals:
+            signals.at_dump(lambda: beside(lambda: self._say_where(self.whereabouts())))
             runner = self._claim()
             signals.ask_to_stop(runner)
             try:
@@ -360,8 +363,13 @@ class App(Router):
         bootstrap_servers: str | None = None,
         concurrency: int | None = None,
         settings: Mapping[str, Any] | None = None,
+        say_where: Callable[[Whereabouts], None] | None = None,
     ) -> None:
-        """What the command line says wins; None leaves it. ``settings``: those of a file. Raises ConfigurationError."""
+        """What the command line says wins; None leaves it. ``settings``: those of a file; ``say_where``: at SIGUSR1.
+
+        Raises ConfigurationError.
+        """
+        self._say_where = say_where or self._say_where
         if bootstrap_servers is not None:
             self._broker_option = bootstrap_servers
             self.brokers()
@@ -372,21 +380,6 @@ class App(Router):
             servers = given.pop("bootstrap_servers", self.config.bootstrap_servers)
             merged = {**self.config.settings, **given}
             self.config = Config.validated(**{**vars(self.config), "bootstrap_servers": servers, "settings": merged})
-
-    @property
-    def members(self) -> Sequence[Member]:
-        """One per group, of this run or of the last one; none before the first."""
-        return self._runner.members if self._runner else ()
-
-    def snapshots(self) -> list[Snapshot]:
-        """How far each group of this run, or of the last one, has come."""
-        snapshots: list[Snapshot] = []
-        progress = self._runner.progress if self._runner else Progress()
-        for member in self.members:
-            with member.lock:
-                member.positions_wanted = True
-                snapshots.append(progress.snapshot(member.group, member.group_id, member.topics))
-        return snapshots
 
     @property
     def _is_running(self) -> bool:
@@ -415,7 +408,7 @@ class App(Router):
             self._check_that_it_can_run()
             leftovers = {member.group_id: list(member.group.leftovers.values()) for member in self.members}
             self._warn_of_twins(self.groups)
-            runner = Runner(self.config, self.brokers(), self, self._observers, leftovers, self._close_sender)
+            runner = Runner(self.config, self.brokers(), self, Observed(self._observers), leftovers, self._close_sender)
             self._runner = runner
             exits.end_before_exit(self)
             return runner
@@ -450,10 +443,6 @@ class App(Router):
         self._check_that_it_can_run()
         if on_terminal():
             show(self.banner(stop=stop, more="concurrency=N"))
-
-    def _check_process(self) -> None:
-        if self._foreign:
-            raise ConfigurationError(forks.FOREIGN)
 
 
 def _some(names: Sequence[str], between: str = ", ") -> str:

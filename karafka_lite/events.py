@@ -14,8 +14,18 @@ from karafka_lite.errors import CRITICAL
 from karafka_lite.messages import TopicPartition, where
 
 __all__ = ["Assigned", "Call", "CallEnded", "ClientFailed", "ClientLogged", "CommitFailed", "Committed", "Crashed"]
-__all__ += ["DeadLettered", "Event", "Idle", "Left", "Lost", "Moved", "PollFailed", "ProcessHookFailed"]
-__all__ += ["Revoked", "Stalled", "Stopping", "Stuck", "TakesLong", "TopicsCreated", "Uncommitted", "Unreachable"]
+__all__ += ["DeadLettered", "Event", "Idle", "Joined", "Left", "Lost", "Moved", "PollFailed", "ProcessHookFailed"]
+__all__ += [
+    "Resumed",
+    "Revoked",
+    "Stalled",
+    "Stopping",
+    "Stuck",
+    "TakesLong",
+    "TopicsCreated",
+    "Uncommitted",
+    "Unreachable",
+]
 __all__ += ["Unreadable", "Waiting"]
 
 
@@ -66,6 +76,18 @@ class Stalled(Event):
     for_: str
     seconds: float
     cause: str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Resumed(Event):
+    """The member, which had been ``Stalled``, waits for nothing any more."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Joined(Event):
+    """A rebalance has ended: the member has joined, and got these partitions. ``Assigned`` says where they begin."""
+
+    partitions: tuple[TopicPartition, ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

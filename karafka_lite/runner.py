@@ -33,11 +33,9 @@ from karafka_lite.ending import ExitRequest
 from karafka_lite.errors import CommitError, Exit, KarafkaLiteError, ProduceError
 from karafka_lite.lifespan import Lifespan
 from karafka_lite.messages import Addressed, TopicPartition, where
-from karafka_lite.observers.delivery import Deliveries, Observers
 from karafka_lite.observers.frames import stacks
 from karafka_lite.observers.news import DeadLetter, News
-from karafka_lite.observers.progress import Progress
-from karafka_lite.observers.report import report_delivery
+from karafka_lite.observers.observed import Observed
 from karafka_lite.routing import Route, Router
 from karafka_lite.settings import Config
 
@@ -134,16 +132,17 @@ class Member:
         self._workers = {topic: shared.workers_of(route) for topic, route in routes.items()}
         self._drain_s, self._client = config.drain_timeout_ms / 1000, shared.make_client(self)
         self._connected = self._closed = self.begun = self.positions_wanted = self._handing_over = False
-        self._subscribed: set[str] = set()
         self._look_for_topics_at = self._wind_down_until = 0.0
+        # ``due``: by thread, when its next step begins. ``_at_stop``: what was ours when the stop began.
+        self.subscribed, self.due, self._at_stop = set[str](), dict[str, float](), list[Ownership]()
         options, reset = {topic: route.options for topic, route in routes.items()}, self._client.reset
         self.group = Group(options, **config.of_group, reset=reset, leftovers=leftovers, now=self._now(), name=group_id)
-        self.lock = system.lock()
+        self.lock, self._changes = system.lock(), 0  # how often ``_changed`` was notified
         self._changed = system.condition(self.lock)
-        self._news = News(group_id, lambda run: routes[run.ownership.tp[0]].name_of_call(run), shared.emit)
-        self._changes, self._at_stop = 0, list[Ownership]()  # how often _changed was notified; what we had at the stop
+        self.name_of: Callable[[Run], str] = lambda run: routes[run.ownership.tp[0]].name_of_call(run)
+        self._news = News(group_id, self.name_of, shared.emit)
         self.poller = system.thread(f"karafka-poller-{group_id}", self._live)
-        commit = partial(self._tell_how_it_ends, "committer", partial(self._repeat, self.commit_step))
+        commit = partial(self._tell_how_it_ends, "committer", partial(self._repeat, "committer", self.commit_step))
         self._committer = system.thread(f"karafka-committer-{group_id}", commit)
         forks.watch(self)
 
@@ -185,13 +184,16 @@ class Member:
         for ownership in self.group.take_ready():
             self._workers[ownership.tp[0]].put(self, ownership)
 
-    def _repeat(self, step: Callable[[float], float | None]) -> None:
-        """Call ``step`` with the time, and rest as long as it says, until it returns None."""
+    def _repeat(self, thread: str, step: Callable[[float], float | None]) -> None:
+        """Call ``step`` with the time, and rest as long as it says, until it returns None; keep ``due``."""
         while True:
             changes = self._changes
-            if (rest := step(self._now())) is None:
+            self.due[thread] = now = self._now()
+            if (rest := step(now)) is None:
+                del self.due[thread]
                 return
             if rest > 0:
+                self.due[thread] = now + rest
                 with self.lock:
                     if self._changes == changes:
                         self._changed.wait(rest)
@@ -230,7 +232,7 @@ class Member:
         if topics and (created := self._client.ensure_topics(topics)):
             self._news.emit_now(events.TopicsCreated, tuple(sorted(created)))
         self.connected.set()
-        self._repeat(self.poll_step)
+        self._repeat("poller", self.poll_step)
 
     # -- the poll step
 
@@ -256,7 +258,7 @@ class Member:
 
     def _poll(self, now: float) -> float:
         self._subscribe_to_what_exists(now)
-        if not self._subscribed:
+        if not self.subscribed:
             return TOPICS_CHECK_S
         self._find_offsets()
         self._apply_plan()
@@ -275,18 +277,18 @@ class Member:
                     self.group.fetched(*records, now)
                 if self.positions_wanted:
                     self.positions_wanted = False
-                    self.group.polled(self._client.positions())
+                    self.group.polled(self._client.positions(), self._client.ends())
         return 0.0
 
     def _subscribe_to_what_exists(self, now: float) -> None:
         """Join for the topics that exist, and look for the others from time to time. A topic stays subscribed."""
-        unsubscribed = self._routes.keys() - self._subscribed
+        unsubscribed = self._routes.keys() - self.subscribed
         if not unsubscribed or now < self._look_for_topics_at:
             return
         self._look_for_topics_at = now + TOPICS_CHECK_S
         if found := unsubscribed - self._client.missing_topics(self._routes):
-            self._subscribed |= found
-            self._client.subscribe(self._subscribed)
+            self.subscribed |= found
+            self._client.subscribe(self.subscribed)
         if missing := unsubscribed - found:
             with self.lock:
                 self.group.missing(missing)
@@ -320,7 +322,7 @@ class Member:
         with self.locked() as now:
             self._news.lost(self.group.lose(now, rejoin=False))
             broken, self._client = self._client, self._shared.make_client(self)
-        self._connected, self._subscribed, self._look_for_topics_at = False, set(), 0.0
+        self._connected, self.subscribed, self._look_for_topics_at = False, set(), 0.0
         broken.close()
 
     # -- a call of user code, on a worker
@@ -589,7 +591,7 @@ class Member:
     def _wind_down(self) -> Exit:
         """Stop in order; say what is stuck and what could not be committed; leave the group."""
         self.begin_stop()
-        self._repeat(self.wind_down_step)
+        self._repeat("poller", self.wind_down_step)
         with self.locked() as now:
             stuck = stacks(self._shared.inside, self.group.leftovers.values())
             uncommitted = [o for o in self._at_stop if o.state is State.REVOKED and o.marks.uncommitted]
@@ -612,28 +614,27 @@ class Runner:
         config: Config,
         servers: list[str],
         router: Router,
-        observers: Observers,
+        observed: Observed,
         leftovers: Leftovers,
         close_sender: Callable[[Exit], object],
     ) -> None:
         from karafka_lite.client import consumer, outbox  # here: kafka-python takes 0.1 s to import
 
-        system, self.progress, self._close_sender = System(), Progress(), close_sender
-        self._deliveries = Deliveries(self.progress.observe, report_delivery(self.progress), observers)
-        emit = self._deliveries.emit
+        system, self.observed, self._close_sender = System(), observed, close_sender
+        emit = observed.emit
         self._lifespan = Lifespan(router.process_hooks, emit, system.thread_id)
         self._requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()  # ``put`` may be called by signal handlers
-        self._inside, self._workers = dict[int, Run](), dict[int, Workers]()  # by the list of hooks that routes share
+        self.inside, self._workers = dict[int, Run](), dict[int, Workers]()  # by the list of hooks that routes share
         self._outbox = outbox.Outbox(servers, config.settings, emit)
 
         def make_client(member: Member) -> Client:
             return consumer.Client(member.group_id, servers, config.settings, member, emit)
 
         def workers_of(route: Route) -> Workers:
-            workers = Workers(system, route.name, route.concurrency or config.concurrency, self._inside)
+            workers = Workers(system, route.name, route.concurrency or config.concurrency, self.inside)
             return self._workers.setdefault(id(route.hooks), workers)
 
-        shared = Shared(config, system, workers_of, self._inside, self._outbox, make_client, emit, self._requests)
+        shared = Shared(config, system, workers_of, self.inside, self._outbox, make_client, emit, self._requests)
         self.members = [Member(shared, name, routes, leftovers.get(name, ())) for name, routes in router.groups.items()]
         self._counts, self.ended = ExitRequest(), threading.Event()  # ended: stuck handlers may run
         self._main = system.thread("karafka-main", self.serve)  # where nobody else serves
@@ -641,7 +642,7 @@ class Runner:
 
     def start(self) -> None:
         """Call ``on_start``, then start all threads; the pollers connect. Raises what ``on_start`` has raised."""
-        self._deliveries.start()
+        self.observed.start()
         try:
             self._lifespan.start()
         except BaseException:
@@ -679,7 +680,7 @@ class Runner:
         self._lifespan.stop()
         self._outbox.close()
         self._close_sender(self._counts.exit)
-        self._deliveries.stop()
+        self.observed.stop()
         self.ended.set()
         return self._counts.exit
 
@@ -690,7 +691,7 @@ class Runner:
     def stop(self) -> Exit:
         """Stop and wait for the end. User code only asks: the end waits for it."""
         self.ask_to_stop()
-        if (thread := threading.get_ident()) in self._inside or thread == self._lifespan.thread:
+        if (thread := threading.get_ident()) in self.inside or thread == self._lifespan.thread:
             return Exit.CLEAN
         self._main.join() if self._main.ident else self.ended.wait()
         return self._counts.exit

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP as a wish to stop, for as long as an app runs in the main thread."""
+"""SIGINT, SIGTERM and SIGHUP as a wish to stop, SIGUSR1 as a question, while an app runs in the main thread."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from karafka_lite.forks import HANG_UP, SIGNALS
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+DUMP: int | None = getattr(signal, "SIGUSR1", None)  # not on Windows
 SHOW_CURSOR = b"\x1b[?25h"  # a progress bar may have hidden it
 SAME_S = 1.0  # so long a further signal is the same one: a wrapper passes on what the terminal has sent as well
 
@@ -59,6 +60,11 @@ class Signals:
         self._stoppable = stoppable
         if self._first is not None:
             stoppable.ask_to_stop()
+
+    def at_dump(self, tell: Callable[[], None]) -> None:
+        """Have SIGUSR1 call ``tell``, which must not wait, unless the user's program has a use for it."""
+        if self._before and DUMP is not None and signal.getsignal(DUMP) is signal.SIG_DFL:
+            self._before[DUMP] = signal.signal(DUMP, lambda number, frame: tell()) or signal.SIG_DFL
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()

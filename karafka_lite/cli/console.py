@@ -18,15 +18,19 @@ from typing import TYPE_CHECKING
 from karafka_lite.cli import lines
 from karafka_lite.cli.options import DEFAULT_LEVEL
 from karafka_lite.observers.banner import FOR_DEVELOPMENT, rich_panel, show
+from karafka_lite.observers.health import Health
 from karafka_lite.observers.progress import Snapshot
+from karafka_lite.observers.stats import Stats
+from karafka_lite.observers.whereabouts import Whereabouts
 from karafka_lite.version import __version__
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from karafka_lite.app import App
 
 _HANDLER = "karafka-lite"
+LIVE_PER_S = 2
 
 
 def configure_logging(level: str | None) -> None:
@@ -150,6 +154,37 @@ def draining(total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=_rich_console(), transient=True) as progress:
         task = progress.add_task("draining", total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+@contextmanager
+def live(stats: Callable[[], Stats], health: Callable[[], Health]) -> Iterator[None]:
+    """Show, inside the block, what each partition does; log lines and what is printed come above it."""
+    from rich.live import Live
+
+    from karafka_lite.observers.live import View
+
+    console, view, over = _rich_console(), View(), list[bool]()
+
+    def draw() -> RenderableType:
+        return view.draw(stats(), None if over else health(), time.monotonic(), console.height)
+
+    # The user's prints stay on standard output; where that is the same terminal, they are drawn above.
+    aside = sys.stdout is not None and sys.stdout.isatty()
+    with Live(get_renderable=draw, console=console, refresh_per_second=LIVE_PER_S, redirect_stdout=aside):
+        try:
+            yield
+        finally:
+            over.append(True)
+
+
+def whereabouts(where: Whereabouts) -> None:
+    """Print where every thread and handler is; also with ``--quiet``, for somebody has asked."""
+    lines.answer(
+        str(where),
+        health=asdict(where.health),
+        partitions=[asdict(one) for one in where.partitions],
+        threads=[asdict(one) for one in where.threads],
+    )
 
 
 def drained(snapshots: Sequence[Snapshot], seconds: float, complaint: str) -> None:

@@ -60,6 +60,11 @@ def say(text: str, **fields: object) -> None:
         _print("INFO", text, fields)
 
 
+def answer(text: str, **fields: object) -> None:
+    """What somebody has asked for; also with ``--quiet``."""
+    _print("INFO", text, fields)
+
+
 def complain(text: str, **fields: object) -> None:
     """What is wrong; also with ``--quiet``."""
     _print("ERROR", text, fields)

@@ -7,13 +7,14 @@ import difflib
 import gc
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 
 from karafka_lite.app import App
-from karafka_lite.cli import broker, config, console, importer, lines
+from karafka_lite.cli import broker, config, console, importer, lines, probes
 from karafka_lite.cli.feed import Feed, feed
 from karafka_lite.cli.options import Parser, add_config, add_image, add_log_level, partitions, seconds
-from karafka_lite.draining import NOT_DRAINED, Drain
+from karafka_lite.draining import NOT_DRAINED, Drain, Progress
+from karafka_lite.observers import metrics
 from karafka_lite.settings import PARTITIONS
 
 IDLE_TIMEOUT_S = 60.0
@@ -41,6 +42,9 @@ exit codes:
   2  forced stop: a handler or the final commit took too long
   3  no broker could be reached
   4  --until-end did not reach the end
+
+SIGUSR1 has it print where every thread and every handler stands, also while a
+handler hangs.
 """
 
 
@@ -84,6 +88,10 @@ def add_to(parser: Parser) -> None:
     group.add_argument(
         "--no-gc-tuning", action="store_true", help=f"do not raise Python's GC threshold to {GC_THRESHOLD:,}"
     )
+    probes.add_to(parser)
+    group = parser.add_argument_group("display")
+    told = "on a terminal: show, twice a second, what each partition does, and log lines above it"
+    group.add_argument("--live", action="store_true", help=told)
     add_log_level(parser)
 
 
@@ -93,6 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
     with console.logging_of_the_users_module(arguments.log_level):
         app = importer.load_app(arguments.app)
     app.override(concurrency=arguments.concurrency, settings=config.load_if(arguments.config))
+    app.override(say_where=console.whereabouts)
+    if arguments.live and not lines.on_terminal():
+        arguments.parser.error("--live needs standard error to be a terminal, without --quiet and --log-format")
     if arguments.idle_timeout and not arguments.until_end:
         arguments.parser.error("--idle-timeout requires --until-end")
     feeds = _feeds(app, arguments)
@@ -103,7 +114,16 @@ def run(arguments: argparse.Namespace) -> int:
         console.banner(app, kind)
         if feeds:
             feed(feeds, app.brokers(), app.config.settings, console.feeding)
-        return _drain(app, arguments.idle_timeout or IDLE_TIMEOUT_S) if arguments.until_end else app.serve()
+        with probes.watched(arguments, probes.Sources(app.health, lambda: metrics.exposed(app.reading()))):
+            with console.live(app.stats, app.health) if arguments.live else nullcontext():
+                return _serve(app, arguments)
+
+
+def _serve(app: App, arguments: argparse.Namespace) -> int:
+    if not arguments.until_end:
+        return app.serve()
+    progress = () if arguments.live else (console.draining,)  # there is one live display at a time
+    return _drain(app, arguments.idle_timeout or IDLE_TIMEOUT_S, *progress)
 
 
 def _tune_gc() -> None:
@@ -116,7 +136,7 @@ def _tune_gc() -> None:
         gc.set_threshold(GC_THRESHOLD)
 
 
-def _drain(app: App, timeout_s: float) -> int:
+def _drain(app: App, timeout_s: float, *progress: Progress) -> int:
     began = time.monotonic()
     with closing(Drain(app, app.serve, timeout_s)) as drain:
         try:
@@ -125,7 +145,7 @@ def _drain(app: App, timeout_s: float) -> int:
         except KeyboardInterrupt:
             lines.complain("karafka-lite: not drained: stopped before the start")
             return NOT_DRAINED
-        code = drain.run(console.draining)
+        code = drain.run(*progress)
     console.drained(drain.snapshots, time.monotonic() - began, drain.complaint)
     return code
 

@@ -146,7 +146,7 @@ class Client:
         self._fetching: Any = self._consumer
         self._offsets: Any = self._consumer
         self._works = False  # something was fetched or committed since the metadata were asked for
-        self._topic_ids: dict[str, str] = {}  # the last that was known of each
+        self._ends, self._topic_ids = dict[Any, int](), dict[str, str]()  # the last that was known of each
         self._seen_metadata: Any = None
         self._session_s = 0.0
         self._sizes: Counter[Any] = Counter()  # of what the current poll has read, in bytes
@@ -352,11 +352,13 @@ class Client:
         # Read once: the IO thread may set it to None meanwhile.
         return {tuple(tp): position.offset for tp, state in states if (position := state.position) is not None}
 
-    def close(self) -> Exception | None:
-        """Leave the group at once; calls the listener for what is still assigned.
+    def ends(self) -> dict[TopicPartition, int]:
+        """Where partitions ended at their last fetch, also where it has brought nothing."""
+        assignment = self._consumer._subscription.assignment.copy()
+        return {tuple(tp): end for tp in assignment if (end := self._end_offset(tp)) is not None}
 
-        Returns why the broker could not be informed: it notices after ``session_timeout_ms`` then.
-        """
+    def close(self) -> Exception | None:
+        """Leave the group at once; calls the listener. Returns why the broker could not be informed, and waits."""
         consumer, coordinator = self._consumer, self._coordinator
         if isinstance(coordinator, _NotConnected):  # never connected, or closed
             return None
@@ -446,8 +448,9 @@ class Client:
 
     def _end_offset(self, tp: Any) -> int | None:
         with suppress(KeyError, AssertionError, kafka.errors.IllegalStateError):  # not assigned any more
-            return cast("int | None", self._consumer.highwater(tp))
-        return None
+            if (end := self._consumer.highwater(tp)) is not None:
+                self._ends[tp] = end
+        return self._ends.get(tp)  # a fetch session that outlives a rebalance tells only what has changed
 
     def _debug(self, message: str) -> None:
         self._connection.debug(__name__, logging.DEBUG, message)

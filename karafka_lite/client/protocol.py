@@ -46,8 +46,8 @@ class Rebalance(Protocol):
 class Client(Protocol):
     """A member of a group, from ``connect`` to ``close``: one connection, which is not used again.
 
-    ``commit`` is the committer's. ``lost``, ``generation``, ``positions``, ``wake_rebalance`` do not block. They
-    are called under the group's lock. All else belongs to the poller; ``poll`` and ``close`` call the ``Rebalance``.
+    ``commit`` is the committer's. ``lost``, ``generation``, ``positions``, ``ends``, ``wake_rebalance`` do not block:
+    they are called under the group's lock. All else is the poller's; ``poll`` and ``close`` call the ``Rebalance``.
     """
 
     @property
@@ -83,6 +83,9 @@ class Client(Protocol):
 
     def positions(self) -> Mapping[TopicPartition, int]:
         """Where fetching goes on: past what ``poll`` has returned, and past offsets without a message."""
+
+    def ends(self) -> Mapping[TopicPartition, int]:
+        """Where partitions ended at their last fetch, also where it has brought nothing."""
 
     def commit(self, commits: Collection[Commit], generation: int) -> Mapping[TopicPartition, Refusal]:
         """Commit if the group is still in ``generation``; one attempt. Returns what the broker does not have now."""

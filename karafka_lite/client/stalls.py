@@ -17,10 +17,11 @@ import kafka.errors
 from karafka_lite.client.connection import Emit
 from karafka_lite.client.protocol import Rebalance
 from karafka_lite.core.watch import Health, Watch
-from karafka_lite.events import Idle, Stalled
+from karafka_lite.events import Idle, Joined, Resumed, Stalled
 from karafka_lite.messages import TopicPartition
 
 LEADERS_S = 1.0  # between two looks for partitions that have no leader
+SLACK_S = 1.0  # of an answer to a heartbeat
 NO_LEADER = (None, -1)
 
 
@@ -33,25 +34,39 @@ class Stalls:
         self._group_id, self._rebalance, self._emit = group_id, rebalance, emit
         self._watch = Watch()
         self._leaderless: dict[TopicPartition, tuple[float, str]] = {}  # since when, and what to say
-        self._look_at = 0.0
-        self._idle = False  # the last join has given us nothing, which is to be said
+        self._look_at = self._joined_at = 0.0
+        self._join: list[TopicPartition] | None = None  # what the last join has given us
+        self._said: list[TopicPartition] | None = None  # the same, as far as it was said
 
     def assigned(self, tps: Collection[Any]) -> None:
         """A join has ended."""
-        self._idle = not tps
+        self._joined_at = time.monotonic()
+        self._join = sorted((tp.topic, tp.partition) for tp in tps)
         self._trouble.forget()
 
     def say(self, joining: bool) -> None:
         """Emit what the member waits for, where it is time to."""
         unfetched = {**self._leaderless, **self._trouble.unfetched()}
-        health = Health(not joining, unfetched, self._trouble.cause())
+        health = Health(not joining, unfetched, self._trouble.cause(), self._silent_since(time.monotonic()))
+        had_said = self._watch.has_said
         if wait := self._watch.look(health, self.unstarted, time.monotonic()):
             self._emit(Stalled(self._group_id, *wait))
+        elif had_said and not self._watch.has_said:
+            self._emit(Resumed(self._group_id))
         self.unstarted = {}
-        self._rebalance.begun |= self._trouble.fetched or self._idle
-        if self._idle:
-            self._idle = False
-            self._emit(Idle(self._group_id))
+        join = self._join
+        if join is not None and join is not self._said:
+            self._said = join
+            self._emit(Joined(self._group_id, tuple(join)))
+            if not join:
+                self._emit(Idle(self._group_id))
+        self._rebalance.begun |= self._trouble.fetched or join == []
+
+    def _silent_since(self, now: float) -> float | None:
+        """Since when heartbeats have no answer: two in a row, and a moment."""
+        heartbeat = self._consumer._coordinator.heartbeat
+        since: float = max(heartbeat.last_receive, self._joined_at)
+        return since if now - since > 2 * heartbeat.config["heartbeat_interval_ms"] / 1000 + SLACK_S else None
 
     def look_for_leaders(self) -> None:
         """Find partitions that have no leader. Raises TopicAuthorizationFailedError where a right is missing."""

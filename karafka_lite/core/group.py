@@ -268,17 +268,15 @@ class Group:
         self._settle(ownership, now)
         return True
 
-    def polled(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Where fetching goes on: past what was ``fetched``, and past offsets that hold no message for consumers."""
-        for tp, position in positions.items():
-            ownership = self.owned.get(tp)
-            if ownership and not ownership.intake.moving:
-                ownership.intake.position = position
+    def polled(self, positions: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]) -> None:
+        """Where fetching goes on, past what was ``fetched`` and offsets without a message; and where partitions end."""
+        for tp in positions.keys() & self.owned.keys():
+            if not (intake := self.owned[tp].intake).moving:
+                intake.position, intake.end_offset = positions[tp], ends.get(tp, intake.end_offset)
 
     def fetch_failed(self, tp: TopicPartition, now: float) -> float | None:
         """What comes next in ``tp`` cannot be read. Returns the seconds until it is tried again."""
-        ownership = self.owned.get(tp)
-        if ownership is None:
+        if (ownership := self.owned.get(tp)) is None:
             return None
         wait = ownership.intake.unreadable(now)
         self._settle(ownership, now)

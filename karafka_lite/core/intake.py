@@ -53,7 +53,7 @@ class Intake:
         self.size: int = 0  # messages
         self.size_bytes: int = 0
         self.queued_since: float = 0.0  # since when the first message waits; -inf: it was handed over before
-        self.end_offset: int | None = None  # where the partition ended at the last fetch that has brought something
+        self.end_offset: int | None = None  # where the partition ended, as far as its fetches say
         self.start: int | None = None
         self.seek_to: int | None = None
         self.target: SeekTarget | None = None

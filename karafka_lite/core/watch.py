@@ -13,11 +13,15 @@ NAMED = 10  # partitions in a line
 
 
 class Health(NamedTuple):
-    """What a client knows: whether it has joined; since when it fails to fetch partitions, and why; the last error."""
+    """What a client knows: whether it has joined; since when it fails to fetch partitions, and why; the last error.
+
+    ``silent``: since when heartbeats have no answer; None where they have.
+    """
 
     joined: bool = True
     unfetched: Mapping[TopicPartition, tuple[float, str]] = {}
     cause: str = ""
+    silent: float | None = None
 
 
 class Wait(NamedTuple):
@@ -35,6 +39,11 @@ class Watch:
         self._since: float | None = None  # it has not joined, or does not know where to begin
         self._say_at = NEVER_SAID
 
+    @property
+    def has_said(self) -> bool:
+        """It was said that the member waits, which lasts."""
+        return self._say_at != NEVER_SAID
+
     def look(self, health: Health, unstarted: Mapping[TopicPartition, str], now: float) -> Wait | None:
         """What the member waits for, where it is time to say so; ``unstarted``: whose starting offset is not known, and
         why."""
@@ -47,11 +56,13 @@ class Watch:
         else:
             self._since = None
             lasting = {tp: seen for tp, seen in health.unfetched.items() if now - seen[0] >= AFTER_S}
-            if not lasting:
+            if health.silent is not None:
+                since, waits_for = health.silent, "for its heartbeats to be answered"
+            elif lasting:
+                (since, cause), waits_for = min(lasting.values()), f"for messages of {_names(lasting)}"
+            else:
                 self._say_at = NEVER_SAID
                 return None
-            since, cause = min(lasting.values())
-            waits_for = f"for messages of {_names(lasting)}"
         if now - since < AFTER_S or now < self._say_at:
             return None
         self._say_at = now + AGAIN_S

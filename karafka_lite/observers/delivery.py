@@ -99,7 +99,7 @@ class Deliveries:
     The log lines have a thread for themselves: an observer of the user's that hangs does not hold them up.
     """
 
-    def __init__(self, immediate: Observer, report: Delivery, observers: Observers) -> None:
+    def __init__(self, immediate: Observers, report: Delivery, observers: Observers) -> None:
         users = [Delivery("karafka-observers", observers, lambda event: True)] if observers else []
         self._immediate = immediate
         self._deliveries = [report, *users]
@@ -110,9 +110,14 @@ class Deliveries:
 
     def emit(self, event: Event) -> None:
         """Never blocks."""
-        self._immediate(event)
+        self.keep(event)
         for delivery in self._deliveries:
             delivery.emit(event)
+
+    def keep(self, event: Event) -> None:
+        """Have the ``immediate`` ones hear of it, and nobody else."""
+        for observer in self._immediate:
+            observer(event)
 
     def stop(self) -> None:
         """Deliver what was emitted, and end the threads."""

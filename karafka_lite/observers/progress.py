@@ -99,6 +99,11 @@ class Progress:
             pairs = [(group_id, topic) for group_id, topics in self._totals.items() for topic in topics]
             return {pair: (replace(self._totals[pair[0]][pair[1]]), lags.get(pair)) for pair in pairs}
 
+    def errors_of(self, group_id: str) -> dict[TopicPartition, str]:
+        """By partition the error of the last call or fetch, where it failed."""
+        with self._lock:
+            return dict(self._errors[group_id])
+
     def snapshot(self, group: Group, group_id: str, topics: list[str]) -> Snapshot:
         """To be called under the lock of ``group``."""
         owned = {tp: ownership for tp, ownership in group.owned.items() if ownership.intake.start is not None}

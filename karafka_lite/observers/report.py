@@ -96,6 +96,9 @@ class Report:
         whose = f"group {event.group_id}: " if event.group_id else ""
         log.warning("%shas been waiting %s for %.0f s (%s)", whose, event.for_, event.seconds, event.cause)
 
+    def _resumed(self, event: events.Resumed) -> None:
+        log.info("group %s: works again", event.group_id)
+
     def _idle(self, event: events.Idle) -> None:
         if event.group_id not in self._idle_groups:
             self._idle_groups.add(event.group_id)

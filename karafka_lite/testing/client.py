@@ -16,6 +16,7 @@ from karafka_lite.events import CallEnded, Event
 from karafka_lite.lifespan import Lifespan
 from karafka_lite.messages import Message, where
 from karafka_lite.observers.delivery import deliver
+from karafka_lite.observers.observed import Observed
 from karafka_lite.observers.report import Report
 from karafka_lite.runner import System
 from karafka_lite.testing.cluster import Cluster
@@ -297,10 +298,12 @@ class TestClient:
 
 
 class _Runner:
-    """What ``app.stop()`` in a handler finds."""
+    """What ``app.stop()`` in a handler finds, and ``app.health()`` and ``app.stats()``, which know of totals only."""
 
     members = ()
+    inside: Mapping[int, ownership.Run] = {}
 
     def __init__(self, client: TestClient) -> None:
         self.stop = self.ask_to_stop = client.stop
         self.ended = System.event()
+        self.observed = Observed(())

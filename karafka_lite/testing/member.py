@@ -117,6 +117,8 @@ class TestMember(Member):
                 self._on_ended(self, run, event, marks)
         if self._report.wants(event):
             self._report.observe(event)
+        if self._app._runner is not None:
+            self._app._runner.observed.keep(event)
         deliver(event, self._app._observers)
 
 
@@ -295,6 +297,9 @@ class MemoryClient:
 
     def positions(self) -> dict[TopicPartition, int]:
         return {tp: position for tp, position in self._positions.items() if position is not None}
+
+    def ends(self) -> dict[TopicPartition, int]:
+        return {}  # nobody asks
 
     def commit(self, commits: Collection[Commit], generation: int) -> Mapping[TopicPartition, Refusal]:
         self.committed.update((ownership.tp, offset) for ownership, offset, _ in commits)

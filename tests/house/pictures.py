@@ -19,7 +19,10 @@ import sys
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / ".github" / "images"
@@ -65,6 +68,7 @@ def pictures() -> Iterator[tuple[str, str]]:
         yield f"rebalance-{scheme}.svg", rebalance(colours)
         yield f"cost-{scheme}.svg", cost(colours)
         yield f"quickstart-{scheme}.svg", terminal(said, scheme)
+        yield f"live-{scheme}.svg", live(scheme)
 
 
 # -- drawing ----------------------------------------------------------------------------------------------------------
@@ -265,23 +269,63 @@ def shown(said: str) -> list[str]:
 
 
 def terminal(said: str, scheme: str) -> str:
-    from rich.console import Console
-    from rich.terminal_theme import SVG_EXPORT_THEME, TerminalTheme
     from rich.text import Text
+
+    console = _console()
+    first, feed, rest = QUICKSTART.partition(" --feed")
+    console.print(Text.assemble(("$ ", "green"), f"karafka-lite {first} \\"))
+    console.print(Text(f"     {feed}{rest}"))
+    for line in shown(said):
+        console.print(Text.from_ansi(line), soft_wrap=True)
+    return _exported(console, "quickstart", scheme)
+
+
+def live(scheme: str) -> str:
+    """What ``run --live`` shows of a service whose rebalance is under way."""
+    from rich.text import Text
+
+    from karafka_lite import Health, PartitionStats, Stats
+    from karafka_lite.observers.live import View
+
+    def partition(
+        topic: str, number: int, state: Any, at: int, lag: int, since_ms: int, **other: Any
+    ) -> PartitionStats:
+        values = {"stored": at, "committed": at - at % 500, "until_ms": None, "doing": "", "error": "", **other}
+        return PartitionStats("event-store", topic, number, state, at, lag=lag, since_ms=since_ms, **values)
+
+    def stats(seconds: int) -> Stats:
+        done = 640 * seconds
+        return Stats(18_400 + 3 * done, 96, 4, 1, 12, 0, 2, (
+            partition("clicks", 0, "waiting", 8_120 + done, 0, 400),
+            partition("orders", 0, "draining", 4_500 + done, 1_260, 700, doing="store 6420..6919", until_ms=59_300),
+            partition("orders", 1, "back-off", 3_100, 912, 400, until_ms=3600, error="ValueError: no customer"),
+            partition("orders", 2, "working", 5_000 + done, 71, 1300, doing="store 6920..6990"),
+        ))  # fmt: skip
+
+    console, view = _console(), View()
+    waits = Health(live=True, ready=False, reasons=("group event-store: draining for a rebalance: orders-0",))
+    view.draw(stats(0), waits, 0.0, 30)
+    console.print(Text.assemble(("$ ", "green"), "karafka-lite run orders:app --live"))
+    console.print(view.draw(stats(3), waits, 3.0, 30))
+    return _exported(console, "live", scheme)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(record=True, width=98, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+
+
+def _exported(console: Console, name: str, scheme: str) -> str:
+    from rich.terminal_theme import SVG_EXPORT_THEME, TerminalTheme
 
     light = TerminalTheme(
         (255, 255, 255), (31, 35, 40),
         [(36, 41, 47), (207, 34, 46), (17, 99, 41), (77, 45, 0), (9, 105, 218), (130, 80, 223), (27, 124, 131),
          (110, 119, 129)],
     )  # fmt: skip
-    console = Console(record=True, width=98, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    first, feed, rest = QUICKSTART.partition(" --feed")
-    console.print(Text.assemble(("$ ", "green"), f"karafka-lite {first} \\"))
-    console.print(Text(f"     {feed}{rest}"))
-    for line in shown(said):
-        console.print(Text.from_ansi(line), soft_wrap=True)
     theme = light if scheme == "light" else SVG_EXPORT_THEME
-    drawn = console.export_svg(title="", theme=theme, unique_id=f"quickstart-{scheme}")
+    drawn = console.export_svg(title="", theme=theme, unique_id=f"{name}-{scheme}")
     drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)  # from elsewhere: no page may load it
     drawn = drawn.replace("font-family: Fira Code, monospace", f"font-family: {MONO}")
     return RICH + "\n".join(line.rstrip() for line in drawn.splitlines()) + "\n"

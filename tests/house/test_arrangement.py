@@ -17,6 +17,8 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 # Why a module has no file of its name, and where its tests are.
 ELSEWHERE = {
     "version.py": "house/test_metadata.py",
+    # Its answers are those of observers, which have their tests; that they are of the run, a running App shows.
+    "watching.py": "kafka/test_operations.py",
     "__main__.py": "unit/test_main.py",
     # The parts of the embedded broker are tested as its clients meet them: by the protocol.
     "broker/embedded.py": "broker/test_embedded_clients.py",
@@ -27,6 +29,8 @@ ELSEWHERE = {
     "broker/wire.py": "broker/test_embedded_robustness.py",
     # Options that the commands share are tested with each command.
     "cli/options.py": "unit/test_main.py",
+    # Of what it keeps, the parts are tested; that it gets all events, and what becomes of them, each running App shows.
+    "observers/observed.py": "kafka/test_operations.py",
     # It is there for what sends.
     "cli/interrupt.py": "unit/test_feed.py",
     # What it sends, and what it does with an answer, is seen by a broker only.

@@ -41,6 +41,7 @@ LAYERS = {
     "runner.py": 5,
     "sender.py": 5,
     "draining.py": 6,
+    "watching.py": 6,
     "app.py": 7,
     "testing/": 8,
     "broker/": 8,
@@ -111,9 +112,10 @@ CORE = {
         "sender.py",
         "serializer.py",
         "settings.py",
+        "watching.py",
     ),
 }
-MAX_LINES_OF_THE_CORE = 6_660
+MAX_LINES_OF_THE_CORE = 6_750
 MAX_LINES_OF_A_FILE = 500
 MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 

@@ -249,6 +249,9 @@ class SimulatedClient:
     def positions(self) -> dict[TopicPartition, int]:
         return {tp: fetch.position for tp, fetch in self.assignment.items() if fetch.position is not None}
 
+    def ends(self) -> dict[TopicPartition, int]:
+        return {}
+
     def close(self) -> Exception | None:
         """Leave the group, and call the listener for what is still assigned."""
         self._point()

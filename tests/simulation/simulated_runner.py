@@ -80,7 +80,6 @@ class Life(Runner):
         with ExitStack() as stack:
             for name, made in {
                 "runner.System": lambda: system,
-                "runner.Deliveries": lambda *_: Deliveries(self),
                 "runner.Group": partial(world.group, self),
                 "client.outbox.Outbox": lambda *_: SimulatedOutbox(self),
                 "runner.queue.SimpleQueue": lambda: SimulatedQueue(world),
@@ -88,8 +87,9 @@ class Life(Runner):
             }.items():
                 stack.enter_context(patch(f"karafka_lite.{name}", made))
             router: Any = SimpleNamespace(groups={GROUP: self.handlers.routes}, process_hooks=())
+            observed: Any = Observed(self)
             left = {GROUP: list(leftovers)}
-            super().__init__(config, config.bootstrap_servers, router, (), left, lambda end: None)
+            super().__init__(config, config.bootstrap_servers, router, observed, left, lambda end: None)
         process.lives.append(self)
         self.start()
         self._main.start()
@@ -176,7 +176,7 @@ def _trace(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-class Deliveries:
+class Observed:
     """Events are delivered where they are emitted."""
 
     def __init__(self, life: Life) -> None:

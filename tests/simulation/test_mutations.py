@@ -235,7 +235,7 @@ def _(patch: Patch) -> None:
 
 @wrong("a change between a step and the rest after it is not seen")
 def _(patch: Patch) -> None:
-    def repeat(member: Member, step: Callable[[float], float | None]) -> None:
+    def repeat(member: Member, _: str, step: Callable[[float], float | None]) -> None:
         while (rest := step(member._now())) is not None:
             if rest > 0:
                 with member.lock:

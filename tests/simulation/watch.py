@@ -190,8 +190,8 @@ class WatchedGroup(Group):
         self.say("cannot read", tp)
         return super().fetch_failed(tp, now)
 
-    def polled(self, positions: Any) -> None:
-        super().polled(positions)
+    def polled(self, positions: Any, ends: Any) -> None:
+        super().polled(positions, ends)
         self.ledger.positions(self.life)
 
     def take_ready(self) -> list[Ownership]:

@@ -108,6 +108,9 @@ class FakeClient:
     def positions(self) -> Mapping[TopicPartition, int]:
         return {tp: position for tp, position in self.positions_.items() if position is not None}
 
+    def ends(self) -> Mapping[TopicPartition, int]:
+        return {tp: len(self.cluster.logs[tp]) for tp in self.positions_}
+
     def commit(self, commits: Collection[Commit], generation: int) -> Mapping[TopicPartition, Refusal]:
         self.cluster.committed.update((ownership.tp, offset) for ownership, offset, _ in commits)
         return {}

@@ -108,6 +108,16 @@ def test_a_position_that_is_taken_away_meanwhile_harms_nobody(client: Client) ->
     assert client.positions() == {TP: 5}
 
 
+def test_the_end_of_a_partition_stays_known_where_the_session_of_an_earlier_assignment_goes_on(client: Client) -> None:
+    """The broker tells only what has changed, and a new assignment knows nothing yet."""
+    states = {KafkaTP(*TP): 7, KafkaTP("other", 1): None}
+    assignment = SimpleNamespace(assignment=states)
+    client._consumer = SimpleNamespace(_subscription=assignment, highwater=lambda tp: states[tp])
+    assert client.ends() == {TP: 7}
+    states[KafkaTP(*TP)] = None
+    assert client.ends() == {TP: 7}
+
+
 # -- plans -------------------------------------------------------------------------------------------------------------
 
 

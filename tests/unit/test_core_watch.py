@@ -62,3 +62,13 @@ def test_what_keeps_a_partition_from_starting_is_said_before_the_last_error() ->
     wait = watch.look(Health(cause="late"), unstarted, AFTER_S)
     assert wait is not None
     assert wait.cause == "no answer from its leader, broker 3"
+
+
+def test_heartbeats_without_an_answer_are_said_until_there_is_one() -> None:
+    watch = Watch()
+    silent = Health(silent=43.0, cause="kafka-1 refuses the connection", unfetched={P0: (42.0, "NotLeader (6)")})
+    assert watch.look(silent, {}, 50.0) == Wait(
+        "for its heartbeats to be answered", 7.0, "kafka-1 refuses the connection"
+    )
+    assert (watch.look(silent, {}, 51.0), watch.has_said) == (None, True)
+    assert (watch.look(Health(), {}, 52.0), watch.has_said) == (None, False)

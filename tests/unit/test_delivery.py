@@ -159,7 +159,7 @@ def test_an_observer_that_hangs_holds_up_no_count_and_no_log() -> None:
     with Hangs() as hangs:
         observers = [hangs]
         under_test = Deliveries(
-            lambda event: counted.append(threading.current_thread()), Delivery("log", [log], everything), observers
+            [lambda event: counted.append(threading.current_thread())], Delivery("log", [log], everything), observers
         )
         under_test.start()
         events = emit(under_test, 3)

@@ -35,7 +35,7 @@ class Scene(Partitions):
     def polled(self, offsets: range | list[int], position: int) -> None:
         """A poll has brought ``offsets`` and left the client at ``position``."""
         self.fetch(0, *offsets)
-        self.group.polled({TP: position})
+        self.group.polled({TP: position}, {})
 
     def next_run(self) -> Run:
         self.now += 100.0  # any back-off is over
@@ -113,7 +113,7 @@ def test_a_position_from_before_a_seek_does_not_count() -> None:
     scene.run()
     scene.group.redirect(scene.ownership, 0, scene.now)
     assert scene.done is None
-    scene.group.polled({TP: 2})  # of the poll that was under way
+    scene.group.polled({TP: 2}, {})  # of the poll that was under way
     scene.plan()
     assert scene.done == 0
 
@@ -161,7 +161,7 @@ def test_what_drains_or_has_no_start_is_not_at_its_end() -> None:
     assert scene.done is None
     other = Group({"topic": Options()})
     other.assigned([TP], 0.0)
-    other.polled({TP: 5})
+    other.polled({TP: 5}, {})
     snapshot = Progress().snapshot(other, "group", ["topic"])
     assert TP not in snapshot.done
     assert TP not in snapshot.processed

@@ -141,6 +141,7 @@ LINES = [
      "WARNING", "has been waiting for topic out to acknowledge messages for 5 s (no answer)"),
     (events.Stalled("group", "to join the group", 5.2, "JoinGroup has no answer yet"),
      "WARNING", "group group: has been waiting to join the group for 5 s (JoinGroup has no answer yet)"),
+    (events.Resumed("group"), "INFO", "group group: works again"),
     (events.Idle("group"),
      "INFO", "group group: no partition for this member, the group has more members than partitions"),
     (events.Unreadable("group", "t", 0, FetchError("t-0@7 is corrupt", "t", 0, 7), 2.0),
@@ -189,7 +190,7 @@ def test_a_stuck_call_is_said_with_its_stack(log: Log) -> None:
 
 
 def test_every_kind_of_event_has_a_line_or_a_reason() -> None:
-    silent = {"Event", "Call"}  # no events of their own
+    silent = {"Event", "Call", "Joined"}  # no events of their own, and one that Assigned and Idle tell of
     kinds = set(events.__all__) - silent
     assert {kind for kind in kinds if not hasattr(Report, f"_{kind.lower()}")} == set()
 

@@ -35,6 +35,7 @@ from karafka_lite.core.ownership import State
 from karafka_lite.core.starts import Place, Stray
 from karafka_lite.ending import ExitRequest
 from karafka_lite.errors import ClientBrokenError, Exit, FetchError, PollError, StrayedError
+from karafka_lite.observers.observed import Observed
 from karafka_lite.runner import ANSWER_SLACK_S
 
 TP = ("t", 0)
@@ -157,7 +158,7 @@ def test_a_worker_that_dies_ends_the_run_with_1_and_a_traceback(
     """The whole Runner, with a client of lists."""
     monkeypatch.setattr(Group, "begin", raise_bug)
     app = app_of(nothing)
-    started = runner.Runner(app.config, ["nowhere:1"], app, [], {}, lambda end: None)
+    started = runner.Runner(app.config, ["nowhere:1"], app, Observed([]), {}, lambda end: None)
     stage = Stage(app, Steps())
     member = started.members[0]
     stage.cluster.send("t")
@@ -181,7 +182,7 @@ def test_after_a_run_no_thread_of_it_is_left_however_slowly_it_ends(
 
     monkeypatch.setattr(*thread, slow)
     app = app_of(nothing)
-    started = runner.Runner(app.config, ["nowhere:1"], app, [], {}, lambda end: None)
+    started = runner.Runner(app.config, ["nowhere:1"], app, Observed([]), {}, lambda end: None)
     stage = Stage(app, Steps())
     member = started.members[0]
     member._client = FakeClient(member, stage.cluster)

@@ -105,3 +105,34 @@ def test_outside_the_main_thread_it_is_a_mistake() -> None:
     thread.start()
     thread.join()
     assert mistakes
+
+
+# -- a question --------------------------------------------------------------------------------------------------------
+
+
+def test_sigusr1_asks_and_afterwards_it_is_as_it_was(clock: Clock) -> None:
+    asked: list[str] = []
+    with Signals() as under_test:
+        under_test.at_dump(lambda: asked.append("where?"))
+        send(signal.SIGUSR1)
+        send(signal.SIGUSR1)
+        assert asked == ["where?"] * 2
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+def test_a_use_that_the_program_has_for_sigusr1_stays(clock: Clock) -> None:
+    got: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda number, _: got.append(number))
+    try:
+        with Signals() as under_test:
+            under_test.at_dump(lambda: got.append(0))
+            send(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    assert got == [signal.SIGUSR1]
+
+
+def test_where_there_is_no_such_signal_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "DUMP", None)  # as on Windows
+    with Signals() as under_test:
+        under_test.at_dump(lambda: None)

@@ -13,7 +13,18 @@ from typing import Any
 
 import pytest
 
-from karafka_lite import App, Batch, CommitError, ConfigurationError, Context, Message, Outgoing, ProduceError, Router
+from karafka_lite import (
+    App,
+    Batch,
+    CommitError,
+    ConfigurationError,
+    Context,
+    Health,
+    Message,
+    Outgoing,
+    ProduceError,
+    Router,
+)
 from karafka_lite.testing import Run, TestClient, context
 from karafka_lite.testing.cluster import EPOCH_MS
 
@@ -914,3 +925,18 @@ def test_a_context_has_the_serializer_that_it_is_given() -> None:
     ctx = context(TOPIC, serializer=lambda value: b"made")
     ctx.produce("out", 1)
     assert ctx.produced[0].value == b"made"
+
+
+def test_a_handler_and_a_web_app_under_test_may_ask_how_the_app_is_and_what_it_has_done() -> None:
+    app, healths = App("group"), list[Health]()
+
+    @app.topic("t")
+    def work(batch: Batch, ctx: Context) -> None:
+        healths.append(app.health())
+
+    with TestClient(app) as client:
+        client.send("t", 1)
+        client.run()
+        assert healths == [Health(live=True, ready=True)]
+        assert (app.stats().messages, app.stats().batches) == (1, 1)
+    assert app.health() == Health(live=True, ready=False, reasons=("not started",))
