@@ -118,6 +118,9 @@ class App(Watching):
             def count(event):
                 if isinstance(event, DeadLettered):
                     statsd.increment("dead_letters", tags=[event.topic])
+
+        ``examples/`` has more: e19 makes spans and metrics of OpenTelemetry, e20 reports errors as for Sentry, e21
+        sends counters and timings in the format of statsd.
         """
         check_function("@app.observe", function, ("event",))
         self._observers[:] = [known for known in self._observers if not is_again(function, known)]

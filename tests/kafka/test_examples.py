@@ -111,6 +111,9 @@ SHOWS = {
     ],
     "e14": ["1 passed"],
     "e15": ["1 passed"],
+    "e19": ['"name": "process earthquakes"', '"name": "handler_seconds"', r'"value": 1707\b', " 0 unmarked"],
+    "e20": [r"reported: ValueError\('explosion, not an earthquake'\) \{'message': 'earthquakes-\d@\d+", " 0 unmarked"],
+    "e21": ["500 earthquakes", " 0 unmarked"],
 }
 
 
