@@ -457,11 +457,12 @@ def outgoing(
     """
     if key is not None and type(key) is not bytes:
         key = _key(key)
+    pairs: Any = headers
     if headers is not None and isinstance(headers, Iterable) and not isinstance(headers, Mapping | str | bytes):
-        headers = list(headers)
+        pairs = list(headers)
     if type(value) is not bytes:
         value = serialized(serializer, topic, value)
-    return Addressed(topic, value, key, headers, partition, timestamp_ms)
+    return Addressed(topic, value, key, pairs, partition, timestamp_ms)
 
 
 def _key(key: Any) -> Any:
