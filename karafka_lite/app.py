@@ -24,7 +24,7 @@ from karafka_lite.routing import Route
 from karafka_lite.runner import Runner, System
 from karafka_lite.sender import Sender
 from karafka_lite.serializer import Serializer, to_json
-from karafka_lite.settings import Config, Settings, int_mistakes, refuse, resolve_bootstrap_servers
+from karafka_lite.settings import ARGUMENTS, Config, Settings, int_mistakes, refuse, resolve_bootstrap_servers
 from karafka_lite.signals import Signals
 from karafka_lite.watching import Watching
 
@@ -376,13 +376,12 @@ class App(Watching):
         if bootstrap_servers is not None:
             self._broker_option = bootstrap_servers
             self.brokers()
+        if settings:
+            given = {name: value for name, value in settings.items() if name in ARGUMENTS}
+            merged = {**self.config.settings, **{name: settings[name] for name in settings.keys() - given.keys()}}
+            self.config = Config.validated(**{**vars(self.config), **given, "settings": merged})
         if concurrency is not None:
             self.config = Config.validated(**{**vars(self.config), "concurrency": concurrency})
-        if settings:
-            given = dict(settings)
-            servers = given.pop("bootstrap_servers", self.config.bootstrap_servers)
-            merged = {**self.config.settings, **given}
-            self.config = Config.validated(**{**vars(self.config), "bootstrap_servers": servers, "settings": merged})
 
     @property
     def _is_running(self) -> bool:

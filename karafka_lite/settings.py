@@ -101,6 +101,13 @@ UNSUPPORTED: dict[str, str] = {
 """Settings of KafkaConsumer that are not supported -> the reason and what to use instead."""
 
 
+ARGUMENTS: dict[str, type] = {
+    "bootstrap_servers": str,
+    **dict.fromkeys(("concurrency", "auto_commit_interval_ms", "drain_timeout_ms"), int),
+}
+"""Arguments of App that a file of settings may have as well, as numbers or text."""
+
+
 TOPIC_OPTIONS = {
     *("manual_offsets", "concurrency", "max_messages", "batch_timeout_ms", "deserializer"),
     *("backoff_ms", "backoff_max_ms", "max_retries", "dead_letter", "no_retry"),
@@ -177,21 +184,35 @@ def resolve_bootstrap_servers(option: str | None, environ: Mapping[str, str], ar
     return _servers(value)
 
 
-def setting_of(name: str, text: str) -> Any:
-    """A setting given as text, as in a file: a number, true or false where it has to be one.
+def setting_of(name: str, value: Any) -> Any:
+    """A setting, or an argument of an App, as a file can have it.
 
     Raises:
-        ConfigurationError: there is none of that name, or its value is no text and no number.
+        ConfigurationError: there is none of that name, or a file cannot have it, or ``value`` is not of its type.
     """
-    kind = _TYPES.get(name)
-    if kind is None:
-        refuse(*_setting_mistakes(name, text))
-    kinds = {kind, *get_args(kind)} - {type(None)}
-    if not _choices(kind) and not kinds & {int, bool, str}:
-        refuse(f"{name} cannot be given as text; give it in code")
+    kinds = _kinds(name)
+    if name not in ARGUMENTS and (mistakes := list(_setting_mistakes(name, value))):
+        refuse(*mistakes)
+    if isinstance(value, list) and (name == "bootstrap_servers" or _TYPES.get(name) == tuple[int, ...] | None):
+        return value if name in ARGUMENTS else tuple(value)
+    if not kinds & {int, bool, str} and not _choices(_TYPES.get(name)):
+        refuse(f"{name} cannot be given in a file; give it in code")
+    if kinds == {str} and not isinstance(value, str):
+        refuse(f"{name} must be a string, got {safe_repr(value)}")
+    return value
+
+
+def text_as(name: str, text: str) -> Any:
+    """A setting given as text, as in the environment: a number, true or false where it has to be one."""
+    kinds = _kinds(name)
     if int in kinds and re.fullmatch("[0-9]{1,18}", text):
         return int(text)
     return {"true": True, "false": False}.get(text.lower(), text) if bool in kinds else text
+
+
+def _kinds(name: str) -> set[Any]:
+    kind = ARGUMENTS.get(name) or _TYPES.get(name)
+    return set() if _choices(kind) else {*(get_args(kind) or (kind,))} - {type(None)}
 
 
 # Each check below yields its mistakes as text, so that one exception can report all of them.

@@ -68,7 +68,7 @@ def add_log_level(parser: argparse.ArgumentParser, default: str | None = None) -
 
 
 def add_config(group: argparse._ArgumentGroup) -> None:
-    text = "file with settings by kafka-python's names, a 'name = value' in each line; overrides the App's"
+    text = "settings in TOML, under their own names, with ${VARIABLE} from the environment; overrides the App's"
     group.add_argument("--config", metavar="FILE", help=text)
 
 

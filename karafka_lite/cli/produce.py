@@ -20,7 +20,7 @@ examples:
   karafka-lite produce orders orders.jsonl --app orders:app
                                                   to the App's brokers, with its
                                                   settings for security
-  karafka-lite produce orders orders.jsonl --config client.properties
+  karafka-lite produce orders orders.jsonl --config kafka.toml
                                                   with the settings in a file
 
 A line ends with \\n or \\r\\n. Blank lines are skipped; with --text an empty line

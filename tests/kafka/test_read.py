@@ -261,8 +261,8 @@ def test_a_mistake_is_one_message(embedded_kafka: Observer, capsys: pytest.Captu
 
 
 def test_no_broker_is_exit_3(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "client.properties").write_text("bootstrap_timeout_ms = 300\n")
-    ended = command(capsys, "read", "orders", "--broker", "127.0.0.1:1", "--config", "client.properties")
+    (folder / "kafka.toml").write_text("bootstrap_timeout_ms = 300\n")
+    ended = command(capsys, "read", "orders", "--broker", "127.0.0.1:1", "--config", "kafka.toml")
     assert ended.code == 3
     assert "no broker could be reached at 127.0.0.1:1" in ended.err
-    assert os.listdir(folder) == ["client.properties"]
+    assert os.listdir(folder) == ["kafka.toml"]

@@ -7,6 +7,7 @@ because 3 means "try again later", and a wrong password that is tried again and 
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import random
 import socket
@@ -381,12 +382,12 @@ def test_produce_reaches_a_secured_cluster_by_an_app_and_by_a_file(plot: Plot, t
     plot.allow("TOPIC", plot.topic, "WRITE")
     settings = {**tls(plot.kafka.certificates), **sasl(SCRAM, tls=True)}
     settings["bootstrap_servers"] = plot.kafka.address("SASL_TLS")
-    (tmp_path / "client.properties").write_text("".join(f"{name} = {value}\n" for name, value in settings.items()))
+    (tmp_path / "kafka.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
     (tmp_path / "secure.py").write_text(
         f"from karafka_lite import App\napp = App('g', **{settings!r})\n@app.topic('t')\ndef work(batch, ctx): ...\n"
     )
     (tmp_path / "lines").write_text("1\n2\n")
-    for options in (["--app", "secure:app"], ["--config", "client.properties"]):
+    for options in (["--app", "secure:app"], ["--config", "kafka.toml"]):
         done = process("-m", "karafka_lite", "produce", plot.topic, "lines", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert plot.as_root.end_offset(plot.topic) == 4
@@ -401,8 +402,8 @@ def test_what_operations_need_and_lack_is_said_in_one_line(
     plot: Plot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"bootstrap_servers": plot.kafka.address("SASL"), **sasl(SCRAM)}
-    config = tmp_path / "client.properties"
-    config.write_text("".join(f"{name} = {value}\n" for name, value in settings.items()))
+    config = tmp_path / "kafka.toml"
+    config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
     plot.as_root.produce(plot.topic, [1], headers=[("source-topic", plot.dead.encode())])
     plot.as_root.commit(plot.group, plot.topic, 0)
     redrive_group = f"{plot.topic}.redrive"
@@ -448,6 +449,7 @@ def test_what_operations_need_and_lack_is_said_in_one_line(
 # -- secrets -----------------------------------------------------------------------------------------------------------
 
 LOGGED_BY_THE_USER = """\
+import json
 import logging
 logging.basicConfig(level=logging.DEBUG)
 logging.getLogger("kafka").setLevel(logging.DEBUG)

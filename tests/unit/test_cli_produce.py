@@ -55,7 +55,7 @@ def test_the_brokers_of_produce_are_the_option_then_the_environment(
 
 def test_produce_reaches_the_cluster_of_an_app_or_of_a_file(produce: Run, fed: list[Any], write: Write) -> None:
     write("secure.py", ORDERS.replace('"event-store"', "'g', bootstrap_servers='a:1', client_id='mine'"))
-    file = write("client.properties", "bootstrap_servers = b:2\nclient_id = its\n")
+    file = write("kafka.toml", "bootstrap_servers = 'b:2'\nclient_id = 'its'\n")
     importlib.invalidate_caches()  # a file that was written a moment ago
     produce("t", "--app", "secure:app")
     produce("t", "--config", str(file))

@@ -27,7 +27,7 @@ def also(batch, ctx): ...
 @pytest.fixture(autouse=True)
 def mine(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write("mine.py", MINE)
-    write("client.properties", "bootstrap_servers = b:2\nclient_id = its\n")
+    write("kafka.toml", "bootstrap_servers = 'b:2'\nclient_id = 'its'\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.delitem(sys.modules, "mine", raising=False)
@@ -46,9 +46,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     [
         ([], "localhost:9092", None),
         (["--app", "mine:app"], "a:1", "mine"),
-        (["--config", "client.properties"], "b:2", "its"),
-        (["--app", "mine:app", "--config", "client.properties"], "b:2", "its"),
-        (["--app", "mine:app", "--config", "client.properties", "--broker", "c:3"], "c:3", "its"),
+        (["--config", "kafka.toml"], "b:2", "its"),
+        (["--app", "mine:app", "--config", "kafka.toml"], "b:2", "its"),
+        (["--app", "mine:app", "--config", "kafka.toml", "--broker", "c:3"], "c:3", "its"),
     ],
 )
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_app(
@@ -61,7 +61,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_app(
 
 def test_the_environment_wins_over_the_app_and_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KARAFKA_LITE_BOOTSTRAP_SERVERS", "d:4")
-    for argv in ([], ["--app", "mine:app"], ["--config", "client.properties"]):
+    for argv in ([], ["--app", "mine:app"], ["--config", "kafka.toml"]):
         assert cluster.cluster_of(arguments(argv)).servers == ["d:4"]
 
 

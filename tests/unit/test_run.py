@@ -43,7 +43,7 @@ def test_settings_of_a_file_go_before_those_of_the_app_and_the_brokers_of_an_opt
     run: Run, write: Write
 ) -> None:
     write("orders.py", ORDERS)
-    file = str(write("client.properties", "bootstrap_servers = kafka-1:9092\nclient_id = its\n"))
+    file = str(write("kafka.toml", "bootstrap_servers = 'kafka-1:9092'\nclient_id = 'its'\n"))
     for options, brokers in (([], ["kafka-1:9092"]), (["--broker", "kafka-2:9092"], ["kafka-2:9092"])):
         app = run("orders", "--config", file, *options).app
         assert app is not None
