@@ -365,6 +365,7 @@ class App(Watching):
         *,
         bootstrap_servers: str | None = None,
         concurrency: int | None = None,
+        group_id: str | None = None,
         settings: Mapping[str, Any] | None = None,
         say_where: Callable[[Whereabouts], None] | None = None,
     ) -> None:
@@ -380,6 +381,9 @@ class App(Watching):
             given = {name: value for name, value in settings.items() if name in ARGUMENTS}
             merged = {**self.config.settings, **{name: settings[name] for name in settings.keys() - given.keys()}}
             self.config = Config.validated(**{**vars(self.config), **given, "settings": merged})
+        if group_id is not None:
+            self.config = Config.validated(**{**vars(self.config), "group_id": group_id})
+            self._rename_group(group_id)
         if concurrency is not None:
             self.config = Config.validated(**{**vars(self.config), "concurrency": concurrency})
 

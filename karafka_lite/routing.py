@@ -153,6 +153,15 @@ class Router:
             elif isinstance(part, Router):
                 yield from part._all(kind)
 
+    def _rename_group(self, name: str) -> None:
+        """Give an App, and the topics of its own group, another one. Raises ConfigurationError."""
+        taken = {place: route for place, route in self._routes_by_place() if place[0] != self._own_group}
+        mine = [route for route in self._all(Route) if route.group_id == self._own_group]
+        refuse(*(text for route in mine for text in _taken_mistakes(taken, name, route.topics, route.handler)))
+        for route in mine:
+            route.group_id = name
+        self._own_group = name
+
     def _routes_by_place(self) -> Iterator[tuple[tuple[str, str], Route]]:
         return (((route.group_id, topic), route) for route in self._all(Route) for topic in route.topics)
 

@@ -226,7 +226,7 @@ def _is_not_shown_yet(record: logging.LogRecord) -> bool:
 
 def _plain_handler() -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    text = logging.Formatter(f"%(asctime)s %(levelname)s %(name)s: {lines.process()}%(message)s")
     handler.setFormatter(lines.JsonFormatter() if lines.is_json() else text)
     return handler
 
@@ -239,7 +239,7 @@ def _rich_handler() -> logging.Handler:
     handler = RichHandler(
         console=Console(stderr=True), show_path=False, omit_repeated_times=False, log_time_format="%X", keywords=[]
     )
-    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    handler.setFormatter(logging.Formatter(f"%(name)s: {lines.process()}%(message)s"))
     return handler
 
 

@@ -26,6 +26,7 @@ class _Style:
 
     format = "auto"
     quiet = False
+    process = ""  # of several that write to the same stream
 
 
 def choose(log_format: str, quiet: bool) -> None:
@@ -35,6 +36,16 @@ def choose(log_format: str, quiet: bool) -> None:
         logging.captureWarnings(True)
         sys.excepthook = _uncaught
         threading.excepthook = lambda hook: _uncaught(hook.exc_type, hook.exc_value, hook.exc_traceback)
+
+
+def of_process(number: str) -> None:
+    """Begin each line with ``[number]``; JSON has it as ``process``."""
+    _Style.process = number
+
+
+def process() -> str:
+    """What a line begins with; "" where no other process writes to the same stream."""
+    return f"[{_Style.process}] " if _Style.process else ""
 
 
 def is_json() -> bool:
@@ -71,14 +82,16 @@ def complain(text: str, **fields: object) -> None:
 
 
 def _print(level: str, text: str, fields: dict[str, object]) -> None:
-    line = encoded(time.time(), level, LOGGER, text, fields) if is_json() else text
+    line = encoded(time.time(), level, LOGGER, text, fields) if is_json() else process() + text
     print(line, file=sys.stderr, flush=True)
 
 
 def encoded(at: float, level: str, logger: str, message: str, more: dict[str, Any]) -> str:
     """One object on one line, in ASCII: no text of a user's can break it."""
     when = datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds")
-    return json.dumps({"time": when, "level": level, "logger": logger, "message": message, **more}, default=str)
+    said = {"time": when, "level": level, "logger": logger, "message": message}
+    whose = {"process": _Style.process} if _Style.process else {}
+    return json.dumps({**said, **whose, **more}, default=str)
 
 
 class JsonFormatter(logging.Formatter):

@@ -11,8 +11,9 @@ import importlib
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 from karafka_lite.cli.options import Parser
 from karafka_lite.errors import BrokerUnavailableError, KarafkaLiteError
@@ -32,9 +33,10 @@ COMMANDS = {
 """By name, what ``karafka-lite --help`` says of it."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, orders: Mapping[str, Any] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit code.
 
+    ``orders``: values that go before what ``argv`` says, from the parent of this process (see ``child.py``).
     ``--help`` and usage errors raise argparse's SystemExit (0 and 1).
     """
     if sys.stderr is None:  # the parent process closed it
@@ -44,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if Parser.as_json:
         _lines().choose("json", False)
     arguments, unknown = _parser(argv).parse_known_args(argv)
+    vars(arguments).update(orders or {}, argv=list(argv))
     if unknown:  # reported by the command, whose usage lists its options
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if arguments.version:
@@ -84,7 +87,7 @@ def _parser(argv: Sequence[str] | None = None) -> Parser:
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument("--verbose", action="store_true", help="with --version: print what a bug report needs")
-    parser.set_defaults(parser=parser, command=None)
+    parser.set_defaults(parser=parser, command=None, parent=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     chosen = COMMANDS if argv is None else [word for word in argv if not word.startswith("-")][:1]
     for name, told in COMMANDS.items():

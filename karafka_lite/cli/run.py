@@ -6,13 +6,13 @@ import argparse
 import difflib
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 
 from karafka_lite.app import App
-from karafka_lite.cli import broker, config, console, importer, lines, probes
+from karafka_lite.cli import broker, child, config, console, importer, lines, probes, topics
 from karafka_lite.cli.feed import Feed, feed
-from karafka_lite.cli.options import Parser, add_config, add_image, add_log_level, partitions, seconds
+from karafka_lite.cli.options import Parser, add_config, add_image, add_log_level, count, partitions, seconds
 from karafka_lite.draining import NOT_DRAINED, Drain, Progress
 from karafka_lite.observers import metrics
 from karafka_lite.settings import PARTITIONS
@@ -34,7 +34,10 @@ examples:
   karafka-lite run orders:app --broker docker  Apache Kafka in a container
   karafka-lite run orders:app --feed orders=orders.jsonl
                                                first send each line to the topic
-  karafka-lite run orders:app --until-end          stop at the end of its topics
+  karafka-lite run orders:app --until-end      stop at the end of its topics
+  karafka-lite run orders:app --broker embedded --reload
+                                               and again when the code changes
+  karafka-lite run orders:app --processes 4    on all cores
 
 exit codes:
   0  clean stop
@@ -62,10 +65,15 @@ def add_to(parser: Parser) -> None:
         help="brokers to connect to, or 'embedded' or 'docker' to start one for this run; overrides "
         "KARAFKA_LITE_BOOTSTRAP_SERVERS and the App's bootstrap_servers",
     )
-    told = f"with --broker embedded or docker: how many each of the App's topics has (default: {PARTITIONS})"
-    group.add_argument("--partitions", metavar="N", type=partitions, help=told)
     add_config(group)
     add_image(group, "--broker docker")
+    group = parser.add_argument_group("topics")
+    group.add_argument("--create-topics", action="store_true", help="create those of the App that do not exist")
+    told = f"of each topic that is created (default: the brokers'; with --broker embedded or docker {PARTITIONS})"
+    group.add_argument("--partitions", metavar="N", type=partitions, help=told)
+    group.add_argument("--replication-factor", metavar="N", type=count, help="the same (default: the brokers')")
+    told = "exit with 1 if a topic does not exist, instead of waiting for it"
+    group.add_argument("--strict", action="store_true", help=told)
     group = parser.add_argument_group("input")
     group.add_argument(
         "--feed",
@@ -85,6 +93,10 @@ def add_to(parser: Parser) -> None:
     group.add_argument(
         "--concurrency", metavar="N", type=int, help="calls of one handler at a time, each for another partition"
     )
+    group.add_argument("--group", metavar="NAME", help="another consumer group than the App's own")
+    group.add_argument("--processes", metavar="N", type=count, help="as many processes, each a member of the groups")
+    told = "start again when a Python file changes; an embedded broker keeps what it has. Needs karafka-lite[reload]"
+    group.add_argument("--reload", action="store_true", help=told)
     group.add_argument(
         "--no-gc-tuning", action="store_true", help=f"do not raise Python's GC threshold to {GC_THRESHOLD:,}"
     )
@@ -96,24 +108,33 @@ def add_to(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    _check_usage(arguments)
+    parent: child.Parent | None = arguments.parent
+    if arguments.reload and parent is None:
+        return _reload(arguments)
     if not arguments.no_gc_tuning:
         _tune_gc()  # before the import, so that the user's module has the last word
     with console.logging_of_the_users_module(arguments.log_level):
         app = importer.load_app(arguments.app)
-    app.override(concurrency=arguments.concurrency, settings=config.load_if(arguments.config))
+    app.override(concurrency=arguments.concurrency, group_id=arguments.group, settings=config.load_if(arguments.config))
     app.override(say_where=console.whereabouts)
-    if arguments.live and not lines.on_terminal():
-        arguments.parser.error("--live needs standard error to be a terminal, without --quiet and --log-format")
-    if arguments.idle_timeout and not arguments.until_end:
-        arguments.parser.error("--idle-timeout requires --until-end")
     feeds = _feeds(app, arguments)
     from karafka_lite.client.reader import choose_reader
 
     choose_reader()  # raises here, before a broker is started or a file is sent
     with _broker_of(app, arguments) as kind:
-        console.banner(app, kind)
-        if feeds:
-            feed(feeds, app.brokers(), app.config.settings, console.feeding)
+        if parent is None or not parent.prepared:
+            _prepare(app, arguments, feeds, kind)
+        if parent is not None:
+            parent.tell(child.FED)
+            app.observe(parent.observe)
+        elif arguments.processes:
+            from karafka_lite.cli.supervisor import supervise
+
+            servers = ",".join(app.brokers()) if kind else arguments.broker
+            done = {"feed": [], "create_topics": False, "partitions": None, "replication_factor": None, "strict": False}
+            orders = {**done, "broker": servers, "image": None, "prepared": True, "banner": False, "broker_kind": kind}
+            return supervise(arguments.processes, arguments.argv, orders)
         with probes.watched(arguments, probes.Sources(app.health, lambda: metrics.exposed(app.reading()))):
             with console.live(app.stats, app.health) if arguments.live else nullcontext():
                 return _serve(app, arguments)
@@ -124,6 +145,32 @@ def _serve(app: App, arguments: argparse.Namespace) -> int:
         return app.serve()
     progress = () if arguments.live else (console.draining,)  # there is one live display at a time
     return _drain(app, arguments.idle_timeout or IDLE_TIMEOUT_S, *progress)
+
+
+def _prepare(app: App, arguments: argparse.Namespace, feeds: list[Feed], kind: str) -> None:
+    """What is done once, however many processes run the App."""
+    if arguments.parent is None or arguments.parent.banner:
+        console.banner(app, kind or (arguments.parent.broker if arguments.parent else ""))
+    if arguments.create_topics:
+        topics.create_topics(app, arguments.partitions, arguments.replication_factor)
+    if arguments.strict:
+        topics.demand_topics(app)
+    if feeds:
+        feed(feeds, app.brokers(), app.config.settings, console.feeding)
+
+
+def _reload(arguments: argparse.Namespace) -> int:
+    """The App is imported in a process that can be started again; a broker for this run stays in this one."""
+    from karafka_lite.cli.reload import reload
+
+    console.configure_logging(arguments.log_level)
+    with _development_broker(arguments, {}) as (kind, servers):
+        orders: dict[str, object] = {"prepared": False, "broker_kind": kind}
+        if kind:
+            created = {"create_topics": True, "partitions": arguments.partitions or PARTITIONS}
+            orders |= {**created, "broker": servers, "image": None}
+        files = [arguments.config] if arguments.config else []
+        return reload(arguments.app, files, arguments.argv, orders)
 
 
 def _tune_gc() -> None:
@@ -150,42 +197,64 @@ def _drain(app: App, timeout_s: float, *progress: Progress) -> int:
     return code
 
 
-@contextmanager
-def _broker_of(app: App, arguments: argparse.Namespace) -> Iterator[str]:
-    """Point the App at ``--broker``; yields the kind of the broker started for this run, or "" if none was started."""
-    kind = arguments.broker if arguments.broker in broker.KINDS else ""
+def _check_usage(arguments: argparse.Namespace) -> None:
+    refuse, kind = arguments.parser.error, _kind_of(arguments)
     if arguments.broker and not kind and (near := difflib.get_close_matches(arguments.broker, broker.KINDS, 1, 0.75)):
-        arguments.parser.error(
+        refuse(
             f"--broker {arguments.broker}: did you mean {near[0]}? For a host of that name, give its port: "
             f"--broker {arguments.broker}:9092"
         )
     if arguments.image and kind != "docker":
-        arguments.parser.error("--image requires --broker docker")
-    if arguments.partitions and not kind:
-        arguments.parser.error("--partitions requires --broker embedded or --broker docker")
-    if not kind:
-        app.override(bootstrap_servers=arguments.broker)
+        refuse("--image requires --broker docker")
+    if arguments.partitions and not (kind or arguments.create_topics):
+        refuse("--partitions requires --create-topics, --broker embedded or --broker docker")
+    if arguments.replication_factor and not arguments.create_topics:
+        refuse("--replication-factor requires --create-topics")
+    if arguments.idle_timeout and not arguments.until_end:
+        refuse("--idle-timeout requires --until-end")
+    if arguments.live and not lines.on_terminal():
+        refuse("--live needs standard error to be a terminal, without --quiet and --log-format")
+    if arguments.processes and (arguments.live or arguments.health_file or arguments.health_port):
+        refuse("--live, --health-file and --health-port are about one process; leave out --processes")
+    if arguments.processes and (arguments.reload or arguments.until_end):
+        refuse(f"--{'reload' if arguments.reload else 'until-end'} runs one process; leave out --processes")
+
+
+def _kind_of(arguments: argparse.Namespace) -> str:
+    return arguments.broker if arguments.broker in broker.KINDS else ""
+
+
+@contextmanager
+def _broker_of(app: App, arguments: argparse.Namespace) -> Iterator[str]:
+    """Point the App at ``--broker``; yields the kind of the broker started for this run, or "" if none was started."""
+    counts = dict.fromkeys(topics.topics_of(app), arguments.partitions or PARTITIONS)
+    with _development_broker(arguments, counts) as (kind, servers):
+        app.override(bootstrap_servers=servers)
         yield kind
+
+
+@contextmanager
+def _development_broker(arguments: argparse.Namespace, topics: Mapping[str, int]) -> Iterator[tuple[str, str | None]]:
+    """Start the one that ``--broker`` asks for. Yields its kind, or "" if it asks for none, and its address."""
+    if not (kind := _kind_of(arguments)):
+        yield kind, arguments.broker
         return
-    count = arguments.partitions or PARTITIONS
-    topics = {topic: count for routes in app.groups.values() for topic in routes}
     # An App that runs has signal handlers of its own; SIGTERM matters before and after that.
     with broker.sigterm_as_ctrl_c(), broker.development_broker(kind, topics, 0, arguments.image) as started:
-        app.override(bootstrap_servers=started.bootstrap_servers)
-        yield kind
+        yield kind, started.bootstrap_servers
 
 
 def _feeds(app: App, arguments: argparse.Namespace) -> list[Feed]:
     """The feeds of ``--feed``; a topic that the App does not consume is a usage error."""
-    topics = {topic: None for routes in app.groups.values() for topic in routes}
+    known = topics.topics_of(app)
     feeds = []
     for given in arguments.feed:
         topic, equals, file = given.partition("=")
         if not (topic and equals and file):
             arguments.parser.error(f"--feed expects TOPIC=FILE, got {given!r}")
-        if topic not in topics:
+        if topic not in known:
             arguments.parser.error(
-                f"--feed {given}: the App does not consume {topic!r}; its topics: {', '.join(topics)}"
+                f"--feed {given}: the App does not consume {topic!r}; its topics: {', '.join(known)}"
             )
         feeds.append(Feed(topic, file))
     if [feed.file for feed in feeds].count("-") > 1:

@@ -104,15 +104,16 @@ class Admin:
 
         return self._ask("fetch the list of topics", ask)
 
-    def ensure_topics(self, topics: Collection[str]) -> set[str]:
-        """Create those of ``topics`` that do not exist, with the brokers' own defaults; returns them.
+    def ensure_topics(self, topics: Collection[str], partitions: int = -1, replicas: int = -1) -> set[str]:
+        """Create those of ``topics`` that do not exist; returns them. -1: as the brokers have it by default.
 
         Raises:
             ConfigurationError: some do not exist and cannot be created; it names all of them.
             AccessError: we may not see or create some; whether they exist, Kafka does not say then.
         """
         missing = sorted(set(topics) - {topic for topic, _ in self.partitions(topics)})
-        refused = {topic: reason for topic in missing if (reason := self._create(topic))}
+        shape = {"num_partitions": partitions, "replication_factor": replicas}
+        refused = {topic: reason for topic in missing if (reason := self._create(topic, shape))}
         denied = [topic for topic, (error, _) in refused.items() if issubclass(error, kafka.errors.AuthorizationError)]
         if denied:
             raise AccessError(writes_refused(denied))
@@ -124,11 +125,11 @@ class Admin:
             )
         return set(missing)
 
-    def _create(self, topic: str) -> tuple[type[Exception], str] | None:
+    def _create(self, topic: str, shape: Mapping[str, int]) -> tuple[type[Exception], str] | None:
         """Why it cannot be created; None: it exists now."""
 
         def ask() -> tuple[type[Exception], str] | None:
-            answer = self._admin.create_topics([topic], raise_errors=False)["topics"][0]
+            answer = self._admin.create_topics({topic: shape}, raise_errors=False)["topics"][0]
             error = kafka.errors.for_code(answer["error_code"])
             if error.retriable:
                 raise error(answer["error_message"])

@@ -31,6 +31,8 @@ ELSEWHERE = {
     "cli/options.py": "unit/test_main.py",
     # Of what it keeps, the parts are tested; that it gets all events, and what becomes of them, each running App shows.
     "observers/observed.py": "kafka/test_operations.py",
+    # The two sides of one socket.
+    "cli/child.py": "kafka/test_children.py",
     # It is there for what sends.
     "cli/interrupt.py": "unit/test_feed.py",
     # What it sends, and what it does with an answer, is seen by a broker only.

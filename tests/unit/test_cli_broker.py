@@ -126,7 +126,7 @@ def test_run_with_partitions_gives_each_topic_of_the_app_so_many(call: Call, bro
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--partitions", "6"], "--partitions requires --broker embedded or --broker docker"),
+        (["--partitions", "6"], "--partitions requires --create-topics, --broker embedded or --broker docker"),
         (["--broker", "embedded", "--partitions", "0"], "must be an integer from 1 to 10000, got '0'"),
     ],
 )

@@ -37,6 +37,7 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     root.setLevel(level)
     logging.captureWarnings(False)
     lines.choose("auto", False)
+    lines.of_process("")
 
 
 def objects(text: str) -> list[dict[str, Any]]:
@@ -116,3 +117,16 @@ def test_text_is_text_also_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
         console.serving("embedded", "127.0.0.1:9092", {"clicks": 1})
     assert "\x1b" not in stream.getvalue()
     assert stream.getvalue().startswith("karafka-lite ")
+
+
+def test_each_line_says_of_which_process_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    lines.of_process("2")
+    for log_format in ("text", "json"):
+        lines.choose(log_format, False)
+        console.configure_logging("info")
+        lines.say("said")
+        logging.getLogger("shop").info("logged")
+    said, logged, *as_json = capsys.readouterr().err.splitlines()
+    assert said == "[2] said"
+    assert logged.endswith(" INFO shop: [2] logged")
+    assert [(one["process"], one["message"]) for one in map(json.loads, as_json)] == [("2", "said"), ("2", "logged")]

@@ -50,6 +50,21 @@ def test_settings_of_a_file_go_before_those_of_the_app_and_the_brokers_of_an_opt
         assert (app.brokers(), app.config.settings) == (brokers, {"client_id": "its"})
 
 
+def test_another_group_takes_the_place_of_the_apps_own_and_of_no_other(run: Run, write: Write) -> None:
+    more = "@app.topic('clicks', group_id='clicks')\ndef count(batch, ctx): ...\n"
+    write("orders.py", f"{ORDERS}\n{more}")
+    ended = run("orders", "--group", "tests")
+    assert ended.app is not None
+    assert {group: list(topics) for group, topics in ended.app.groups.items()} == {
+        "tests": ["user_events"],
+        "clicks": ["clicks"],
+    }
+    assert "group tests: user_events -> store" in ended.err
+    write("twice.py", ORDERS + "@app.topic('user_events', group_id='twice')\ndef also(batch, ctx): ...\n")
+    refused(run("twice", "--group", "twice")._replace(app=None), "'user_events' already has the handler also in group")
+    refused(run("orders", "--group", " ")._replace(app=None), "group_id must be a non-empty string")
+
+
 @pytest.mark.parametrize(
     ("options", "seen"),
     [
