@@ -24,6 +24,7 @@ __all__ += [
     "TakesLong",
     "TopicsCreated",
     "Uncommitted",
+    "Unmarked",
     "Unreachable",
 ]
 __all__ += ["Unreadable", "Waiting"]
@@ -241,6 +242,17 @@ class TakesLong(Call):
     seconds: float
     what: Literal["stop", "rebalance", "poll"]
     limit_ms: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Unmarked(Event):
+    """``function``, a handler with ``manual_offsets=True``, has processed so many ``messages`` since its last mark.
+
+    From 10,000 on; it is said again only after a mark, and then at twice as many.
+    """
+
+    function: str
+    messages: int
 
 
 @dataclass(frozen=True, eq=False, repr=False)

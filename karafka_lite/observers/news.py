@@ -14,6 +14,7 @@ from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.starts import Start
 from karafka_lite.errors import describe
 from karafka_lite.messages import TopicPartition
+from karafka_lite.observers.unmarked import Unmarked
 
 DeadLetter = tuple[tuple[str, int, int], tuple[str, ...]] | None  # where it is, and the headers that it lacks
 
@@ -27,6 +28,7 @@ class News:
         self._emit = emit
         self.waiting: deque[events.Event] = deque()
         self._emitting = threading.Lock()
+        self._unmarked = Unmarked()
 
     def add(self, kind: type[events.Event], *values: Any) -> None:
         """An event of ``kind`` with these fields after ``group_id``."""
@@ -114,6 +116,10 @@ class News:
         self.waiting.append(events.CallEnded(*self._call(run), *ended, culprit, ours.options.budget, lag))
         if given_up:
             self.given_up(run, *given_up, run.reason, letter, run.error)
+        if ours.options.manual_offsets and run.records:
+            name = self._name(run)
+            if unmarked := self._unmarked.batch_ended(name, ours):
+                self.add(events.Unmarked, name, unmarked)
 
     def given_up(
         self, run: Run, offset: int, tries: int, reason: str, letter: DeadLetter, error: BaseException | None = None

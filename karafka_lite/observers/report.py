@@ -13,6 +13,7 @@ from karafka_lite.observers.activity import EVERY_S, Activity
 from karafka_lite.observers.delivery import Delivery
 from karafka_lite.observers.failures import log_failure, raised_at
 from karafka_lite.observers.frames import line_that_called_us
+from karafka_lite.observers.growth import Growth
 from karafka_lite.observers.progress import Progress
 from karafka_lite.version import please_report
 
@@ -27,8 +28,13 @@ NAMED = 10  # partitions that a line names; of more it says how many, and names 
 
 def report_delivery(progress: Progress) -> Delivery:
     """Log lines on a thread of their own: a full pipe does not hold up anything else."""
-    report, activity = Report(), Activity(progress)
-    return Delivery("karafka-log", [report.observe], report.wants, activity.log, EVERY_S)
+    report, activity, growth = Report(), Activity(progress), Growth(progress)
+
+    def each_minute(seconds: float) -> None:
+        activity.log(seconds)
+        growth.look(seconds)
+
+    return Delivery("karafka-log", [report.observe], report.wants, each_minute, EVERY_S)
 
 
 class Report:
@@ -169,6 +175,11 @@ class Report:
             text = "and holds up a %s, which goes on without it after drain_timeout_ms=%.0f. Return when ctx.stopping "
             text += "is True, make batches smaller (max_messages), or raise drain_timeout_ms"
             log.warning("%s " + text, what, event.what, event.limit_ms)
+
+    def _unmarked(self, event: events.Unmarked) -> None:
+        text = "group %s: %s has processed %s messages since its last mark; they come again after a restart. With "
+        text += "manual_offsets=True only what it marks is committed: ctx.mark_as_consumed(message)"
+        log.warning(text, event.group_id, event.function, f"{event.messages:,}")
 
     def _unreadable(self, event: events.Unreadable) -> None:
         text, why, again = "%s; next try in %s", str(event.error), _duration(event.retry_s)

@@ -142,6 +142,9 @@ LINES = [
     (events.Stalled("group", "to join the group", 5.2, "JoinGroup has no answer yet"),
      "WARNING", "group group: has been waiting to join the group for 5 s (JoinGroup has no answer yet)"),
     (events.Resumed("group"), "INFO", "group group: works again"),
+    (events.Unmarked("group", "store", 10_000),
+     "WARNING", "group group: store has processed 10,000 messages since its last mark; they come again after a "
+     "restart. With manual_offsets=True only what it marks is committed: ctx.mark_as_consumed(message)"),
     (events.Idle("group"),
      "INFO", "group group: no partition for this member, the group has more members than partitions"),
     (events.Unreadable("group", "t", 0, FetchError("t-0@7 is corrupt", "t", 0, 7), 2.0),
