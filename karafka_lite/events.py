@@ -357,10 +357,12 @@ class Left(Event):
     Attributes:
         unmarked: by partition, how many offsets of processed messages are past the last mark.
         error: why the broker could not be informed; it notices after ``session_timeout_ms``.
+        instance_id: of a static member, whose place and partitions are kept for ``session_timeout_ms``.
     """
 
     unmarked: Mapping[TopicPartition, int]
     error: Exception | None = None
+    instance_id: str | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -601,8 +601,8 @@ class Member:
             self.group.close(now)
         if self._committer.ident is not None:
             self._committer.join(self._drain_s)
-            error = self._client.close()
-            self._news.emit_now(events.Left, {ownership.tp: ownership.unmarked for ownership in self._at_stop}, error)
+            unmarked, error = {o.tp: o.unmarked for o in self._at_stop}, self._client.close()
+            self._news.emit_now(events.Left, unmarked, error, self._shared.config.instance_id)
         return Exit.FORCED if stuck or uncommitted else Exit.CLEAN
 
 

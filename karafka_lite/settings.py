@@ -29,6 +29,7 @@ class Settings(TypedDict, total=False):
     # the member
     client_id: str
     client_rack: str
+    group_instance_id: str | None  # a static member: one of its own for each process
     session_timeout_ms: int
     heartbeat_interval_ms: int
     max_poll_interval_ms: int
@@ -90,7 +91,6 @@ UNSUPPORTED: dict[str, str] = {
     "enable_auto_commit": "it commits messages that were only delivered; use @app.topic(..., manual_offsets=True)",
     "key_deserializer": "message.key is bytes; call message.key.decode() in the handler",
     "value_deserializer": "payloads are decoded when the handler reads them; use @app.topic(..., deserializer=...)",
-    "group_instance_id": "kafka-python's static membership is incomplete; use client_id=... to tell processes apart",
     "partition_assignment_strategy": "kafka-python's cooperative assignor can claim partitions it has lost; remove it",
     "default_offset_commit_callback": "it would never be called; use commit_offsets(sync=True) to wait for a commit",
     "consumer_timeout_ms": "it ends an iterator that is not used here; use @app.topic(..., batch_timeout_ms=...)",
@@ -128,6 +128,11 @@ class Config:
     serializer: Serializer = to_json
 
     @property
+    def instance_id(self) -> str | None:
+        """The ``group_instance_id``; None: no static member."""
+        return self.settings.get("group_instance_id")
+
+    @property
     def of_group(self) -> dict[str, Any]:
         """What the rules of a group need to know."""
         return {
@@ -163,6 +168,7 @@ class Config:
             *_serializer_mistakes(serializer),
             *(mistake for name, value in given.items() for mistake in _setting_mistakes(name, value)),
             *_order_mistakes({**given, "drain_timeout_ms": drain_timeout_ms}),
+            *_instance_mistakes(given.get("group_instance_id")),
             *_security_mistakes({name: value for name, value in given.items() if value is not None}),
         )
         times = auto_commit_interval_ms, drain_timeout_ms
@@ -320,6 +326,11 @@ def _serializer_mistakes(serializer: object) -> Iterator[str]:
         yield f"{must}; {name} is an async or generator function: it returns before it runs"
     elif (signature := signature_without(serializer, 1)) is not None:
         yield f"{must}; {name}{signature} must accept one positional argument, the value"
+
+
+def _instance_mistakes(value: object) -> Iterator[str]:
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"(?!\.\.?$)[A-Za-z0-9._-]{1,249}", value)):
+        yield "group_instance_id must be 1 to 249 letters, digits, '.', '_' and '-', for example \"event-store-1\""
 
 
 _HARMLESS = {"ssl_check_hostname": True, "sasl_kerberos_service_name": "kafka"}  # kafka-python's defaults

@@ -147,6 +147,14 @@ class Group:
         answer = {"error_code": 0, "generation_id": self.generation, "leader": self.leader, "member_id": member.id}
         return {**answer, "protocol_type": self.protocol_type, "protocol_name": self.protocol, "members": members}
 
+    def replace(self, old: Member, new: Member) -> Answer:
+        """A static member is back: nobody has to join again. As by Apache Kafka, a leader is not told that it leads."""
+        leader, new.assignment = self.leader, old.assignment
+        del self.members[old.id]
+        self.members[new.id] = new
+        self.leader = new.id if leader == old.id else leader
+        return {**self.joined(new), "leader": leader, "members": []}
+
     def member(self, request: Any, generation: int, now: float) -> Member:
         """The member that sent a request, validated; the request counts as a heartbeat."""
         member = self.members.get(request.member_id)
@@ -243,6 +251,7 @@ class Groups:
         if not self._min_session_ms <= r.session_timeout_ms <= MAX_SESSION_MS:
             raise errors.InvalidSessionTimeoutError()
         group, instance = self.get(r.group_id, make=not r.member_id), r.group_instance_id if call.version >= 5 else None
+        old: Member | None = None  # whose place a static member takes
         protocols = {protocol.name: bytes(protocol.metadata) for protocol in r.protocols}
         fits = not group.members or (
             r.protocol_type == group.protocol_type and group.common_protocols() & set(protocols)
@@ -255,9 +264,8 @@ class Groups:
             if instance is None and call.version >= 4:
                 group.expected[member_id] = now + r.session_timeout_ms / 1000
                 return _not_joined(errors.MemberIdRequiredError.errno, member_id)
-            for old in [other for other in group.members.values() if instance and other.instance == instance]:
-                group.drop(old, errors.FencedInstanceIdError.errno, now)
             member = Member(member_id)
+            old = next((other for other in group.members.values() if instance and other.instance == instance), None)
         elif member is None:
             if group.expected.pop(r.member_id, None) is None:
                 raise errors.UnknownMemberIdError()
@@ -272,6 +280,10 @@ class Groups:
         rebalance_ms = r.rebalance_timeout_ms if call.version >= 1 else r.session_timeout_ms
         member.instance, member.client_id, member.protocols, member.last_seen = instance, call.client_id, protocols, now
         member.session_s, member.rebalance_s = r.session_timeout_ms / 1000, rebalance_ms / 1000
+        if old is not None:
+            if group.state is State.STABLE and old.protocols == protocols:
+                return group.replace(old, member)
+            group.drop(old, errors.FencedInstanceIdError.errno, now)
         _resolve(member.join, _not_joined(errors.RebalanceInProgressError.errno, member.id))
         joined = member.join = asyncio.get_running_loop().create_future()
         group.members[member.id], group.protocol_type = member, r.protocol_type

@@ -94,6 +94,10 @@ def add_to(parser: Parser) -> None:
         "--concurrency", metavar="N", type=int, help="calls of one handler at a time, each for another partition"
     )
     group.add_argument("--group", metavar="NAME", help="another consumer group than the App's own")
+    told = (
+        "static membership: a restart within session_timeout_ms causes no rebalance; with --processes NAME-1, NAME-2 …"
+    )
+    group.add_argument("--instance-id", metavar="NAME", help=told)
     group.add_argument("--processes", metavar="N", type=count, help="as many processes, each a member of the groups")
     told = "start again when a Python file changes; an embedded broker keeps what it has. Needs karafka-lite[reload]"
     group.add_argument("--reload", action="store_true", help=told)
@@ -116,7 +120,10 @@ def run(arguments: argparse.Namespace) -> int:
         _tune_gc()  # before the import, so that the user's module has the last word
     with console.logging_of_the_users_module(arguments.log_level):
         app = importer.load_app(arguments.app)
-    app.override(concurrency=arguments.concurrency, group_id=arguments.group, settings=config.load_if(arguments.config))
+    settings = config.load_if(arguments.config)
+    if arguments.instance_id is not None:
+        settings["group_instance_id"] = arguments.instance_id
+    app.override(concurrency=arguments.concurrency, group_id=arguments.group, settings=settings)
     app.override(say_where=console.whereabouts)
     feeds = _feeds(app, arguments)
     from karafka_lite.client.reader import choose_reader
@@ -133,6 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
 
             servers = ",".join(app.brokers()) if kind else arguments.broker
             done = {"feed": [], "create_topics": False, "partitions": None, "replication_factor": None, "strict": False}
+            done["instance_id"] = app.config.instance_id
             orders = {**done, "broker": servers, "image": None, "prepared": True, "banner": False, "broker_kind": kind}
             return supervise(arguments.processes, arguments.argv, orders)
         with probes.watched(arguments, probes.Sources(app.health, lambda: metrics.exposed(app.reading()))):

@@ -98,8 +98,14 @@ def supervise(count: int, argv: Sequence[str], orders: Mapping[str, Any]) -> int
 
     The first one that is not 0; 1 where five processes have died within a minute.
     """
+
+    def start(number: int) -> Child:
+        instance = orders["instance_id"]
+        own = {"number": str(number), "instance_id": instance and f"{instance}-{number}"}
+        return Child(argv, {**orders, **own})
+
     with Bell() as bell:
-        supervisor = Supervisor(count, lambda number: Child(argv, {**orders, "number": str(number)}), bell)
+        supervisor = Supervisor(count, start, bell)
         while (rest := supervisor.step(time.monotonic())) is not None:
             bell.wait(supervisor.children.values(), rest)
         return supervisor.code

@@ -221,7 +221,7 @@ class Admin:
         Without those for which it cannot be found out within seconds.
         """
         known = {name: value for name, value in self._given.items() if name in KafkaConsumer.DEFAULT_CONFIG}
-        fixed = {"group_id": None, "enable_auto_commit": False, "metrics_enabled": False}
+        fixed = {"group_id": None, "group_instance_id": None, "enable_auto_commit": False, "metrics_enabled": False}
         settings = {**known, **fixed, "auto_offset_reset": "earliest"}  # where the first messages were deleted
         connection = Connection("a consumer", self._emit)
         consumer = connection.open(KafkaConsumer, self.bootstrap_servers, settings)

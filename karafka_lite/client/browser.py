@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
 }
 FORCED: dict[str, Any] = {
     "group_id": None,
+    "group_instance_id": None,
     "enable_auto_commit": False,
     "metrics_enabled": False,
     "auto_offset_reset": "earliest",  # where retention has overtaken us

@@ -57,6 +57,7 @@ from karafka_lite.client.protocol import Fetched, Rebalance
 from karafka_lite.client.reader import POLL_BYTES, PollIsFullError, choose_reader
 from karafka_lite.client.refusals import explained, refused_topics, topics_refused
 from karafka_lite.client.stalls import Stalls
+from karafka_lite.client.static import StaticMember
 from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.starts import Place, Stray
@@ -185,6 +186,8 @@ class Client:
         self._session_s = consumer._coordinator.heartbeat.config["session_timeout_ms"] / 1000
         self._stalls = Stalls(consumer, self.group_id, self._rebalance, self._emit)
         self._consumer, self._coordinator = consumer, consumer._coordinator
+        if not self._coordinator.is_dynamic_member():
+            StaticMember(self._coordinator)
 
     @_or_broken
     def ensure_topics(self, topics: Collection[str]) -> set[str]:

@@ -32,6 +32,9 @@ class Leaving:
         generation, state = coordinator._generation, coordinator.state
         if state is MemberState.UNJOINED or not generation.has_member_id():
             return
+        if not coordinator.is_dynamic_member():  # it stays one for the session
+            self._stock(timeout_ms=timeout_ms)
+            return
         for _ in range(2):
             coordinator._generation, coordinator.state = generation, state
             coordinator.ensure_coordinator_ready(timeout_ms=timeout_ms)

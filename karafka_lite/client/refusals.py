@@ -50,6 +50,11 @@ def explained(error: kafka.errors.KafkaError, group_id: str, settings: Mapping[s
         )
     if isinstance(error, kafka.errors.InvalidGroupIdError):
         return ConfigurationError(f"the broker refuses the group_id {group_id!r} (InvalidGroupId); use another one")
+    if isinstance(error, kafka.errors.FencedInstanceIdError):
+        return ConfigurationError(
+            f"group {group_id}: another process has taken the place of group_instance_id="
+            f"{settings.get('group_instance_id')!r}; give each process one of its own (FencedInstanceId)"
+        )
     return PollError(str(error))
 
 

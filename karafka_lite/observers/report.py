@@ -256,7 +256,10 @@ class Report:
         log.error(text + "delivered again. Stack:\n%s", event, event.function, event.limit_ms, stack)
 
     def _left(self, event: events.Left) -> None:
-        if event.error is None:
+        if event.error is None and event.instance_id is not None:
+            text = "group %s: ended; the broker keeps the place of %s for session_timeout_ms"
+            log.info(text, event.group_id, event.instance_id)
+        elif event.error is None:
             log.info("group %s: left", event.group_id)
         else:
             text = "group %s: could not leave the group cleanly (%s); the broker will notice after session_timeout_ms"

@@ -101,7 +101,11 @@ def test_nobody_survives_a_supervisor_that_is_killed(kafka: Observer, tmp_path: 
         wait_until(lambda: len(pids(process)) == 2, message="both are assigned")
         process.signal(signal.SIGKILL)
         process.process.wait(10)
-        wait_until(lambda: not any(map(is_alive, pids(process))), message="both have ended")
+        try:
+            wait_until(lambda: not any(map(is_alive, pids(process))), message="both have ended")
+        finally:
+            for pid in filter(is_alive, pids(process)):
+                os.kill(pid, signal.SIGKILL)
     assert kafka.members(group) == [], "in good order"
 
 

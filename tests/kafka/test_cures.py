@@ -316,12 +316,9 @@ def test_without_the_cure_checksums_are_computed_in_pure_python() -> None:
 # -- what is not offered -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "setting", [{"partition_assignment_strategy": [CooperativeStickyAssignor]}, {"group_instance_id": "one"}]
-)
-def test_the_cooperative_assignor_and_static_membership_are_refused(setting: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match=next(iter(setting))):
-        App("group", **setting)
+def test_the_cooperative_assignor_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="partition_assignment_strategy"):
+        App("group", partition_assignment_strategy=[CooperativeStickyAssignor])  # type: ignore[call-arg]
 
 
 def test_without_the_cure_the_cooperative_assignor_claims_what_it_has_lost(kafka: Observer) -> None:
@@ -343,10 +340,36 @@ def test_without_the_cure_the_cooperative_assignor_claims_what_it_has_lost(kafka
         assert claims[0] == [(topic, [0, 1])], "as if it were still theirs; the leader believes it"
 
 
-def test_without_the_cure_a_static_member_that_ended_keeps_its_partitions_from_the_others(kafka: Observer) -> None:
-    with Member(kafka, kafka.topic(), group_instance_id="one") as member:
-        member.until_assigned()
-    assert len(kafka.members(member.group)) == 1
+# -- _handle_heartbeat_response, poll: a static member whose place another one has taken -------------------------------
+
+
+@contextmanager
+def member_whose_place_is_taken(kafka: Observer) -> Iterator[Member]:
+    topic = kafka.topic()
+    with Member(kafka, topic, group_instance_id="one") as old:
+        old.until_assigned()
+        with Member(kafka, topic, group=old.group, group_instance_id="one") as new:
+            new.until_assigned()
+            yield old
+
+
+def test_a_static_member_whose_place_is_taken_learns_it_with_the_next_heartbeat_and_does_not_join_again(
+    kafka: Observer,
+) -> None:
+    with member_whose_place_is_taken(kafka) as old:
+        wait_until(lambda: old.client.lost(time.monotonic()), PATIENCE_S, "it is told")
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match="has taken the place of group_instance_id='one'"):
+                old.client.poll(paused=False)
+
+
+def test_without_the_cure_it_works_on_until_its_session_is_over(
+    kafka: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(karafka_lite.client.consumer, "StaticMember", lambda coordinator: None)
+    with member_whose_place_is_taken(kafka) as old:
+        wait_until(lambda: not old.coordinator._heartbeat_enabled, PATIENCE_S, "its heartbeats end")
+        assert not old.client.lost(time.monotonic())
 
 
 # -- _fetcher.PartitionRecords: a corrupt batch ------------------------------------------------------------------------

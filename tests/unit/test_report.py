@@ -161,6 +161,8 @@ LINES = [
      "WARNING", "cannot reach a broker, retrying: no answer from localhost:9092"),
     (events.Stopping("group", PollError("denied")), "CRITICAL", "stopping: denied"),
     (events.Left("group", {}), "INFO", "group group: left"),
+    (events.Left("group", {}, None, "shop-1"),
+     "INFO", "group group: ended; the broker keeps the place of shop-1 for session_timeout_ms"),
     (events.Left("group", {}, TimeoutError("late")),
      "WARNING", "group group: could not leave the group cleanly (TimeoutError: late); the broker will notice after "
      "session_timeout_ms"),

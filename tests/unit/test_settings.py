@@ -97,7 +97,6 @@ def test_the_clients_own_defaults_are_accepted() -> None:
         ("enable_auto_commit", "manual_offsets=True"),
         ("key_deserializer", "message.key.decode()"),
         ("value_deserializer", "deserializer="),
-        ("group_instance_id", "client_id="),
         ("partition_assignment_strategy", "can claim partitions it has lost; remove it"),
         ("default_offset_commit_callback", "commit_offsets(sync=True)"),
         ("consumer_timeout_ms", "batch_timeout_ms="),
@@ -111,6 +110,12 @@ def test_a_setting_that_is_not_supported_is_refused_with_its_reason_and_never_it
     assert text.startswith(f"{name} is not supported: ")
     assert hint in text
     assert SECRET not in text
+
+
+@pytest.mark.parametrize("value", ["", ".", "..", "a b", "a" * 250, 3])
+def test_an_instance_id_that_kafka_cannot_have_is_refused(value: Any) -> None:
+    assert refusal(lambda: settings(group_instance_id=value)).startswith("group_instance_id must be 1 to 249 letters")
+    assert settings(group_instance_id="shop-1.a_b").instance_id == "shop-1.a_b"
 
 
 def test_every_setting_that_is_not_supported_is_in_the_test_above() -> None:
