@@ -55,8 +55,13 @@ def main() -> None:
         for _ in range(rounds):
             for processes, found in rates.items():
                 found.append(messages / seconds(observer, processes, messages))
+            tell(*(found[-1] for found in rates.values()))
         observer.forget_clients()
-    one, four = (statistics.median(found) for found in rates.values())
+    print("medians, ", end="")
+    tell(*(statistics.median(found) for found in rates.values()))
+
+
+def tell(one: float, four: float) -> None:
     print(f"1 process: {one:,.0f} messages/s; 4 processes: {four:,.0f} messages/s, {four / one:.2f} times as many")
 
 
@@ -71,7 +76,8 @@ def seconds(observer: Observer, processes: int, messages: int) -> float:
             wait_until(lambda: len([owned for owned in observer.assignment(group).values() if owned]) == processes, 60)
             wait_until(lambda: observer.group_state(group).lower() == "stable", 60)
             began = time.monotonic()
-            observer.produce(topic, range(messages), [number % PARTITIONS for number in range(messages)])
+            for partition in range(PARTITIONS):
+                observer.produce(topic, range(messages // PARTITIONS), partition=partition)
             wait_until(lambda: sum(fact.get("handled", 0) for fact in list(running.facts)) >= messages, 300)
             took = time.monotonic() - began
             running.process.terminate()

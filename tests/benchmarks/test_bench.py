@@ -17,6 +17,7 @@ from tables import MARKS, PARTITIONS, Row, compared, throughput
 BENCH = Path(__file__).with_name("bench.py")
 EMBEDDED = Path(__file__).with_name("embedded.py")
 DECODE = Path(__file__).with_name("decode.py")
+PROCESSES = Path(__file__).with_name("processes.py")
 
 
 @pytest.mark.slow
@@ -127,3 +128,14 @@ def test_a_quick_run_tells_what_each_decoder_costs() -> None:
     assert done.returncode == 0, done.stderr
     told = re.findall(r"^\| +(16|200) B \| +[\d,]+ \| (stock|pure|compiled) +\| +[\d.]+ \|", done.stdout, re.MULTILINE)
     assert {("16", "stock"), ("16", "pure"), ("200", "stock"), ("200", "pure")} <= set(told)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("one hog at a time")
+def test_a_quick_run_tells_how_much_more_several_processes_do() -> None:
+    done = subprocess.run([sys.executable, str(PROCESSES), "--quick"], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert (
+        len(re.findall(r"1 process: \d+ .* 4 processes: \d+ .*, [\d.]+ times as many$", done.stdout, re.MULTILINE)) == 2
+    )

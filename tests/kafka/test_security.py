@@ -378,11 +378,15 @@ def test_a_first_host_that_is_silent_fails_no_start(
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
-def test_produce_reaches_a_secured_cluster_by_an_app_and_by_a_file(plot: Plot, tmp_path: Path) -> None:
+def test_produce_reaches_a_secured_cluster_by_an_app_and_by_a_file(
+    plot: Plot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plot.allow("TOPIC", plot.topic, "WRITE")
     settings = {**tls(plot.kafka.certificates), **sasl(SCRAM, tls=True)}
     settings["bootstrap_servers"] = plot.kafka.address("SASL_TLS")
-    (tmp_path / "kafka.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+    monkeypatch.setenv("KAFKA_PASSWORD", settings["sasl_plain_password"])
+    named = {**settings, "sasl_plain_password": "${KAFKA_PASSWORD}"}
+    (tmp_path / "kafka.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in named.items()))
     (tmp_path / "secure.py").write_text(
         f"from karafka_lite import App\napp = App('g', **{settings!r})\n@app.topic('t')\ndef work(batch, ctx): ...\n"
     )
