@@ -46,7 +46,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--quick", action="store_true", help="everything small and once; such figures say nothing")
     quick = options.parse_args().quick
-    rounds, messages = (1, 80) if quick else (3, 1600)
+    rounds, messages = (1, 16) if quick else (3, 1600)
     for name, value in machine().items():
         print(f"{name}: {value}")
     with EmbeddedBroker({}) as broker:
