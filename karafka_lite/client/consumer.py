@@ -57,7 +57,7 @@ from karafka_lite.client.protocol import Fetched, Rebalance
 from karafka_lite.client.reader import POLL_BYTES, PollIsFullError, choose_reader
 from karafka_lite.client.refusals import explained, refused_topics, topics_refused
 from karafka_lite.client.stalls import Stalls
-from karafka_lite.client.static import StaticMember
+from karafka_lite.client.static import keep_place
 from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.starts import Place, Stray
@@ -87,8 +87,7 @@ FETCH_BYTES = 8 << 20  # of one answer, which kafka-python copies a few times; i
 REQUEST_MS = 5000  # bound of one blocking request; what failed is asked again
 CLOSE_MS = 5000
 METADATA_S = 5.0  # how old the metadata of a member may be that works
-NO_GENERATION = -1
-MAX_OFFSET = (1 << 63) - 1
+NO_GENERATION, MAX_OFFSET = -1, (1 << 63) - 1
 MAX_POLL_INTERVAL_MS: int = KafkaConsumer.DEFAULT_CONFIG["max_poll_interval_ms"]
 
 FORCED: dict[str, Any] = {"enable_auto_commit": False, "metrics_enabled": False}
@@ -185,9 +184,7 @@ class Client:
         self._notifier = WakeupNotifier(consumer._net)
         self._session_s = consumer._coordinator.heartbeat.config["session_timeout_ms"] / 1000
         self._stalls = Stalls(consumer, self.group_id, self._rebalance, self._emit)
-        self._consumer, self._coordinator = consumer, consumer._coordinator
-        if not self._coordinator.is_dynamic_member():
-            StaticMember(self._coordinator)
+        self._consumer, self._coordinator = consumer, keep_place(consumer._coordinator)
 
     @_or_broken
     def ensure_topics(self, topics: Collection[str]) -> set[str]:

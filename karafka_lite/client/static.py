@@ -17,6 +17,13 @@ from typing import Any
 import kafka.errors
 
 
+def keep_place(coordinator: Any) -> Any:
+    """``coordinator``, corrected where its member is a static one."""
+    if not coordinator.is_dynamic_member():
+        StaticMember(coordinator)
+    return coordinator
+
+
 class StaticMember:
     """The coordinator of a consumer, with that corrected. All of it runs on the poller's and kafka-python's thread."""
 

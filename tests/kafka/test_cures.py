@@ -366,7 +366,7 @@ def test_a_static_member_whose_place_is_taken_learns_it_with_the_next_heartbeat_
 def test_without_the_cure_it_works_on_until_its_session_is_over(
     kafka: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(karafka_lite.client.consumer, "StaticMember", lambda coordinator: None)
+    monkeypatch.setattr(karafka_lite.client.consumer, "keep_place", lambda coordinator: coordinator)
     with member_whose_place_is_taken(kafka) as old:
         wait_until(lambda: not old.coordinator._heartbeat_enabled, PATIENCE_S, "its heartbeats end")
         assert not old.client.lost(time.monotonic())
