@@ -12,6 +12,7 @@ missing, ``Plain`` sends each message with ``KafkaProducer.send``:
     producer._accumulator.split_and_reenqueue        what becomes of a batch that is too large for its topic
     producer._transaction_manager.set_sequence_number
     producer._sender.wakeup
+    producer._sender._client.connection_delay        in milliseconds; kafka-python says seconds, and mostly 0
     producer._metadata                               which partitions a topic has
 """
 
@@ -31,6 +32,7 @@ from karafka_lite.client.outgoing import partition_of
 from karafka_lite.core.marks import Told
 
 KEYS = 8192  # of each topic, whose partition is remembered
+REST_S = 0.05  # between two looks of its thread at a broker that takes nothing now, or a partition without a leader
 LONG_KEY = 64  # longer ones would take too much memory
 LOOKED_UP = "_batches", "_tp_lock", "_incomplete", "_appends_in_progress", "_closed", "ready", "split_and_reenqueue"
 
@@ -98,9 +100,11 @@ class Accumulator:
         self._due: float | None = None  # when what is open is handed over at the latest; None: nothing is open
         self._looks_at = float("inf")  # when the sender's thread looks whether something is due
         self._handed_over_at = float("-inf")
+        self._asked_at = float("-inf")  # for new leaders
+        producer._sender._client.connection_delay = lambda _node: REST_S * 1000
         self._stock_ready, self._queues.ready = self._queues.ready, self._ready
         self._stock_split, self._queues.split_and_reenqueue = self._queues.split_and_reenqueue, self._split
-        producer._metadata.add_listener(lambda *_: self.topics.clear())
+        producer._metadata.add_listener(self._forget_topics)
 
     def partition_of(self, topic: str, key: bytes | None, number: int | None) -> Partition | None:
         """Where a message goes; None: the topic has no such partition. Waits for a topic that is not known yet.
@@ -129,6 +133,9 @@ class Accumulator:
             if self._due < self._looks_at:
                 self._wake()
         return batch, index
+
+    def added(self, batch: Batch) -> None:
+        """Called after ``add``, not under the lock."""
 
     def hand_over(self, batch: Batch | None = None) -> None:
         """What is open leaves now: all, or one batch."""
@@ -161,14 +168,19 @@ class Accumulator:
         finally:
             queues._appends_in_progress.decrement()
 
+    def _forget_topics(self, *_: object) -> None:
+        self.topics = {}  # another one: who looks up a topic right now puts what is old into the old one
+
     def _look_up(self, topic: str) -> Topic:
+        self._producer.partitions_for(topic)  # which may wait for it
+        topics = self.topics
         numbers = sorted(self._producer.partitions_for(topic))
         tps = [TopicPartition(topic, number) for number in numbers]
         with self._lock:
             partitions = [self._partitions.setdefault(tp, Partition(tp)) for tp in tps]
         available = self._producer._metadata.available_partitions_for_topic(topic) or ()
         known = Topic(partitions, [each for each in partitions if each.tp.partition in available] or partitions)
-        self.topics[topic] = known
+        topics[topic] = known
         return known
 
     # -- on the sender's thread
@@ -184,6 +196,9 @@ class Accumulator:
                 self._looks_at = min(self._looks_at, now + self._linger_s)
             rest_s = self._looks_at - now
         nodes, delay_s, unknown = self._stock_ready(cluster, now=now)
+        if unknown:  # to ask at every turn would wake it at every turn
+            delay_s, unknown = min(delay_s, REST_S), now - self._asked_at >= REST_S
+            self._asked_at = now if unknown else self._asked_at
         return nodes, min(delay_s, rest_s), unknown
 
     def _split(self, batch: Any, now: float | None = None) -> int:
@@ -209,6 +224,7 @@ class Plain:
         self._producer, self._owner = producer, owner
         self.topics: dict[str, Topic] = {}  # none is known
         self.batch_size = 0
+        self._receipts: dict[Batch, Any] = {}  # between ``add`` and ``added``
         producer._accumulator.config["linger_ms"] = 0
         producer.config["value_serializer"] = _Values()
 
@@ -226,16 +242,20 @@ class Plain:
         timestamp_ms, key, value, headers = message
         batch = Batch(partition.tp, 0, self._owner)
         batch.add(message, size, told)
+        data, names = NULL if value is None else value, [(_RawName(name), raw) for name, raw in headers or ()]
+        self._receipts[batch] = self._producer.send(
+            partition.tp.topic, data, key, names, partition.tp.partition, timestamp_ms
+        )
+        return batch, 0
 
+    def added(self, batch: Batch) -> None:
         def acknowledged(found: Any) -> None:
             batch.topic_partition = TopicPartition(found.topic, found.partition)
             self._owner.answered(batch, found.offset, None)
 
-        data, names = NULL if value is None else value, [(_RawName(name), raw) for name, raw in headers or ()]
-        receipt = self._producer.send(partition.tp.topic, data, key, names, partition.tp.partition, timestamp_ms)
+        receipt = self._receipts.pop(batch)  # it may have its answer: then this thread is told, which takes the lock
         receipt.add_callback(acknowledged)
         receipt.add_errback(lambda error: self._owner.answered(batch, -1, lambda _: error))
-        return batch, 0
 
     def hand_over(self, batch: Batch | None = None) -> None: ...
     def drop(self, batch: Batch) -> None: ...

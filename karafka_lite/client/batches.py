@@ -11,11 +11,16 @@ topic is *split*: its halves are answered in its place.
 
 from __future__ import annotations
 
+import concurrent.futures
+import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
+import kafka.errors
 from kafka.producer.producer_batch import ProducerBatch
 
 from karafka_lite.client.encoding import State, Unencoded, encode, size_of
@@ -28,7 +33,9 @@ Errors = Callable[[int], Exception]
 """What is wrong with the message at that index of a batch that was refused."""
 R = TypeVar("R")
 
-_looking = threading.Lock()  # between who looks for an answer, and the answer
+# Between who looks for an answer, and the answer. Garbage is collected also under it, and a ``__del__`` may look.
+_looking = threading.RLock()
+LOOK_AGAIN_S = 0.2  # how often who waits for an answer sees whether there will be one
 
 
 class Records:
@@ -41,6 +48,7 @@ class Records:
         self._codec = codec
         self._state = State()
         self._encoded: Any = None
+        self.wanted = False  # it is drained, and ``buffer`` is not called yet
 
     @property
     def count(self) -> int:
@@ -76,11 +84,27 @@ class Records:
     def buffer(self) -> Any:
         if self._encoded is None:
             self._encoded = encode(self.messages, self._codec, self._state)
-        return self._encoded
+        encoded, self.wanted = self._encoded, False
+        if self._forgotten:
+            self.forget()
+        return encoded
 
     def forget(self) -> None:
-        """A future that is kept does not keep a batch's messages."""
-        self._forgotten, self.messages, self._encoded = self.count, [], b""
+        """A future that is kept does not keep a batch's messages.
+
+        Those that expire in the turn that they are drained in are sent all the same, and forgotten then: a request with
+        no bytes for a partition would be refused as a whole.
+        """
+        self._forgotten = self.count
+        if not self.wanted:
+            self.messages, self._encoded = [], b""
+
+
+class DeadError(kafka.errors.IllegalStateError):  # type: ignore[misc]
+    """This producer will not send anything any more."""
+
+    def __init__(self) -> None:
+        super().__init__("the producer is closed, or has died of an earlier message")
 
 
 class Owner(Protocol):
@@ -96,6 +120,9 @@ class Owner(Protocol):
 
     def hand_over(self) -> None:
         """Somebody waits for an answer."""
+
+    def check(self) -> None:
+        """Somebody waits for long: have fail what never gets one."""
 
 
 class Batch(ProducerBatch):  # type: ignore[misc]
@@ -118,6 +145,17 @@ class Batch(ProducerBatch):  # type: ignore[misc]
         records.messages.append(message)
         records.size += size
         return index
+
+    @property
+    def drained(self) -> float | None:
+        """When kafka-python has taken it out of the queue, for a request of the same turn."""
+        return self._drained
+
+    @drained.setter
+    def drained(self, at: float | None) -> None:
+        self._drained = at
+        if at is not None:
+            self.records.wanted = True
 
     @property
     def tellings(self) -> Iterator[tuple[Told, int, int]]:
@@ -222,17 +260,13 @@ class Sent(Future[Receipt]):
         answer = self._batch.answer_to(self._index)
         if isinstance(answer, tuple):
             return answer
-        if answer is None and timeout != 0:
-            self._batch.owner.hand_over()
-        return super().result(timeout)
+        return _awaited(super().result, timeout, None if answer else self._batch.owner)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         answer = self._batch.answer_to(self._index)
         if answer is not None:
             return None if isinstance(answer, tuple) else answer
-        if timeout != 0:
-            self._batch.owner.hand_over()
-        return super().exception(timeout)
+        return _awaited(super().exception, timeout, self._batch.owner)
 
     def look(self, batch: Batch, index: int) -> None:
         """There is an answer."""
@@ -268,20 +302,36 @@ class Many(Future[list[Receipt]]):
         _resolve(self, failures[0] if failures else [answer for answer in answers if isinstance(answer, tuple)])
 
     def result(self, timeout: float | None = None) -> list[Receipt]:
-        self._hand_over(timeout)
-        return super().result(timeout)
+        return _awaited(super().result, timeout, self._owner)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        self._hand_over(timeout)
-        return super().exception(timeout)
+        return _awaited(super().exception, timeout, self._owner)
 
-    def _hand_over(self, timeout: float | None) -> None:
-        if timeout != 0 and (batch := next(iter(self._batches), None)) is not None:
-            batch.owner.hand_over()
+    @property
+    def _owner(self) -> Owner | None:
+        batch = next(iter(self._batches), None)
+        return None if batch is None else batch.owner
+
+
+def _awaited(ask: Callable[[float | None], R], timeout_s: float | None, owner: Owner | None) -> R:
+    """What ``ask`` returns once there is an answer. What is open leaves, and ``owner`` sees to it that there is one."""
+    if owner is None or timeout_s == 0:
+        return ask(timeout_s)
+    owner.hand_over()
+    deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    while (left := deadline - time.monotonic()) > LOOK_AGAIN_S:
+        try:
+            return ask(LOOK_AGAIN_S)
+        except concurrent.futures.TimeoutError:
+            owner.check()
+    return ask(max(0.0, left))
 
 
 def _resolve(future: Future[R], answer: R | ProduceError) -> None:
-    if isinstance(answer, ProduceError):
-        future.set_exception(answer)
-    else:
-        future.set_result(answer)
+    try:
+        if isinstance(answer, ProduceError):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+    except BaseException:  # of a callback; an Exception is caught and logged so by ``future`` itself
+        logging.getLogger("concurrent.futures").exception("exception calling callback for %r", future)

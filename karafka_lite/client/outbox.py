@@ -8,10 +8,10 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from karafka_lite.client.batches import R, Receipt
+from karafka_lite.client.batches import DeadError, R, Receipt
 from karafka_lite.client.connection import Emit
 from karafka_lite.client.outgoing import check_many, check_outgoing
-from karafka_lite.client.producer import DeadError, Producer
+from karafka_lite.client.producer import Producer
 from karafka_lite.errors import KarafkaLiteError, ProduceError
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ Private touch points in kafka-python 3.0 (pinned below 3.1), with tests in tests
     producer._sender.run_once        one that fails at every turn resolves no future, and uses all of a core
     producer._sender._client, producer._accumulator, producer._closed
                                      what a sender thread that has died leaves open
-    producer._transaction_manager    an idempotent producer is dead after one refused message: this knows it
+    producer._transaction_manager    an idempotent producer is dead after one refused message: this knows it;
+                                     ``reset_producer_id`` leaves one that sends nothing any more, and does not know it
     producer._metadata               which partitions a topic has; asked anew for one that it does not know
 """
 
@@ -30,8 +31,9 @@ import kafka.errors
 from kafka import KafkaProducer
 from kafka.structs import TopicPartition
 
+from karafka_lite import forks
 from karafka_lite.client.accumulator import Accumulator, Partition, Plain
-from karafka_lite.client.batches import Batch, Errors, Many, Receipt, Sent
+from karafka_lite.client.batches import Batch, DeadError, Errors, Many, Receipt, Sent
 from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
 from karafka_lite.client.encoding import RECORD_BYTES, Unencoded, size_of
 from karafka_lite.client.outgoing import check_outgoing
@@ -63,14 +65,6 @@ FORCED: dict[str, Any] = {"acks": "all", "allow_auto_create_topics": True, "metr
 IN_FLIGHT = {True: 5, False: 1}  # requests at once that keep the order
 
 TOO_LARGE = kafka.errors.MessageSizeTooLargeError, kafka.errors.RecordListTooLargeError
-DEAD = "the producer is closed, or has died of an earlier message"
-
-
-class DeadError(kafka.errors.IllegalStateError):  # type: ignore[misc]
-    """This producer will not send anything any more."""
-
-    def __init__(self) -> None:
-        super().__init__(DEAD)
 
 
 class Producer:
@@ -106,7 +100,9 @@ class Producer:
         self._failing_since: float | None = None  # when the sender thread began to fail at every turn
         self._broken: Exception | None = None  # what it fails with
         self._refused: Batch | None = None  # with the message that the producer has died of
+        self._failed: Batch | None = None  # the last one before that
         self.lock = threading.Lock()
+        forks.watch(self)
         self._changed = threading.Condition(self.lock)
         self._unanswered: dict[Batch, float] = {}  # and when their answers are overdue
         self._weight = 0  # of these, in bytes
@@ -129,6 +125,8 @@ class Producer:
             )
             self._accumulator = Plain(producer, self)
         self._producer, self._manager = producer, producer._transaction_manager
+        if self._manager is not None:
+            self._manager.reset_producer_id = self._lost_count
         self._trouble = producer._sender._client._manager.trouble
 
     @property
@@ -251,9 +249,15 @@ class Producer:
                 self._accumulator.hand_over()
 
     def _partition_of(self, message: Addressed) -> Partition:
-        if (accumulator := self._accumulator) is None:
-            raise DeadError
-        topic, _, key, _, number, _ = message
+        try:
+            return self._found_partition(message)
+        except Exception as error:
+            if self.dead:  # a closed one knows nothing of topics, and says so in many ways
+                raise DeadError from error
+            raise
+
+    def _found_partition(self, message: Addressed) -> Partition:
+        accumulator, (topic, _, key, _, number, _) = self._accumulator, message
         partition: Partition | None = accumulator.partition_of(topic, key, number)
         if partition is None:  # one may have been added; kafka-python would find out in five minutes
             self._ask_for_partitions()
@@ -290,12 +294,14 @@ class Producer:
                     batch, index = self._accumulator.add(partition, (timestamp_ms, key, value, headers), size, told)
                     self._unanswered.setdefault(batch, batch.created + self.answer_timeout_s)
                     self._weight += weight
-                    return batch, index
+                    break
             self.hand_over()
             if not self._wait_for(lambda: self._has_room(weight), self.answer_timeout_s):
                 raise kafka.errors.KafkaTimeoutError("too much is unanswered, for too long")
             if self.dead:
                 raise DeadError
+        self._accumulator.added(batch)
+        return batch, index
 
     def _check_size(self, size: int) -> None:
         if size > self._most_bytes:
@@ -390,6 +396,11 @@ class Producer:
             error = kafka.errors.IllegalStateError("kafka-python's sender thread has died")
         return error
 
+    def _lost_count(self) -> None:
+        """A batch has expired that may have arrived: kafka-python would give up its id, and ask for no other."""
+        self._refused = self._failed
+        self._manager.transition_to_fatal_error(kafka.errors.KafkaTimeoutError("it may have arrived, or not"))
+
     def _has_fatal_error(self) -> bool:
         return self._manager is not None and bool(self._manager.has_fatal_error())
 
@@ -405,6 +416,7 @@ class Producer:
             return
         for told, begin, end in batch.tellings:
             told(end - begin, _first_own(failures[begin:end]))
+        batch.told = []  # who is told knows much: a future that is kept does not keep that
         with self.lock:
             if self._unanswered.pop(batch, None) is not None:
                 self._weigh(-batch.records.size - batch.records.count * MESSAGE_BYTES)
@@ -438,7 +450,9 @@ class Producer:
         After a fatal error all that was on its way fails, with the error of the message that was refused.
         """
         topic, fatal = batch.topic_partition.topic, self._has_fatal_error()
-        if fatal and self._refused is None:
+        if not fatal:
+            self._failed = batch
+        elif self._refused is None:
             self._refused = batch
         failures = []
         for index, (_, key, value, _) in enumerate(batch.records.messages):

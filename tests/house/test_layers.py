@@ -115,7 +115,7 @@ CORE = {
         "watching.py",
     ),
 }
-MAX_LINES_OF_THE_CORE = 6_820
+MAX_LINES_OF_THE_CORE = 6_880
 MAX_LINES_OF_A_FILE = 500
 MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 

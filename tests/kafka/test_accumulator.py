@@ -80,7 +80,7 @@ def test_a_key_chooses_the_partition_as_librdkafka_does_and_the_answer_says_wher
 
 def test_without_a_key_messages_stay_together_until_their_batch_has_left(kafka: Observer) -> None:
     topic = kafka.topic(6)
-    with producer_of(kafka) as producer:
+    with producer_of(kafka, linger_ms=5000) as producer:  # else a slow machine ends a batch between two messages
         partitions = []
         for _ in range(20):
             sent = [producer.send(Addressed(topic, b"1")) for _ in range(9)]
@@ -242,6 +242,50 @@ def test_beside_a_message_that_the_broker_refuses_the_others_of_its_batch_fail_b
         assert producer.send(Addressed(topic, b"2")).result(20) == (0, 0)
 
 
+def test_a_topic_that_changes_while_it_is_looked_up_is_looked_up_again(
+    kafka: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = kafka.topic()
+    with producer_of(kafka) as producer:
+        accumulator, stock = producer._accumulator, producer._producer.partitions_for
+
+        def outdated(name: str) -> Any:
+            found = stock(name)
+            accumulator._forget_topics()  # the cluster says something new
+            return found
+
+        monkeypatch.setattr(producer._producer, "partitions_for", outdated)
+        assert producer.send(Addressed(topic, b"1")).result(20) == (0, 0)
+        assert topic not in accumulator.topics
+
+
+@pytest.mark.parametrize("what", ["a broker that is frozen", "no leader"])
+def test_the_sender_thread_rests_while_it_cannot_send(private_kafka: BreakableKafka, what: str) -> None:
+    kafka, turns = private_kafka, list[float]()
+    topic = kafka.topic(8)
+    with producer_of(kafka) as producer:
+        assert [producer.send(Addressed(topic, b"1", partition=n)).result(20) for n in range(8)]
+        sender, metadata = producer._producer._sender, producer._producer._metadata
+        stock, leader = sender.run_once, metadata.leader_for_partition
+        if what == "no leader":
+            metadata.leader_for_partition = lambda tp: -1 if tp.partition == 0 else leader(tp)
+        else:
+            kafka.pause()
+        sender.run_once = lambda: (turns.append(time.monotonic()), stock())[1]
+        sent = []
+        for n in range(8):  # more requests than may be on their way at once
+            before = len(turns)
+            sent.append(producer.send(Addressed(topic, b"2", partition=n)))
+            producer.hand_over()
+            wait_until(lambda before=before: len(turns) > before + 1)  # type: ignore[misc]
+        began, before = time.monotonic(), len(turns)
+        wait_until(lambda: time.monotonic() > began + 0.5)
+        assert len(turns) - before < 100, "turns in half a second"
+        metadata.leader_for_partition = leader
+        kafka.resume()
+        assert [future.result(20) for future in sent] == [(n, 1) for n in range(8)]
+
+
 # -- where kafka-python has other names -------------------------------------------------------------------------------
 
 
@@ -274,3 +318,24 @@ def test_without_those_names_each_message_is_sent_by_kafka_python_which_is_said(
     assert (first.key(), first.timestamp()[1]) == (b"key", 1234)
     assert (second.key(), second.value()) == (None, None)
     assert (partition, offset, b"a key", b"3") in arrived(kafka, topic)
+
+
+def test_an_answer_that_is_there_when_send_returns_is_one(kafka: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("karafka_lite.client.accumulator.LOOKED_UP", (*LOOKED_UP, "_moved"))
+    topic, places = kafka.topic(), list[Any]()
+    with producer_of(kafka) as producer:
+        stock = producer._producer.send
+
+        def send_and_wait(*arguments: Any) -> Any:
+            receipt = stock(*arguments)
+            receipt.get(20)
+            return receipt
+
+        monkeypatch.setattr(producer._producer, "send", send_and_wait)
+        thread = threading.Thread(target=lambda: places.append(producer.send(Addressed(topic, b"1")).result(5)))
+        thread.daemon = True
+        thread.start()
+        thread.join(10)
+        assert places == [(0, 0)], "not a deadlock"
+        assert not producer._unanswered
+        assert producer._weight == 0

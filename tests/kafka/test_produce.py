@@ -535,6 +535,25 @@ def test_a_producer_whose_sender_thread_dies_of_being_closed_can_be_closed(
         assert producer.dead
 
 
+def test_who_looks_up_a_topic_while_the_producer_is_replaced_has_it_from_the_next(kafka: Observer) -> None:
+    topic, other, outbox = kafka.topic(), kafka.topic(), Outbox([kafka.bootstrap_servers], {})
+    try:
+        for message in (
+            Addressed(other, b"1"),
+            Addressed(topic, b"1", partition=0),
+            Addressed(topic, b"2", partition=0),
+        ):
+            assert outbox.send(Addressed(topic, b"1")).result(20)
+            assert outbox._producer is not None
+            outbox._producer.close(0)  # as another thread does
+            assert outbox.send(message).result(20)
+        outbox._producer.close(0)
+        with pytest.raises(ValueError, match="partition must be between 0 and 0"):
+            outbox.send(Addressed(topic, b"1", partition=1))
+    finally:
+        outbox.close()
+
+
 @thread_dies
 def test_an_outbox_replaces_a_producer_whose_sender_thread_has_died(kafka: Observer) -> None:
     topic = kafka.topic()
@@ -701,6 +720,77 @@ def test_a_partition_that_was_added_a_moment_ago_is_sent_to(kafka: Observer) -> 
         wait_until(is_known, message="kafka-python would ask after five minutes")
         assert producer._weight == 0
         assert not producer._unanswered
+
+
+def test_behind_an_outage_of_more_than_delivery_timeout_ms_messages_leave_again(
+    private_kafka: BreakableKafka,
+) -> None:
+    """kafka-python gives its producer id up for a batch that may have arrived, and asks for no other."""
+    kafka = private_kafka
+    outbox, topic = Outbox([kafka.bootstrap_servers], QUICKLY), kafka.topic(2)
+    try:
+        assert outbox.send(Addressed(topic, b"1", partition=0)).result(20) == (0, 0)
+        producer = outbox._producer
+        assert producer is not None
+        kafka.pause()
+        expired = outbox.send(Addressed(topic, b"2", partition=0))
+        wait_until(lambda: vars(expired)["_batch"].in_retry())
+        beside = outbox.send(Addressed(topic, b"3", partition=1))
+        error = failure_of(outbox, expired)
+        assert failure_of(outbox, beside).collateral, "it has done nothing"
+        kafka.resume()
+        wait_until(lambda: producer.dead, message="which is known")
+        assert not error.collateral
+        place = outbox.send(Addressed(topic, b"4", partition=0)).result(20)
+        assert place in ((0, 1), (0, 2)), "the one that has expired may have arrived"
+        assert outbox._producer is not producer
+    finally:
+        kafka.resume()
+        outbox.close()
+
+
+def test_what_expires_in_the_turn_that_it_leaves_in_harms_no_other_of_its_request(kafka: Observer) -> None:
+    """As behind a SIGCONT. kafka-python sends it all the same; without its bytes, brokers refuse the whole request."""
+    with connected(kafka, **QUICKLY) as (producer, topic):
+        other = kafka.topic()
+        assert producer.send(Addressed(other, b"1")).result(20) == (0, 0)
+        with hung(producer):
+            old = producer.send(Addressed(topic, b"old"))
+            producer.hand_over()
+            batch: Any = vars(old)["_batch"]
+            wait_until(lambda: batch.has_reached_delivery_timeout(QUICKLY["delivery_timeout_ms"]))
+            new = producer.send(Addressed(other, b"2"))
+            producer.hand_over()
+        assert new.result(20) == (0, 1)
+        error = old.exception(20)
+        assert isinstance(error, ProduceError)
+        assert not error.collateral
+        assert not producer.dead
+        wait_until(lambda: kafka.end_offset(topic) == 2, 20, "it may have arrived, as each that has expired")
+        wait_until(lambda: not batch.records.messages, message="and is forgotten then")
+        assert producer.send(Addressed(topic, b"next")).result(20) == (0, 2)
+
+
+def test_what_is_answered_does_not_keep_who_was_told(kafka: Observer) -> None:
+    with connected(kafka) as (producer, topic):
+        counts: list[int] = []
+        kept = producer.send_checked(Addressed(topic, b"1"), lambda count, _: counts.append(count))
+        assert producer.flush(20)
+        assert counts == [1]
+        assert not vars(kept)["_batch"].told
+
+
+@thread_dies
+@pytest.mark.parametrize("many", [False, True])
+def test_who_waits_for_an_answer_need_not_have_anybody_check(kafka: Observer, many: bool) -> None:
+    """A handler that waits is itself the only thread that would look."""
+    with connected(kafka) as (producer, topic):
+        messages = [Addressed(topic, b"1")]
+        with hung(producer, dies=True):
+            left: Future[Any] = producer.send_many(messages) if many else producer.send(messages[0])
+        with pytest.raises(ProduceError, match="sender thread has died"):
+            left.result()
+        assert isinstance(left.exception(), ProduceError)
 
 
 # -- who else fails with a refused message ----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 import weakref
 from concurrent.futures import Future, as_completed, wait
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from kafka.structs import TopicPartition
 
+from karafka_lite.client import batches
 from karafka_lite.client.batches import Batch, Many, Sent
 from karafka_lite.errors import ProduceError
 
@@ -28,6 +30,8 @@ class Owner:
 
     def answered(self, batch: Batch, base_offset: int, errors: Any) -> None: ...
     def split(self, batch: Batch, halves: Any) -> None: ...
+
+    def check(self) -> None: ...
 
     def hand_over(self) -> None:
         if self.batch is not None:
@@ -155,6 +159,29 @@ def test_a_future_that_is_kept_does_not_keep_the_messages() -> None:
     del batch, sent
     gc.collect()
     assert known() is None
+
+
+def test_a_callback_that_ends_its_thread_keeps_no_other_from_its_answer(caplog: pytest.LogCaptureFixture) -> None:
+    batch = batch_of(2)
+    first, second = Sent(batch, 0), Sent(batch, 1)
+    first.add_done_callback(lambda _: sys.exit(1))
+    assert not second.done()
+    answer(batch)
+    assert (first.result(0), second.result(0)) == ((3, 40), (3, 41))
+    assert "exception calling callback" in caplog.text
+
+
+def test_what_is_collected_while_somebody_looks_may_look() -> None:
+    batch, found = batch_of(1), list[bool]()
+
+    def look() -> None:
+        with batches._looking:  # as a ``__del__`` would
+            found.append(Sent(batch, 0).done())
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert found == [False], "not a deadlock"
 
 
 # -- halves -----------------------------------------------------------------------------------------------------------

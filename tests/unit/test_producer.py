@@ -10,10 +10,11 @@ from kafka.errors import InvalidTimestampError, KafkaError
 from kafka.errors import MessageSizeTooLargeError as TooLarge
 from kafka.structs import TopicPartition
 
+from karafka_lite import forks
 from karafka_lite.client.batches import Batch
 from karafka_lite.client.outbox import Outbox
 from karafka_lite.client.producer import Producer
-from karafka_lite.errors import ProduceError
+from karafka_lite.errors import ConfigurationError, ProduceError
 from karafka_lite.messages import Addressed
 
 GOOD = Addressed("orders", b"value", b"key", [("h", b"1")], 0, 1_700_000_000_000)
@@ -134,3 +135,12 @@ def test_of_many_a_mistake_at_the_call_while_no_broker_can_be_reached_and_else_a
     failure = outbox.send_many([GOOD, GOOD], lambda *answer: told.append(answer)).exception(20)
     assert isinstance(failure, ProduceError)
     assert told == [(2, failure)]
+
+
+def test_in_a_forked_child_nobody_waits_for_the_lock_of_the_parent() -> None:
+    producer = Producer([], {})
+    producer._unanswered[batch_of(producer)] = 1.0
+    with producer.lock:  # as if another thread had it at the fork
+        forks._in_child[producer](producer)
+        with pytest.raises(ConfigurationError, match="belongs to the process that started it"):
+            producer.hand_over()
