@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from kafka.consumer.fetcher import FetchMetadata
 from support.member import PATIENCE_S, Member, plan, polling
 from support.observer import BreakableKafka, Observer, wait_until
 
+PATIENCE_MS = int(PATIENCE_S * 1000)
 A_WHILE_S = 0.5  # for what must not happen
 
 
@@ -29,11 +31,15 @@ class Fetches:
         self.create = self.fetcher._create_fetch_requests
         self.fetcher._create_fetch_requests = self.watched
         self.both, self.left, self.paused = set[int](), set[int](), set[int]()
+        self.more_left = 0  # the most partitions of which something was left when one was sent
 
     def watched(self) -> Any:
         asked_for, left = len(self.fetcher._fetchable_partitions()), bool(self.fetcher._next_partition_records)
         waits = self.both if asked_for == 2 else self.left if left else self.paused
+        partitions_left = left + len(self.fetcher._completed_fetches)
         requests = self.create()
+        if requests:
+            self.more_left = max(self.more_left, partitions_left)
         waits.update(request.max_wait_ms for request, _ in requests.values())
         return requests
 
@@ -83,25 +89,27 @@ def test_a_fetch_beside_a_paused_partition_waits_a_part_of_the_time_without_a_pa
             assert least <= min(fetches.paused) <= max(fetches.paused) <= longest
 
 
-@pytest.mark.parametrize("move", ["pause", "resume"])
-def test_so_does_a_poll(kafka: Observer, move: str) -> None:
+def test_a_poll_that_waits_ends_when_it_is_woken(kafka: Observer) -> None:
     topic = kafka.topic(2)
     with Member(kafka, topic) as member:
         member.until_assigned()
-        fetcher, waits = member.consumer._fetcher, list[int]()
-        stock = fetcher.fetch_records
+        member.client._fetching.poll(0)
+        waker = threading.Timer(0.1, member.client.wake)
+        waker.start()
+        began = time.monotonic()
+        while waker.is_alive() or waker.finished.is_set() is False:  # what else ends a wait is rare
+            assert member.client._fetching.poll(PATIENCE_MS) == {}
+        assert time.monotonic() - began < PATIENCE_S / 2
 
-        def watched(*arguments: Any, timeout_ms: int, **others: Any) -> Any:
-            waits.append(timeout_ms)  # a part of it is over by now
-            return stock(*arguments, timeout_ms=timeout_ms, **others)
 
-        fetcher.fetch_records = watched
-        member.client._fetching._moved_at -= 60
-        member.until(lambda: max(waits, default=0) > 100, lambda: member.client.poll(paused=True))
-        member.client.apply(plan(**{move: [(topic, 0)]}))
-        waits.clear()
-        member.client.poll(paused=True)
-        assert max(waits) < 100
+def test_who_is_woken_before_it_waits_does_not_wait(kafka: Observer) -> None:
+    topic = kafka.topic(2)
+    with Member(kafka, topic) as member:
+        member.until_assigned()
+        member.client.wake()
+        began = time.monotonic()
+        assert member.client._fetching.poll(PATIENCE_MS) == {}
+        assert time.monotonic() - began < PATIENCE_S / 2
 
 
 def test_a_partition_that_is_paused_for_long_does_not_keep_waiting_what_is_left_of_others(kafka: Observer) -> None:
@@ -119,14 +127,15 @@ def test_a_partition_that_is_paused_for_long_does_not_keep_waiting_what_is_left_
 
 
 def test_a_fetch_for_what_is_not_at_its_end_is_sent_while_something_is_left(kafka: Observer) -> None:
-    topic = kafka.topic(2)
-    for partition in (0, 1):
-        for _ in range(20):
-            kafka.produce(topic, ["x" * 1000] * 3, partition)
-    with Member(kafka, topic, max_poll_records=2, max_partition_fetch_bytes=9000) as member:
+    topic = kafka.topic(3)
+    for partition in range(3):
+        for _ in range(5):
+            kafka.produce(topic, ["x" * 100] * 100, partition)
+    with Member(kafka, topic, max_poll_records=1, max_partition_fetch_bytes=30_000) as member:
         fetches = Fetches(kafka, member, topic)
-        assert len(member.read(120)) == 120
+        assert len(member.read(1500)) == 1500
         assert fetches.left == {20}
+        assert fetches.more_left > 1  # the second one is behind the one in hand
 
 
 # -- partitions to which nothing comes --------------------------------------------------------------------------------
@@ -139,13 +148,15 @@ class Walks:
         fetching, fetcher = member.client._fetching, member.consumer._fetcher
         self.polls = self.creations = 0
         self.requests: list[Any] = []
-        self._poll, self._stock, self._create = member.consumer.poll, fetching._stock_create, fetching._create
-        member.consumer.poll, fetching._stock_create = self.poll, self.stock
+        self._validate, self._stock, self._create = (
+            fetcher.maybe_validate_positions, fetching._stock_create, fetching._create
+        )  # fmt: skip
+        fetcher.maybe_validate_positions, fetching._stock_create = self.validate, self.stock
         fetcher._create_fetch_requests = self.create
 
-    def poll(self, timeout_ms: int) -> Any:
+    def validate(self) -> None:
         self.polls += 1
-        return self._poll(timeout_ms)
+        self._validate()
 
     def stock(self) -> Any:
         self.creations += 1

@@ -112,7 +112,7 @@ def polls_of_large_messages(kafka: Observer) -> list[tuple[int, int]]:
         read: list[int] = []
 
         def poll() -> None:
-            for _, records, _, size_bytes in member.client.poll(paused=False):
+            for _, records, _, size_bytes in member.client.poll():
                 read.extend(record.offset for record in records)
                 polls.append((len(records), size_bytes))
 
