@@ -122,7 +122,7 @@ class Context:
         if (
             not isinstance(message, Message)
             or message.tp != ownership.tp
-            or not marks.lowest <= (at := message.offset) < marks.delivered
+            or not marks.lowest <= (at := message._record.offset) < marks.delivered
         ):
             raise self._refusal("mark_as_consumed", message)
         last_mark, offset = marks.stored, next_offset_after(at)

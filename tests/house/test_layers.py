@@ -116,7 +116,7 @@ CORE = {
         "watching.py",
     ),
 }
-MAX_LINES_OF_THE_CORE = 6_780
+MAX_LINES_OF_THE_CORE = 6_800
 MAX_LINES_OF_A_FILE = 500
 MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 
