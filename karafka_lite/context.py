@@ -118,15 +118,15 @@ class Context:
                 if not ctx.mark_as_consumed(message):
                     return
         """
-        marks = self._marks
+        marks, ownership = self._marks, self._ownership
         if (
             not isinstance(message, Message)
-            or message.tp != self._ownership.tp
-            or not marks.lowest <= message.offset < marks.delivered
+            or message.tp != ownership.tp
+            or not marks.lowest <= (at := message._record.offset) < marks.delivered
         ):
             raise self._refusal("mark_as_consumed", message)
-        last_mark, offset = marks.stored, next_offset_after(message.offset)
-        if not self._shell.mark(self._ownership, offset):
+        last_mark, offset = marks.stored, next_offset_after(at)
+        if not self._shell.mark(ownership, offset):
             return False
         if last_mark is not None and offset < last_mark:
             text = "%s is older than the last mark (next offset %s); later messages will be delivered again"

@@ -435,12 +435,13 @@ class Batch(Sequence[Message[T]], Generic[T]):
 
     def _all(self) -> list[Message[T]]:
         """The messages of all records, in one loop: nothing that is done for each message costs more."""
-        new, tp, deserialize = Message.__new__, self.tp, self._deserialize
-        messages: list[Message[T]] = []
-        for record in self._records:
-            message: Message[T] = new(Message)
-            message.tp, message._record, message._deserialize, message._payload = tp, record, deserialize, _MISSING
-            messages.append(message)
+        tp, deserialize, missing = self.tp, self._deserialize, _MISSING
+        messages: list[Message[T]] = list(map(object.__new__, itertools.repeat(Message, len(self._records))))
+        for message, record in zip(messages, self._records, strict=True):
+            message.tp = tp
+            message._record = record
+            message._deserialize = deserialize
+            message._payload = missing
         for message, payload in zip(messages, self._payloads or (), strict=False):
             message._payload = payload
         for index, message in self._some.items():

@@ -181,6 +181,9 @@ class Member:
             self._changed.notify_all()
             if self._handing_over:
                 self._client.wake_rebalance()
+        if self.group.poll_wanted:
+            self.group.poll_wanted = False
+            self._client.wake()
         for ownership in self.group.take_ready():
             self._workers[ownership.tp[0]].put(self, ownership)
 
@@ -263,7 +266,7 @@ class Member:
         self._find_offsets()
         self._apply_plan()
         try:
-            fetched = self._client.poll(paused=bool(self.group.paused))
+            fetched = self._client.poll()
         except (errors.FetchError, errors.StrayedError) as error:
             with self.locked() as now:
                 if isinstance(error, errors.StrayedError):
@@ -558,9 +561,6 @@ class Member:
                 return min(LOOK_AGAIN_S, max(0.001, self.group.wake_at(now) - now))
             self._news.handed_over(leaving, now - began)
             return None
-
-    def on_crash(self, bug: Exception) -> None:
-        self.crash("rebalance listener", bug)
 
     def on_lost(self, client: Client) -> None:
         with self.lock:

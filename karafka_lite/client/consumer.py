@@ -1,16 +1,14 @@
 """One member of a consumer group, by kafka-python's consumer.
 
-Threads: ``commit`` belongs to the committer; ``lost``, ``generation``, ``rejoin`` and ``wake_rebalance`` may be called
-from any thread and never block; the rest belongs to the poller. The rebalance listener runs on kafka-python's own IO
-thread, inside ``poll`` or ``close``, and must not block: heartbeats are sent by the same thread.
+Threads: ``commit`` belongs to the committer; ``lost``, ``generation``, ``rejoin``, ``wake`` and ``wake_rebalance`` may
+be called from any thread and never block; the rest belongs to the poller. The rebalance listener runs on kafka-python's
+own IO thread, inside ``poll`` or ``close``, and must not block: heartbeats are sent by the same thread.
 
 Private touch points in kafka-python 3.0 (pinned below 3.1), each with a test in tests/kafka (most in test_cures.py).
 ``connection.py``, ``network.py``, ``fetching.py``, ``offsets.py`` and ``reader.py`` have more of them:
 
     consumer._subscription.assign_from_subscribed([])   eager assignors keep the positions of what was revoked
     consumer._subscription.assignment                   positions, without asking the network
-    consumer._fetcher._next_partition_records           a pause within a fetched chunk blocks the partition for ever
-    consumer._fetcher._next_in_line_exception_metadata  how a poll is ended that has taken enough bytes
     consumer._fetcher.PartitionRecords                  slow (see reader.py); after a corrupt batch ``poll`` hangs
     consumer._cluster.config                            allow_auto_create_topics is not passed on: always True
     consumer._cluster.add_topic                         asks for a topic by name (and so creates it, where allowed)
@@ -82,7 +80,7 @@ MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
 POLL_RECORDS = 2000  # a poll costs about as much as reading a hundred of them
 JOINING_POLL_MS = 1000  # a join that ends between two polls is thrown away by the client: leave little time between two
-IDLE_POLL_MS = 200  # there is no wakeup()
+IDLE_POLL_MS = 200  # a rebalance that the broker asks for waits so long for the poller, and so do new metadata
 FETCH_BYTES = 8 << 20  # of one answer, which kafka-python copies a few times; its own 50 MiB are no faster
 REQUEST_MS = 5000  # bound of one blocking request; what failed is asked again
 CLOSE_MS = 5000
@@ -273,8 +271,8 @@ class Client:
             self._debug(f"group {self.group_id}: {where(*tp)} is not assigned any more")
 
     @_or_broken
-    def poll(self, *, paused: bool) -> list[Fetched]:
-        """Wait for records; shorter when something is ``paused``. Rebalances happen in here.
+    def poll(self) -> list[Fetched]:
+        """Wait for records, or for ``wake``. Rebalances happen in here.
 
         Raises:
             FetchError: what one partition holds next cannot be read.
@@ -283,12 +281,6 @@ class Client:
             AccessError: a right is missing, and the member has never fetched anything.
             PollError: whatever else kafka-python has to say; the next poll may work.
         """
-        fetcher = self._consumer._fetcher
-        if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
-            fetcher._next_partition_records = None
-        left = fetcher._next_in_line_exception_metadata
-        if left is not None and isinstance(left.exception, PollIsFullError):  # it was for the poll before
-            fetcher._next_in_line_exception_metadata = None
         self._sizes.clear()
         joining = self._consumer.group_metadata().state != MemberState.STABLE or self._coordinator.need_rejoin()
         self._stalls.say(joining)
@@ -299,7 +291,7 @@ class Client:
                 return []
             self._stalls.look_for_leaders()
             self._look_for_new_topics()
-            polled = self._fetching.poll(IDLE_POLL_MS, paused=paused)
+            polled = self._fetching.poll(IDLE_POLL_MS)
         except PollIsFullError:  # all that it has read was before where we want to begin
             return []
         except kafka.errors.KafkaError as error:
@@ -441,6 +433,11 @@ class Client:
         """Make the member join again at its next poll, with the id that it has."""
         self._coordinator.request_rejoin()
 
+    def wake(self) -> None:
+        """Have ``poll`` return, if it waits for records."""
+        with suppress(KarafkaLiteError):  # not connected
+            self._fetching.wake()
+
     def wake_rebalance(self) -> None:
         """Have the listener ask again whether the partitions may be given away."""
         with suppress(KarafkaLiteError, RuntimeError):  # not connected, or closed
@@ -497,4 +494,4 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             self._report(bug)
 
     def _report(self, bug: Exception) -> None:
-        self._client._rebalance.on_crash(bug)
+        self._client._rebalance.crash("rebalance listener", bug)

@@ -1,30 +1,45 @@
-"""How a consumer fetches: at the cost of what has changed, and without keeping a busy partition waiting.
+"""How a consumer fetches: ahead of who reads, at the cost of what has changed, and without keeping a busy partition
+waiting.
+
+A poll takes what has come, and waits only where nothing has. kafka-python's own hands over to its thread three times,
+and waits for it each time: whether the coordinator is known, to send requests, and for their answers. Here its thread
+asks a broker again as soon as an answer has come, and a poll has it ask for what was read to the end meanwhile, without
+waiting for it. So a request is on its way while the poller reads. What is fetched ahead stays bounded: there is one
+request at a time for each broker, and it leaves out partitions of which something is left.
 
 kafka-python 3.0 walks over all partitions several times for each poll and each fetch request, some 30 us for each of
 them: a consumer of 500 partitions to which nothing comes would need 4 % of a core. Here a poll and a request for which
 nothing has changed since the ones before leave that out. Whether something has changed is not remembered but looked at:
 ``_state`` copies all that these walks read, which takes 0.1 us for each partition.
 
-While partitions are paused, nothing wakes a poll, or a fetch that waits for news, when one is to be resumed. So these
-wait an eighth of the time that has passed without a pause or a resume: a queue that takes a minute to get half empty is
-full enough for a while. 20 ms at any time would be 50 polls and fetches a second for the sake of one slow handler.
+While partitions are paused, nothing ends a fetch that waits for news when one is to be resumed. So it waits an eighth
+of the time that has passed without a pause or a resume: a queue that takes a minute to get half empty is full enough
+for a while. 20 ms at any time would be 50 fetches a second for the sake of one slow handler.
 
 Private touch points in kafka-python 3.0 (pinned below 3.1), with tests in tests/kafka/test_cures.py:
 
     consumer._fetcher._create_fetch_requests            a fetch for idle partitions keeps a busy one waiting
     consumer._fetcher._nodes_with_pending_fetch_requests, _session_handlers, and the fields of a FetchRequest
     consumer._fetcher._clear_pending_fetch_request      a fetch that fails at once is repeated without a pause
-    consumer._fetcher.fetch_records                     the part of ``poll`` that does not walk over all partitions
+    consumer._fetcher.fetched_records, _send_fetches_async, _completed_fetches, _cached_log_truncation,
+        _cached_list_offsets_exception, reset_offsets_if_needed, maybe_validate_positions, validate_offsets_if_needed
+                                                        what ``KafkaConsumer.poll`` is made of
+    consumer._fetcher._next_partition_records           a pause within a fetched chunk blocks the partition for ever
+    consumer._fetcher._next_in_line_exception_metadata  how a poll is ended that has taken enough bytes
+    consumer._coordinator.coordinator_id, poll, poll_heartbeat; consumer._net, and its _exception
     all that ``_state`` reads
 """
 
 from __future__ import annotations
 
 import copy
+import threading
 import time
 from contextlib import suppress
 from operator import attrgetter
 from typing import Any
+
+from karafka_lite.client.reader import PollIsFullError
 
 BESIDE_MS = 20  # how long a fetch may wait for news that leaves out partitions, which wait for the next one
 OF_A_REST = 1 / 8
@@ -33,7 +48,10 @@ _OF_A_PARTITION = attrgetter("_position", "paused", "_awaiting_validation", "_pr
 
 
 class Fetching:
-    """The fetching of one KafkaConsumer. ``poll`` is the poller's; the rest runs on kafka-python's IO thread."""
+    """The fetching of one KafkaConsumer. ``poll`` and ``moved`` are the poller's; ``wake`` is anybody's.
+
+    The rest runs on kafka-python's IO thread.
+    """
 
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
@@ -44,7 +62,10 @@ class Fetching:
         self._left_out = self._paused = (
             0  # partitions of which the requests leave out the news, and those of them paused
         )
-        self._settled: Any = None  # the state in which a poll has found nothing to look after
+        self._settled: Any = None  # the leaders and partitions that a poll has looked at last
+        self._news = threading.Event()  # something has come, or the poller is wanted elsewhere
+        self._asking = False  # whether kafka-python's thread is going to send requests
+        self._failure: Exception | None = None  # why it could not; kafka-python's own thread may have died, too
         self._requests: dict[Any, tuple[Any, Any]] = {}  # the last one to each broker that kafka-python made
         self._requests_of: Any = None  # the state in which they were made
         self._complete = False  # whether they ask for all partitions that can be asked for in that state
@@ -65,42 +86,98 @@ class Fetching:
         if current and self._subscription.is_paused(current.topic_partition):
             current.rest()
 
-    def poll(self, timeout_ms: int, *, paused: bool = False) -> dict[Any, list[Any]]:
-        """As ``KafkaConsumer.poll``, but it may return early; ``paused``: early enough for who waits to be resumed."""
-        if paused:
-            timeout_ms = self._beside_paused(timeout_ms)
-        state = self._state()
-        if state != self._settled:
-            self._settled = state if all(map(_needs_nothing, state[1])) else None
-            polled: dict[Any, list[Any]] = self._consumer.poll(timeout_ms)
-            return polled
-        # What KafkaConsumer.poll does, but for finding out which partitions have no position, are to be reset, have got
-        # another leader, or are to be validated: none, as the state shows.
-        if not self._consumer._coordinator.poll(timeout_ms=timeout_ms):
+    def wake(self) -> None:
+        """Have a poll that waits return, or else the next one that would wait. From any thread."""
+        self._news.set()
+
+    def poll(self, timeout_ms: int) -> dict[Any, list[Any]]:
+        """What has come, ``max_poll_records`` at most; else it waits, for ``timeout_ms`` or until ``wake``.
+
+        It does what ``KafkaConsumer.poll`` does, and leaves out what nothing calls for.
+        """
+        if not self._look_after_group(timeout_ms):
             return {}
-        records, idle = self._fetcher.fetch_records(self._consumer.config["max_poll_records"], timeout_ms=timeout_ms)
-        if idle and not records:
-            time.sleep(min(timeout_ms, self._consumer.config["retry_backoff_ms"]) / 1000)
+        self._look_after_positions()
+        failure, self._failure = self._consumer._net._exception or self._failure, None
+        if failure is not None:
+            raise failure
+        self._tidy()
+        most = self._consumer.config["max_poll_records"]
+        records, _ = self._fetcher.fetched_records(most)
+        asked = self._fetcher._nodes_with_pending_fetch_requests
+        if not self._asking and len(asked) < len(self._cluster.brokers()) and self._fetcher._fetchable_partitions():
+            self._asking = True
+            self._consumer._net.call_soon_threadsafe(self._ask)
+        if not records:
+            if not asked:  # nothing may ever come, and what is in the way may pass without a word
+                timeout_ms = min(timeout_ms, self._consumer.config["retry_backoff_ms"])
+            self._news.wait(timeout_ms / 1000)
+            self._news.clear()
+            records, _ = self._fetcher.fetched_records(most)
         found: dict[Any, list[Any]] = records
         return found
 
+    def _look_after_group(self, timeout_ms: int) -> bool:
+        """Whether the coordinator is known; looks for it."""
+        coordinator, client = self._consumer._coordinator, self._consumer._client
+        node = coordinator.coordinator_id
+        if node is None or client.is_disconnected(node):
+            return bool(coordinator.poll(timeout_ms=timeout_ms))
+        coordinator.poll_heartbeat()  # raises what has ended the heartbeats
+        return True
+
+    def _look_after_positions(self) -> None:
+        """Have those validated whose leader has changed; raise what an earlier look has found out."""
+        fetcher, states = self._fetcher, list(self._subscription.assignment.values())
+        seen = self._leaders_seen(), states
+        news = fetcher._cached_log_truncation or fetcher._cached_list_offsets_exception
+        if seen == self._settled and not news and all(map(_needs_nothing, states)):
+            return
+        self._settled = seen
+        fetcher.reset_offsets_if_needed()
+        fetcher.maybe_validate_positions()
+        fetcher.validate_offsets_if_needed()
+
+    def _tidy(self) -> None:
+        """Forget a reader that is through, which would block its partition for ever after a pause, and that the poll
+        before was full."""
+        fetcher = self._fetcher
+        if fetcher._next_partition_records is not None and not fetcher._next_partition_records:
+            fetcher._next_partition_records = None
+        left = fetcher._next_in_line_exception_metadata
+        if left is not None and isinstance(left.exception, PollIsFullError):
+            fetcher._next_in_line_exception_metadata = None
+
+    async def _ask(self) -> None:
+        """Send requests to the brokers that have none. On kafka-python's thread."""
+        self._asking = False
+        try:
+            await self._fetcher._send_fetches_async()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next poll raises it
+            self._failure = error
+            self._news.set()
+
     def _state(self) -> tuple[Any, ...]:
         """All that decides what is fetched, and how: equal as long as nothing has changed."""
-        fetcher, assignment, metadata = self._fetcher, self._subscription.assignment, self._cluster._partitions
-        if metadata is not self._metadata:
-            self._metadata = metadata
-            self._leaders += 1
+        fetcher, assignment = self._fetcher, self._subscription.assignment
         current = fetcher._next_partition_records
         return (
             # Nothing changes the assignment meanwhile: that happens in a join, and while it joins this is not called.
             list(assignment),
             list(map(_OF_A_PARTITION, assignment.values())),
-            self._leaders,
+            self._leaders_seen(),
             [fetch.topic_partition for fetch in fetcher._completed_fetches.copy()],
             current.topic_partition if current else None,
             list(fetcher._paused_completed_fetches),
             list(fetcher._paused_partition_records),
         )
+
+    def _leaders_seen(self) -> int:
+        """The same as long as no leader has changed."""
+        if (metadata := self._cluster._partitions) is not self._metadata:
+            self._metadata = metadata
+            self._leaders += 1
+        return self._leaders
 
     def _update_leader(self, *arguments: Any) -> bool:
         """A broker says in its answer to a fetch that another one leads a partition now."""
@@ -153,16 +230,23 @@ class Fetching:
         return requests
 
     def _clear(self, node: Any, answer: Any) -> None:
-        """A fetch has ended: ``node`` can be asked again; in a moment only, where it has answered nothing but errors.
+        """A fetch has ended: ``node`` is asked again at once; in a moment, where it has answered nothing but errors.
 
         kafka-python asks a broker that answers so at once a thousand times a second.
         """
+        if isinstance(answer, Exception) or self._fetcher._completed_fetches:
+            self._news.set()
         if _is_in_vain(answer):
             rest_s = self._consumer.config["retry_backoff_ms"] / 1000
             with suppress(RuntimeError):  # closed meanwhile
-                self._consumer._net.call_later(rest_s, lambda: self._stock_clear(node, answer))
+                self._consumer._net.call_later(rest_s, lambda: self._asks_again(node, answer))
                 return
+        self._asks_again(node, answer)
+
+    def _asks_again(self, node: Any, answer: Any) -> None:
         self._stock_clear(node, answer)
+        if not isinstance(answer, Exception):
+            self._consumer._net.call_soon(self._ask)
 
     def _wait_ms(self) -> int:
         """How long a fetch may wait for news."""
@@ -170,11 +254,8 @@ class Fetching:
             return self._max_wait_ms
         if self._left_out > self._paused:  # something is left of the others
             return min(BESIDE_MS, self._max_wait_ms)
-        return self._beside_paused(self._max_wait_ms)
-
-    def _beside_paused(self, most_ms: int) -> int:
         rest_ms = int((time.monotonic() - self._moved_at) * 1000 * OF_A_REST)
-        return min(most_ms, max(BESIDE_MS, rest_ms))
+        return min(self._max_wait_ms, max(BESIDE_MS, rest_ms))
 
     def _is_held_off(self, node: Any) -> bool:
         client = self._consumer._client
@@ -190,6 +271,5 @@ def _is_in_vain(answer: Any) -> bool:
     return any(partition.error_code for partition in partitions) and not any(each.records for each in partitions)
 
 
-def _needs_nothing(state: tuple[Any, ...]) -> bool:
-    position, _, awaiting_validation, _ = state
-    return position is not None and not awaiting_validation
+def _needs_nothing(state: Any) -> bool:
+    return state._position is not None and not state._awaiting_validation

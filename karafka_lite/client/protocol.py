@@ -39,15 +39,16 @@ class Rebalance(Protocol):
         """Returns a question: seconds to wait before it is asked again, or None when ``tps`` may be given away."""
 
     def on_lost(self, client: Client) -> None: ...
-    def on_crash(self, bug: Exception) -> None:
-        """One of these has raised, which is a bug: the app has to stop."""
+    def crash(self, thread: str, bug: Exception) -> None:
+        """One of these has raised in ``thread``, which is a bug: the app has to stop."""
 
 
 class Client(Protocol):
     """A member of a group, from ``connect`` to ``close``: one connection, which is not used again.
 
-    ``commit`` is the committer's. ``lost``, ``generation``, ``positions``, ``ends``, ``wake_rebalance`` do not block:
-    they are called under the group's lock. All else is the poller's; ``poll`` and ``close`` call the ``Rebalance``.
+    ``commit`` is the committer's. ``lost``, ``generation``, ``positions``, ``ends``, ``wake``, ``wake_rebalance`` do
+    not block: they are called under the group's lock. All else is the poller's; ``poll`` and ``close`` call the
+    ``Rebalance``.
     """
 
     @property
@@ -75,8 +76,8 @@ class Client(Protocol):
     def apply(self, plan: PollPlan) -> None:
         """Carry out what the group wants before the next poll. A partition that is not assigned is left alone."""
 
-    def poll(self, *, paused: bool) -> Sequence[Fetched]:
-        """Wait for records; shorter when something is ``paused``. Rebalances happen in here.
+    def poll(self) -> Sequence[Fetched]:
+        """Wait for records, or for ``wake``. Rebalances happen in here.
 
         Raises FetchError, StrayedError, PollError (the next poll may work), ConfigurationError.
         """
@@ -95,6 +96,9 @@ class Client(Protocol):
 
     def lost(self, now: float) -> bool:
         """Whether the membership is known to be gone. It may turn back to False: remember it."""
+
+    def wake(self) -> None:
+        """Have ``poll`` return, if it waits for records: something else is to be done."""
 
     def wake_rebalance(self) -> None:
         """Have a rebalance that waits for us ask again."""

@@ -67,7 +67,7 @@ class Group:
         self.leftovers: dict[TopicPartition, Ownership] = {o.tp: o for o in leftovers}
         self.stopping = False
         self.changed = False  # who waits should look again
-        self.paused: set[Ownership] = set()  # of which the client fetches nothing
+        self.poll_wanted = False  # the poller has something else to do than to wait for messages
         self._rejoin = False
         self._losses = 0
         self._ready: list[Ownership] = []
@@ -139,7 +139,6 @@ class Group:
                     return None
                 ownership = self._own(ownership.tp)
                 ownership.intake.paused = intake.paused  # the client pauses partitions
-                self.paused |= {ownership} if intake.paused else set()
             topic, partition = ownership.tp
             note = self._notes[topic] = note_of(place, self._notes.get(topic), self._reset)
             start = begin(place, partition, self._reset, note.partitions or 0)
@@ -196,7 +195,7 @@ class Group:
         self.stopping = True
         for ownership in list(self.owned.values()):
             self._drain_one(ownership, now, stopping_app=True)
-        self.changed = True
+        self.changed = self.poll_wanted = True
 
     def close(self, now: float) -> None:
         """No worker will come any more: hooks that had no time are left out, so that no successor waits for them."""
@@ -230,7 +229,7 @@ class Group:
     def poll_plan(self, now: float) -> PollPlan:
         """What has to be done before the next poll. It is the same until it is ``applied``."""
         plan = PollPlan(rejoin=self._rejoin, losses=self._losses)
-        limits = self._limits.shared_by(len(self.owned) or 1)
+        limits = self._limits.shared_by(len(self.owned))
         for ownership in list(self._to_plan):
             intake = ownership.intake
             pause = intake.wants_pause(limits, now)
@@ -243,6 +242,11 @@ class Group:
                 (plan.pause if pause else plan.resume).append(ownership)
         return plan
 
+    def _plan(self, ownership: Ownership, now: float) -> None:
+        self._to_plan[ownership], intake = None, ownership.intake
+        full = intake.paused and intake.wants_pause(self._limits.shared_by(len(self.owned)), now)
+        self.poll_wanted |= intake.moving or intake.paused is not full
+
     def applied(self, plan: PollPlan, now: float) -> None:
         """The client has done what ``plan`` says. What has changed since then is in the next plan."""
         if plan.losses == self._losses:
@@ -252,11 +256,9 @@ class Group:
         for tp in [ownership.tp for ownership in plan.pause]:
             if (owner := self.owned.get(tp)) is not None:  # a new one by now, perhaps: the client pauses partitions
                 owner.intake.paused = True
-                self.paused.add(owner)
                 self._settle(owner, now)
         for ownership in plan.resume:
             ownership.intake.paused = False
-            self.paused.discard(ownership)
 
     def fetched(
         self, tp: TopicPartition, records: Sequence[Record], end_offset: int | None, size_bytes: int, now: float
@@ -296,7 +298,7 @@ class Group:
             self._settle(ownership, now)
         else:
             self._running[run] = None
-            self._to_plan[ownership] = None  # its queue has room
+            self._plan(ownership, now)  # its queue has room
         return run
 
     def end(self, run: Run, *, failed: bool, now: float) -> Outcome:
@@ -426,9 +428,7 @@ class Group:
         """When ``advance`` and ``commit_batch`` may have something to do, if nothing happens before."""
         while self._timers and self._timers[0][2].timer != self._timers[0][0]:
             heapq.heappop(self._timers)
-        times = [self._commit_at]
-        if self._timers:
-            times.append(self._timers[0][0])
+        times = [self._commit_at, *(moment for moment, _, _ in self._timers[:1])]
         times += [o.marks.commit_at for o in self._to_commit(self._commit_requested)]
         return max(now, min(times))
 
@@ -450,7 +450,7 @@ class Group:
             self._finish(ownership, State.REVOKED, now)
         if ownership.state >= State.REVOKED and not ownership.busy:
             self._forget_leftover(ownership)
-        self._to_plan[ownership] = None
+        self._plan(ownership, now)
         ready_at = NEVER if (moment := ownership.ready_at()) is None or ownership.scheduled else moment
         if ready_at <= now:
             ownership.scheduled = True
@@ -486,7 +486,6 @@ class Group:
         del self.owned[ownership.tp]
         for waiting in (self._unknown, self._leaving, self._refused):
             waiting.pop(ownership, None)
-        self.paused.discard(ownership)
         if ownership.busy:
             self.leftovers[ownership.tp] = ownership
             self._settle(ownership, now)

@@ -22,6 +22,7 @@ class BufferLimits(NamedTuple):
 
     def shared_by(self, queues: int) -> BufferLimits:
         """The part of each of ``queues``."""
+        queues = max(1, queues)
         return BufferLimits(self.messages // queues, max(1, self.size_bytes // queues))
 
 

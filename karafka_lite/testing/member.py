@@ -250,6 +250,7 @@ class MemoryClient:
 
     def connect(self) -> None: ...
     def subscribe(self, topics: Collection[str]) -> None: ...
+    def wake(self) -> None: ...
     def wake_rebalance(self) -> None: ...
     def close(self) -> None: ...
 
@@ -281,7 +282,7 @@ class MemoryClient:
         self._paused.update(ownership.tp for ownership in plan.pause)
         self._paused.difference_update(ownership.tp for ownership in plan.resume)
 
-    def poll(self, *, paused: bool) -> list[Fetched]:
+    def poll(self) -> list[Fetched]:
         fetched = []
         for tp, position in self._positions.items():
             log = self._cluster.logs[tp]

@@ -94,6 +94,7 @@ MAY_HAVE_THREADS = {
     "exits.py",  # it asks which threads keep the program running
     "cli/",  # the command's own, around an app that runs
     "client/batches.py",  # any thread asks for the answer to what it has sent
+    "client/fetching.py",  # the poller waits there for what kafka-python's own thread brings
     "client/outbox.py",  # one thread of those that send makes the producer
     "client/producer.py",  # any thread sends, and waits there for what kafka-python's own thread acknowledges
 }
@@ -115,7 +116,7 @@ CORE = {
         "watching.py",
     ),
 }
-MAX_LINES_OF_THE_CORE = 6_880
+MAX_LINES_OF_THE_CORE = 7_000
 MAX_LINES_OF_A_FILE = 500
 MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 

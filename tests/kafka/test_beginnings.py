@@ -186,7 +186,7 @@ def test_retention_that_overtakes_a_reader_is_said_with_what_is_missing(
     with running(app), opened(gate):
         gate.reached()
         member = app._runner.members[0]  # type: ignore[union-attr]
-        wait_until(lambda: member.group.paused, message="its queue is full")
+        wait_until(lambda: any(o.intake.paused for o in list(member.group.owned.values())), message="its queue is full")
         kafka.truncate(topic, 0, 20)
         gate.open()
         wait_until(lambda: seen[-1] == 24, message="what retention has left")
@@ -268,7 +268,7 @@ def test_a_topic_that_was_made_anew_while_nothing_was_fetched_from_it_is_read_fr
     with running(app), opened(gate):
         gate.reached()
         member = app._runner.members[0]  # type: ignore[union-attr]
-        wait_until(lambda: member.group.paused, message="its queue is full")
+        wait_until(lambda: any(o.intake.paused for o in list(member.group.owned.values())), message="its queue is full")
         kafka.delete_topic(topic)
         kafka.topic(name=topic)
         kafka.produce(topic, [f"new {number}" for number in range(30)])

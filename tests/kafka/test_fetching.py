@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from kafka.consumer.fetcher import FetchMetadata
+from kafka.errors import TopicAuthorizationFailedError
 from support.member import PATIENCE_S, Member, plan, polling
 from support.observer import BreakableKafka, Observer, wait_until
 
+from karafka_lite.errors import FetchError
+
+PATIENCE_MS = int(PATIENCE_S * 1000)
 A_WHILE_S = 0.5  # for what must not happen
 
 
@@ -29,11 +34,15 @@ class Fetches:
         self.create = self.fetcher._create_fetch_requests
         self.fetcher._create_fetch_requests = self.watched
         self.both, self.left, self.paused = set[int](), set[int](), set[int]()
+        self.lefts: list[int] = []  # of how many partitions something was left when one was sent
 
     def watched(self) -> Any:
         asked_for, left = len(self.fetcher._fetchable_partitions()), bool(self.fetcher._next_partition_records)
         waits = self.both if asked_for == 2 else self.left if left else self.paused
+        partitions_left = left + len(self.fetcher._completed_fetches)
         requests = self.create()
+        if requests and partitions_left:
+            self.lefts.append(partitions_left)
         waits.update(request.max_wait_ms for request, _ in requests.values())
         return requests
 
@@ -83,25 +92,27 @@ def test_a_fetch_beside_a_paused_partition_waits_a_part_of_the_time_without_a_pa
             assert least <= min(fetches.paused) <= max(fetches.paused) <= longest
 
 
-@pytest.mark.parametrize("move", ["pause", "resume"])
-def test_so_does_a_poll(kafka: Observer, move: str) -> None:
+def test_a_poll_that_waits_ends_when_it_is_woken(kafka: Observer) -> None:
+    with Member(kafka, kafka.topic(2), fetch_max_wait_ms=PATIENCE_MS // 2) as member:
+        member.until_assigned()
+        fetching = member.client._fetching
+        member.until(lambda: member.consumer._fetcher._nodes_with_pending_fetch_requests)
+        fetching.poll(0)
+        waker = threading.Timer(0.1, member.client.wake)
+        waker.start()
+        began = time.monotonic()
+        assert fetching.poll(PATIENCE_MS) == {}
+        assert 0.05 < time.monotonic() - began < PATIENCE_S / 6
+
+
+def test_who_is_woken_before_it_waits_does_not_wait(kafka: Observer) -> None:
     topic = kafka.topic(2)
     with Member(kafka, topic) as member:
         member.until_assigned()
-        fetcher, waits = member.consumer._fetcher, list[int]()
-        stock = fetcher.fetch_records
-
-        def watched(*arguments: Any, timeout_ms: int, **others: Any) -> Any:
-            waits.append(timeout_ms)  # a part of it is over by now
-            return stock(*arguments, timeout_ms=timeout_ms, **others)
-
-        fetcher.fetch_records = watched
-        member.client._fetching._moved_at -= 60
-        member.until(lambda: max(waits, default=0) > 100, lambda: member.client.poll(paused=True))
-        member.client.apply(plan(**{move: [(topic, 0)]}))
-        waits.clear()
-        member.client.poll(paused=True)
-        assert max(waits) < 100
+        member.client.wake()
+        began = time.monotonic()
+        assert member.client._fetching.poll(PATIENCE_MS) == {}
+        assert time.monotonic() - began < PATIENCE_S / 2
 
 
 def test_a_partition_that_is_paused_for_long_does_not_keep_waiting_what_is_left_of_others(kafka: Observer) -> None:
@@ -119,14 +130,21 @@ def test_a_partition_that_is_paused_for_long_does_not_keep_waiting_what_is_left_
 
 
 def test_a_fetch_for_what_is_not_at_its_end_is_sent_while_something_is_left(kafka: Observer) -> None:
-    topic = kafka.topic(2)
-    for partition in (0, 1):
-        for _ in range(20):
-            kafka.produce(topic, ["x" * 1000] * 3, partition)
-    with Member(kafka, topic, max_poll_records=2, max_partition_fetch_bytes=9000) as member:
+    topic = kafka.topic(3)
+    for partition in range(3):
+        for _ in range(5):
+            kafka.produce(topic, ["x" * 100] * 100, partition)
+    with Member(kafka, topic, max_poll_records=1, max_partition_fetch_bytes=30_000) as member:
         fetches = Fetches(kafka, member, topic)
-        assert len(member.read(120)) == 120
+        fetching = member.client._fetching
+        fetching._asks_again = fetching._stock_clear  # only polls ask
+        read = [member.read(1)[0]]
+        while 2 not in fetches.lefts and len(read) < 1500:  # until then: one is in hand, and another one follows it
+            read += member.read(1)
+            wait_until(lambda: not fetching._asking, PATIENCE_S, "what a poll asks for is sent")
+        assert 2 in fetches.lefts
         assert fetches.left == {20}
+        assert len(member.read(1500 - len(read))) == 1500 - len(read)
 
 
 # -- partitions to which nothing comes --------------------------------------------------------------------------------
@@ -139,13 +157,15 @@ class Walks:
         fetching, fetcher = member.client._fetching, member.consumer._fetcher
         self.polls = self.creations = 0
         self.requests: list[Any] = []
-        self._poll, self._stock, self._create = member.consumer.poll, fetching._stock_create, fetching._create
-        member.consumer.poll, fetching._stock_create = self.poll, self.stock
+        self._validate, self._stock, self._create = (
+            fetcher.maybe_validate_positions, fetching._stock_create, fetching._create
+        )  # fmt: skip
+        fetcher.maybe_validate_positions, fetching._stock_create = self.validate, self.stock
         fetcher._create_fetch_requests = self.create
 
-    def poll(self, timeout_ms: int) -> Any:
+    def validate(self) -> None:
         self.polls += 1
-        return self._poll(timeout_ms)
+        self._validate()
 
     def stock(self) -> Any:
         self.creations += 1
@@ -190,6 +210,37 @@ def test_polls_and_fetches_of_partitions_to_which_nothing_comes_do_not_walk_over
         assert (walks.polls, walks.creations) == (0, 0)
         in_session = [request for request in walks.requests if request.session_epoch > 0]
         assert all(not request.topics and not request.forgotten_topics_data for request in in_session)
+
+
+def test_a_broker_is_asked_again_before_anybody_polls(kafka: Observer) -> None:
+    with at_rest(kafka, kafka.topic(3)) as (_, walks):
+        walks.requests.clear()
+        wait_until(lambda: len(walks.requests) >= 3, PATIENCE_S, "three more requests")
+
+
+@pytest.mark.apache_only("the embedded broker has no fetch sessions")
+def test_an_answer_without_news_does_not_end_a_poll(kafka: Observer) -> None:
+    with at_rest(kafka, kafka.topic(3)) as (member, walks):
+        member.client._fetching.poll(0)
+        walks.requests.clear()
+        began = time.monotonic()
+        assert member.client._fetching.poll(300) == {}
+        assert (time.monotonic() - began >= 0.3, len(walks.requests) >= 3) == (True, True)
+
+
+def test_why_a_request_cannot_be_sent_is_raised_by_a_poll(kafka: Observer) -> None:
+    topic = kafka.topic(3)
+    with at_rest(kafka, topic) as (member, _):
+
+        async def refuse() -> None:
+            raise TopicAuthorizationFailedError({topic})
+
+        member.consumer._fetcher._send_fetches_async = refuse
+        with pytest.raises(FetchError, match=topic):
+            member.until(lambda: False)
+        del member.consumer._fetcher._send_fetches_async
+        kafka.produce(topic, ["next"], 0)
+        assert member.read(1) == [(0, 3)]
 
 
 @pytest.mark.apache_only("the embedded broker has no fetch sessions")

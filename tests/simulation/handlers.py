@@ -140,7 +140,7 @@ class Handlers:
         if settings.backward_marks and rng.random() < 0.08:
             self._seek(ctx, o, message.offset)
         if settings.backward_marks and rng.random() < 0.03:
-            self._mark(o, ctx, self._handed(o), sync=rng.random() < 0.3)
+            self._mark(o, ctx, self._handed(o, message), sync=rng.random() < 0.3)
         if rng.random() < (0.05 if settings.backward_marks else 0.01):
             self._world.spawn(self._life.process, f"{self._life} helper", partial(self._help, ctx, o, message))
         if o.was_revoked or rng.random() < 0.1:
@@ -162,11 +162,11 @@ class Handlers:
         else:
             ctx.pause(self._rng.choice([0, 100]), offset=self._rng.randint(begin, before))
 
-    def _handed(self, o: Book) -> Message:
-        """Any message that this ownership was handed."""
+    def _handed(self, o: Book, message: Message) -> Message:
+        """Any message that this ownership was handed; ``message`` where the log has lost them all."""
         records = self._world.broker.logs[o.tp].read(int(o.lowest), 1000)
         offsets = [record.offset for record in records if record.offset < o.highest]
-        return Message(*o.tp, self._rng.choice(offsets[-20:]))
+        return Message(*o.tp, self._rng.choice(offsets[-20:] or [message.offset]))
 
     def _work(self, *, hangs: bool) -> None:
         """Take some time."""

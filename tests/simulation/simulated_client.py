@@ -73,6 +73,7 @@ class SimulatedClient:
         self._given_back = False  # for the join that is under way
         self._heard_at = float("-inf")
         self._rebalance_wakes = Signal()
+        self._woken = False  # the poll has to end
         self._late_commits: list[Callable[[], bool]] = []  # sent, not yet read by the broker; in order
         self._topic_ids = dict(self._broker.topic_ids)  # as the metadata have them
         self._strays: dict[TopicPartition, Stray] = {}  # of the last fetch
@@ -89,6 +90,10 @@ class SimulatedClient:
 
     def generation(self) -> int:
         return self._generation
+
+    def wake(self) -> None:
+        self._woken = True
+        self._world.data_come.wake_all(self._world.now)
 
     def wake_rebalance(self) -> None:
         self._rebalance_wakes.wake_all(self._world.now)
@@ -181,13 +186,13 @@ class SimulatedClient:
                     self._reached["a partition was paused" if paused else "a partition was resumed"] += 1
         self._point()
 
-    def poll(self, *, paused: bool) -> Sequence[Fetched]:
+    def poll(self) -> Sequence[Fetched]:
         """Join if need be, then wait for records."""
         self._begin()
         world, rng = self._world, self._rng
         if not world.calm and rng.random() < 0.02:
             raise errors.PollError("this poll failed")
-        until = world.now + rng.choice([0.1, 0.5] if paused else [0.2, 1.0, 3.0])
+        until = world.now + rng.choice([0.1, 0.2, 0.5, 1.0, 3.0])
         while True:
             if self.broken:
                 raise Broken
@@ -202,7 +207,8 @@ class SimulatedClient:
             if self._strays:
                 self._reached["retention was faster"] += 1
                 raise StrayedError(self._strays)
-            if world.now >= until:
+            if self._woken or world.now >= until:
+                self._woken = False
                 return []
             self._pause(min(until, world.now + 0.5), world.data_come)
         if not world.calm and rng.random() < 0.02:

@@ -63,7 +63,7 @@ class Member:
         self.asked += 1
         return lambda: None if self.may_go.is_set() else self.ask_again_s
 
-    def on_crash(self, bug: Exception) -> None:
+    def crash(self, thread: str, bug: Exception) -> None:
         self.bugs.append(bug)
 
     def on_lost(self, client: Client) -> None:
@@ -89,7 +89,7 @@ class Member:
     def poll(self) -> None:
         """One poll of ours; what it brings is for ``read``."""
         self._find_starts()
-        for tp, records, _, size_bytes in self.client.poll(paused=False):
+        for tp, records, _, size_bytes in self.client.poll():
             self._unread += [(tp[1], record.offset) for record in records]
             self.size_bytes += size_bytes
 

@@ -52,7 +52,7 @@ class FakeClient:
         self.paused: set[TopicPartition] = set()
         self.seeks: list[tuple[TopicPartition, int]] = []
         self.is_lost = self.closed = False
-        self.joins = self.woken = 0
+        self.joins = self.woken = self.poll_woken = 0
         self._something = threading.Event()  # nobody sets it: a poll without records takes its time
 
     def connect(self) -> None: ...
@@ -91,7 +91,7 @@ class FakeClient:
         self.positions_ = dict.fromkeys((topic, 0) for topic in sorted(self.subscribed))
         self.member.on_assigned(self, list(self.positions_))
 
-    def poll(self, *, paused: bool) -> Sequence[Fetched]:
+    def poll(self) -> Sequence[Fetched]:
         if not self.joins:
             self.join()
             return []
@@ -120,6 +120,9 @@ class FakeClient:
 
     def lost(self, now: float) -> bool:
         return self.is_lost
+
+    def wake(self) -> None:
+        self.poll_woken += 1
 
     def wake_rebalance(self) -> None:
         self.woken += 1

@@ -28,7 +28,7 @@ class Notebook:
         self.bugs: list[Exception] = []
         self.begun = False
 
-    def on_crash(self, bug: Exception) -> None:
+    def crash(self, thread: str, bug: Exception) -> None:
         self.bugs.append(bug)
 
     def on_assigned(self, client: Client, tps: Collection[tuple[str, int]]) -> None:
@@ -72,7 +72,7 @@ def test_a_client_that_was_never_connected_is_a_member_of_nothing(client: Client
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda client: client.poll(paused=False),
+        lambda client: client.poll(),
         lambda client: client.positions(),
         lambda client: client.missing_topics(["user_events"]),
         lambda client: client.places([TP]),

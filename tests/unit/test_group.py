@@ -168,16 +168,71 @@ def test_a_pause_and_a_resume_stand_until_they_are_applied() -> None:
     full(scene)
     for _ in range(2):
         assert plan_of(scene) == ({}, [scene[0]], [], False)
-        assert (scene[0].intake.paused, scene.group.paused) == (False, set())
+        assert not scene[0].intake.paused
     scene.plan()
-    assert (scene[0].intake.paused, scene.group.paused) == (True, {scene[0]})
+    assert scene[0].intake.paused
     assert scene.group.poll_plan(0.0).is_empty
     for _ in range(6):
         scene.process()
     for _ in range(2):
         assert plan_of(scene) == ({}, [], [scene[0]], False)
     scene.plan()
-    assert (scene[0].intake.paused, scene.group.paused) == (False, set())
+    assert not scene[0].intake.paused
+
+
+def test_the_poller_is_wanted_as_soon_as_a_full_queue_is_half_empty() -> None:
+    scene = Partitions(max_messages=2)
+    full(scene)
+    scene.plan()
+    scene.group.poll_wanted = False
+    for left in (14, 12, 10, 8):
+        scene.process()
+        assert (scene[0].intake.size, scene.group.poll_wanted) == (left, False)
+    scene.process()
+    assert scene.group.poll_wanted
+    assert plan_of(scene)[2] == [scene[0]]
+
+
+def test_the_poller_is_wanted_after_a_failed_fetch_has_had_its_rest() -> None:
+    scene = Partitions()
+    wait = scene.group.fetch_failed(TP, 0.0)
+    assert wait is not None
+    scene.plan()
+    scene.group.poll_wanted = False
+    scene.group.advance(wait - 0.001)
+    assert not scene.group.poll_wanted
+    scene.group.advance(wait)
+    assert scene.group.poll_wanted
+
+
+@pytest.mark.parametrize("during_a_run", [False, True])
+@pytest.mark.parametrize("target", [7, "earliest"])
+def test_the_poller_is_wanted_for_a_seek(target: Any, during_a_run: bool) -> None:
+    scene = Partitions()
+    scene.fetch(0, 0)
+    run = scene.begin() if during_a_run else None
+    scene.group.poll_wanted = False
+    scene.group.redirect(scene[0], target, 0.0)
+    if run is not None:
+        assert not scene.group.poll_wanted
+        scene.group.end(run, failed=False, now=0.0)
+    assert scene.group.poll_wanted
+
+
+def test_the_poller_is_wanted_for_the_end() -> None:
+    scene = Partitions()
+    scene.group.poll_wanted = False
+    scene.group.stop(0.0)
+    assert scene.group.poll_wanted
+
+
+def test_the_poller_is_not_wanted_for_what_is_as_it_should_be() -> None:
+    scene = Partitions(max_messages=2)
+    scene.group.poll_wanted = False
+    scene.fetch(0, *range(4))
+    scene.process()
+    scene.process()
+    assert not scene.group.poll_wanted
 
 
 def test_a_pause_that_met_the_next_ownership_is_undone() -> None:
@@ -190,7 +245,7 @@ def test_a_pause_that_met_the_next_ownership_is_undone() -> None:
     scene.group.applied(plan, 0.0)
     assert plan_of(scene)[2] == [scene[0]]
     scene.plan()
-    assert (scene[0].intake.paused, scene.group.paused) == (False, set())
+    assert not scene[0].intake.paused
 
 
 def test_an_applied_plan_does_nothing_for_what_is_not_owned() -> None:
@@ -199,7 +254,6 @@ def test_an_applied_plan_does_nothing_for_what_is_not_owned() -> None:
     plan = scene.group.poll_plan(0.0)
     scene.group.lose(0.0, rejoin=False)
     scene.group.applied(plan, 0.0)
-    assert scene.group.paused == set()
     assert scene.group.poll_plan(0.0).is_empty
 
 

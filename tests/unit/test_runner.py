@@ -351,6 +351,16 @@ def stepped(app: App, *topics: str) -> Stage:
     return stage
 
 
+def test_a_poll_is_woken_for_what_else_the_poller_has_to_do() -> None:
+    stage = stepped(app_of(nothing))
+    stage.client.poll_woken = 0
+    stage.member.redirect(stage.owned("t"), 3)
+    assert (stage.client.poll_woken, stage.member.group.poll_wanted) == (1, False)
+    with stage.member.locked():
+        pass
+    assert stage.client.poll_woken == 1
+
+
 def test_a_client_that_was_replaced_changes_nothing() -> None:
     stage = stepped(app_of(nothing))
     stranger, ours = FakeClient(stage.member, stage.cluster), stage.owned("t")
@@ -460,12 +470,12 @@ def test_what_a_poll_raises_is_said_and_tried_again(error: Exception, kind: Any,
     stage = stepped(app_of(nothing))
     raised: list[Exception] = [error]
 
-    def poll(client: FakeClient, *, paused: bool) -> Any:
+    def poll() -> Any:
         if raised:
             raise raised.pop()
-        return FakeClient.poll(client, paused=paused)
+        return FakeClient.poll(stage.clients[0])
 
-    stage.client.poll = lambda *, paused: poll(stage.clients[0], paused=paused)  # type: ignore[method-assign]
+    stage.client.poll = poll  # type: ignore[method-assign]
     assert stage.poll() == rest
     assert len(stage.of(kind)) == 1
     assert stage.poll() == 0.0

@@ -273,9 +273,9 @@ def test_who_takes_the_place_of_a_paused_ownership_is_resumed() -> None:
     stray(scene, 21, Place(0, 10, 10, None, Note(), NEW))
     plan = scene.group.poll_plan(scene.now)
     assert plan.resume == [scene[0]]
-    assert scene.group.paused == {scene[0]}
+    assert scene[0].intake.paused
     scene.group.applied(plan, scene.now)
-    assert scene.group.paused == set()
+    assert not scene[0].intake.paused
 
 
 def test_a_partition_that_is_to_be_given_away_does_not_begin_anew() -> None:
