@@ -168,7 +168,7 @@ class Call(Event):
     def __str__(self) -> str:
         if self.hook:
             return f"{self.topic}-{self.partition} {self.hook}"
-        return f"{self.topic}-{self.partition}@{self.first_offset}..{self.last_offset}"
+        return where(*self.tp, self.first_offset, self.last_offset)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

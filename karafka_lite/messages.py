@@ -121,9 +121,11 @@ def next_offset_after(offset: int) -> int:
     return offset + 1
 
 
-def where(topic: str, partition: int, offset: int | None = None) -> str:
-    """How every text of the package names a place: ``topic-partition@offset``."""
-    return f"{topic}-{partition}" if offset is None else f"{topic}-{partition}@{offset}"
+def where(topic: str, partition: int, offset: int | None = None, last: int | None = None) -> str:
+    """How every text of the package names a place: ``topic-partition@offset``, of a batch ``…@first..last``."""
+    if offset is None:
+        return f"{topic}-{partition}"
+    return f"{topic}-{partition}@{offset}" + ("" if last is None or last == offset else f"..{last}")
 
 
 def as_deserializer(
@@ -422,7 +424,7 @@ class Batch(Sequence[Message[T]], Generic[T]):
         return len(self._records)
 
     def __repr__(self) -> str:
-        return f"<Batch {where(*self.tp)}@{self.first_offset}..{self.last_offset} of {len(self)}>"
+        return f"<Batch {where(*self.tp, self.first_offset, self.last_offset)} of {len(self)}>"
 
     def _decoded(self) -> tuple[T, ...]:
         # Without messages, where none was asked for; below an error is raised with the name of its message.

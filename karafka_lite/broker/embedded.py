@@ -164,7 +164,9 @@ class EmbeddedBroker:
         except (OSError, OverflowError) as error:
             in_use = getattr(error, "errno", None) == errno.EADDRINUSE
             reason = "is already in use, perhaps by another broker" if in_use else f"cannot be used: {error}"
-            raise ConfigurationError(f"port {self._port} on {HOST} {reason}; use another one") from None
+            raise ConfigurationError(
+                f"port {self._port} on {HOST} {reason}; use another one, for example {self._port % 65_535 + 1}"
+            ) from None
         self._topics.address = (HOST, self._port)
         self._call(self._groups.resume)
         self._up = True

@@ -12,6 +12,7 @@ import inspect
 import operator
 import os
 import pkgutil
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -20,6 +21,9 @@ from types import FrameType, ModuleType, TracebackType
 from karafka_lite.app import App
 from karafka_lite.errors import ConfigurationError, KarafkaLiteError
 from karafka_lite.routing import Router
+
+_WRONG_CALL = re.compile(r"(?:App|Router)\.(\w+)\(\) (.*)")  # as Python tells it
+_UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 class ImportFailed(KarafkaLiteError):
@@ -162,7 +166,9 @@ def _explain(error: BaseException, target: str) -> ImportFailed:
     if isinstance(error, ConfigurationError):
         ours = [_package(step.tb_frame) == "karafka_lite" for step in frames]
         step = frames[ours.index(True) - 1 if True in ours else -1]  # where the user's code called ours
-        return ImportFailed(f"{_relative(step.tb_frame.f_code.co_filename)}:{step.tb_lineno}: {error}")
+        return ImportFailed(f"{_place(step)}: {error}")
+    if wrong := _wrong_call(error):
+        return ImportFailed(f"{_place(frames[-1])}: {wrong}")
     if isinstance(error, ModuleNotFoundError):
         hint = f"{error.name!r} is not installed for {sys.executable}; install it there, or fix the import"
     elif isinstance(error, SystemExit):
@@ -171,6 +177,23 @@ def _explain(error: BaseException, target: str) -> ImportFailed:
         hint = "fix the error shown above, then run the same command again"
     trace = "".join(traceback.format_exception(type(error), error, frames[0]))
     return _failed(f"cannot load {target}, its code raised an exception\n\n{trace}\n{hint}")
+
+
+def _wrong_call(error: BaseException) -> str:
+    """What Python says of a call of ours, ``@app.topic(…)``, whose arguments do not fit; "": it is another error."""
+    said = _WRONG_CALL.fullmatch(str(error)) if isinstance(error, TypeError) else None
+    if said is None:
+        return ""
+    name, reason = said.groups()
+    names = [*inspect.signature(getattr(App, name)).parameters][1:]  # without self
+    unknown = _UNKNOWN.search(reason)
+    near = difflib.get_close_matches(unknown[1], names) if unknown else []
+    hint = f"did you mean {' or '.join(near)}?" if near else f"its arguments: {', '.join(names)}"
+    return f"{name}() {reason}; {hint}"
+
+
+def _place(step: TracebackType) -> str:
+    return f"{_relative(step.tb_frame.f_code.co_filename)}:{step.tb_lineno}"
 
 
 def _users_frames(error: BaseException) -> list[TracebackType]:

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None, orders: Mapping[str, Any] | None = N
     arguments, unknown = _parser(argv).parse_known_args(argv)
     vars(arguments).update(orders or {}, argv=list(argv))
     if unknown:  # reported by the command, whose usage lists its options
-        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        arguments.parser.refuse(unknown)
     if arguments.version:
         print("\n".join([*details(), _reader()] if arguments.verbose else details()[:1]))
         return 0

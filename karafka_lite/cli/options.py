@@ -37,6 +37,15 @@ class Parser(argparse.ArgumentParser):
             given.append(text)
         return super().parse_known_args(given, namespace)
 
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Exit, and name the option that the first of these may have meant."""
+        import difflib  # here: only a mistake waits for it
+
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+
     def error(self, message: str) -> NoReturn:
         usage = f"{self.format_usage()}for example: {self.example}\nhelp: {self.prog} --help"
         if self.as_json:

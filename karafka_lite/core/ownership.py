@@ -109,7 +109,7 @@ class Run:
     def __str__(self) -> str:
         if self.hook:
             return f"{self.ownership} {self.hook.value}"
-        return f"{self.ownership}@{self.records[0].offset}..{self.records[-1].offset}"
+        return where(*self.ownership.tp, self.records[0].offset, self.records[-1].offset)
 
 
 class Ownership:

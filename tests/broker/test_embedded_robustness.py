@@ -409,7 +409,9 @@ def test_a_member_that_is_kicked_learns_of_it(broker: EmbeddedBroker, wire: Wire
 def test_a_port_that_is_in_use_or_invalid_is_refused_with_the_reason() -> None:
     with EmbeddedBroker() as first:
         port = int(first.bootstrap_servers.rpartition(":")[2])
-        with pytest.raises(ConfigurationError, match=rf"port {port} on .* is already in use.*use another one"):
+        with pytest.raises(
+            ConfigurationError, match=rf"port {port} on .* is already in use.*use another one, for example {port + 1}"
+        ):
             EmbeddedBroker(port=port).start()
     for port in (70_000, -1):
         with pytest.raises(ConfigurationError, match=rf"port {port} on .* cannot be used.*use another one"):

@@ -34,6 +34,7 @@ def call(hook: str | None = None) -> Call:
 
 def test_a_call_with_a_batch_is_named_by_its_offsets() -> None:
     assert str(call()) == "orders-3@17..21"
+    assert str(dataclasses.replace(call(), last_offset=17)) == "orders-3@17"
 
 
 def test_a_call_of_a_hook_is_named_by_its_kind() -> None:

@@ -239,6 +239,25 @@ def test_a_wrong_decorator_is_reported_with_the_users_line(run: Run, write: Writ
     assert ended.err.startswith(f"orders.py:{line}: ")
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            "app.topic('t', manual_offset=True)",
+            "argument 'manual_offset'; did you mean manual_offsets?",
+        ),
+        ("app.every(store, 5)", "every() takes 2 positional arguments but 3 were given; its arguments: handler, ms"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_reported_with_the_users_line(
+    run: Run, write: Write, call: str, said: str
+) -> None:
+    write("orders.py", ORDERS + call + "\n")
+    ended = run("orders")
+    refused(ended, said)
+    assert ended.err.startswith("orders.py:7: ")
+
+
 def test_a_wrong_call_in_a_factory_is_reported_with_the_users_line(run: Run, write: Write) -> None:
     write("orders.py", ORDERS + "def make():\n    app.topic('user_events')(store)\n")
     ended = run("orders:make()")

@@ -22,8 +22,10 @@ COMMANDS = ["run", "routes", "lag", "reset", "produce", "read", "redrive", "brok
         ([], "required: module:app"),
         (["orders", "--concurrency", "five"], "invalid int value: 'five'"),
         (["orders", "--log-level", "loud"], "invalid choice: 'loud'"),
-        (["orders", "--brokr", "kafka:9092"], "unrecognized arguments: --brokr"),
-        (["orders", "--brok", "kafka:9092"], "unrecognized arguments: --brok"),
+        (["orders", "--brokr", "kafka:9092"], "unrecognized arguments: --brokr kafka:9092; did you mean --broker?"),
+        (["orders", "--brok", "kafka:9092"], "unrecognized arguments: --brok kafka:9092; did you mean --broker?"),
+        (["orders", "--until_end=1"], "unrecognized arguments: --until_end=1; did you mean --until-end?"),
+        (["orders", "--xyz"], "unrecognized arguments: --xyz\n"),
     ],
 )
 def test_a_usage_error_exits_1_and_shows_the_usage(run: Run, argv: list[str], words: str) -> None:
