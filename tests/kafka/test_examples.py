@@ -53,14 +53,22 @@ def karafka_lite(arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_first_command_of_the_readme_ends_with_a_summary_of_all_earthquakes() -> None:
-    (command,) = re.findall(
-        r"^pip install -e \. && karafka-lite (.*--until-end)$", (ROOT / "README.md").read_text(), re.MULTILINE
-    )
+    (command,) = re.findall(r"^karafka-lite (run .*--until-end)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     done = karafka_lite(command)
     assert done.returncode == 0, done.stderr
     assert "magnitude 6:    5" in done.stdout
     assert "earthquakes: 1707 messages, " in done.stderr
     assert "drained: 1707 messages in " in done.stderr
+
+
+def test_the_first_screen_of_the_readme_runs_as_it_is_typed(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    file, module = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[0]
+    (command,) = re.findall(r"^(echo .*--until-end)$", text, re.MULTILINE)
+    (tmp_path / file).write_text(module)
+    command = command.replace("karafka-lite", f"{sys.executable} -m karafka_lite")
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "({'id': 1},)\n"), done.stderr
 
 
 def test_the_buffer_writes_by_size_and_the_rest_at_the_end() -> None:
