@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from karafka_lite.app import App
 
 _HANDLER = "karafka-lite"
+_ONE = {"messages": "message", "batches": "batch", "failures": "failure"}
 LIVE_PER_S = 2
 
 
@@ -191,7 +192,7 @@ def drained(snapshots: Sequence[Snapshot], seconds: float, complaint: str) -> No
     """Print what a drained run has done, by topic; ``complaint``: why it did not reach the end."""
     rows = [(s.group_id, topic, totals) for s in snapshots for topic, totals in s.totals.items()]
     messages = sum(totals.messages for _, _, totals in rows)
-    end = f"not drained: {complaint}" if complaint else f"drained: {messages} messages in {seconds:.1f} s"
+    end = f"not drained: {complaint}" if complaint else f"drained: {_many(messages, 'messages')} in {seconds:.1f} s"
     cells = [
         (group, topic, *map(str, (t.messages, t.batches, t.failures, t.given_up)), f"{t.seconds:.1f}", f"{t.unmarked}")
         for group, topic, t in rows
@@ -201,9 +202,13 @@ def drained(snapshots: Sequence[Snapshot], seconds: float, complaint: str) -> No
         _rich_table(names, cells, end)
         return
     for (group, topic, *numbers), (_, _, t) in zip(cells, rows, strict=True):
-        totals = ", ".join(f"{number} {name}" for name, number in zip(names[2:], numbers, strict=True))
+        totals = ", ".join(_many(number, name) for name, number in zip(names[2:], numbers, strict=True))
         lines.say(f"group {group}: {topic}: {totals}", group=group, topic=topic, **asdict(t))
     (lines.complain if complaint else lines.say)(end, messages=messages, seconds=round(seconds, 3))
+
+
+def _many(number: object, name: str) -> str:
+    return f"{number} {_ONE.get(name, name) if str(number) == '1' else name}"
 
 
 def _handler() -> logging.Handler:

@@ -95,7 +95,8 @@ class Report:
 
     def _waiting(self, event: events.Waiting) -> None:
         names, command = ", ".join(event.topics), "kafka-topics.sh --create --topic NAME"
-        text = "group %s: waiting for missing topics: %s (or no Describe permission). Create them with %s"
+        text = "group %s: waiting for missing topics: %s (or no Describe permission). Create them with "
+        text += "karafka-lite run --create-topics, or %s"
         self._warn((event.group_id, "topics", names), text, event.group_id, names, command)
 
     def _stalled(self, event: events.Stalled) -> None:

@@ -256,7 +256,7 @@ def test_with_json_every_line_of_standard_error_is_an_object(tmp_path: Path) -> 
     assert any(line["message"].startswith("uncaught ZeroDivisionError") for line in said)
     *_, topic, end = said
     assert (topic["topic"], topic["messages"], topic["given_up"]) == ("clicks", 1, 1)
-    assert end["message"].startswith("drained: 1 messages in ")
+    assert end["message"].startswith("drained: 1 message in ")
 
 
 def test_quiet_says_nothing_where_nothing_is_wrong(tmp_path: Path) -> None:

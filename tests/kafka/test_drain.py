@@ -160,7 +160,7 @@ def test_a_batch_that_fails_first_is_counted_and_done_again(kafka: Observer, tmp
 
     said = Drained(kafka, tmp_path, topic, group, handlers).end()
 
-    assert "5 messages, 1 batches, 1 failures" in said
+    assert "5 messages, 1 batch, 1 failure" in said
     assert kafka.committed(group, topic) == 5
 
 

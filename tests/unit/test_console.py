@@ -274,7 +274,7 @@ def test_a_drained_run_is_summed_up_in_lines_of_their_own(pipe: Stream) -> None:
             update(5)
         console.drained(snapshots(), 0.52, "")
     assert pipe.text.splitlines() == [
-        "group counter: [red]quakes: 1707 messages, 4 batches, 1 failures, 0 given up, 0.2 seconds, 3 unmarked",
+        "group counter: [red]quakes: 1707 messages, 4 batches, 1 failure, 0 given up, 0.2 seconds, 3 unmarked",
         "drained: 1707 messages in 0.5 s",
     ]
 

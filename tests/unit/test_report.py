@@ -89,7 +89,7 @@ LINES = [
      "WARNING", "group group: membership lost, nothing more is committed for t-0, t-1"),
     (events.Waiting("group", ("a", "b")),
      "WARNING", "group group: waiting for missing topics: a, b (or no Describe permission). Create them with "
-     "kafka-topics.sh --create --topic NAME"),
+     "karafka-lite run --create-topics, or kafka-topics.sh --create --topic NAME"),
     (events.TopicsCreated("group", ("t.dead",)), "INFO", "group group: created topics for dead letters: t.dead"),
     (ended(ValueError("bad"), retry_offset=122, retry_s=0.01),
      "ERROR", "t-0@120..124: store failed at attempt 1, ValueError: bad; retrying from t-0@122 in 10 ms"),
