@@ -47,7 +47,8 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
     def error(self, message: str) -> NoReturn:
-        usage = f"{self.format_usage()}for example: {self.example}\nhelp: {self.prog} --help"
+        """Exit. Its list of all options, which the help has, would hide what is wrong."""
+        usage = f"for example: {self.example}\nhelp: {self.prog} --help"
         if self.as_json:
             from karafka_lite.cli import lines
 

@@ -28,8 +28,10 @@ COMMANDS = ["run", "routes", "lag", "reset", "produce", "read", "redrive", "brok
         (["orders", "--xyz"], "unrecognized arguments: --xyz\n"),
     ],
 )
-def test_a_usage_error_exits_1_and_shows_the_usage(run: Run, argv: list[str], words: str) -> None:
-    refused(run(*argv), words, "usage: karafka-lite run", "karafka-lite run module:app", "karafka-lite run --help")
+def test_a_usage_error_exits_1_and_shows_an_example_in_three_lines(run: Run, argv: list[str], words: str) -> None:
+    ended = run(*argv)
+    refused(ended, words, "for example: karafka-lite run module:app", "karafka-lite run --help")
+    assert len(ended.err.splitlines()) == 3
 
 
 @pytest.mark.parametrize("argv", [["orders:app"], ["--nope"]])

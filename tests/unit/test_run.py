@@ -281,7 +281,7 @@ def test_a_feed_for_another_topic_is_a_usage_error_with_the_apps_topics(
     run: Run, write: Write, fed: list[Any], feed: str, words: str
 ) -> None:
     write("orders.py", ORDERS + "@app.topic('clicks', 'user_events', group_id='other')\ndef two(batch, ctx): ...\n")
-    refused(run("orders", "--feed", feed), words, "usage: karafka-lite run")
+    refused(run("orders", "--feed", feed), words, "help: karafka-lite run --help")
     assert fed == []
 
 
