@@ -335,3 +335,8 @@ def _resolve(future: Future[R], answer: R | ProduceError) -> None:
             future.set_result(answer)
     except BaseException:  # of a callback; an Exception is caught and logged so by ``future`` itself
         logging.getLogger("concurrent.futures").exception("exception calling callback for %r", future)
+
+
+def first_own(failures: Sequence[ProduceError]) -> ProduceError | None:
+    """The first failure that is not another message's fault, else the first; None without one."""
+    return next((each for each in failures if not each.collateral), failures[0] if failures else None)

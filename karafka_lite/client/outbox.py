@@ -54,12 +54,16 @@ class Outbox:
     def _by_living(
         self, send: Callable[[Producer], Future[R]], messages: Sequence[Addressed], told: Told | None
     ) -> Future[R]:
-        producer = self._producer
+        producer, replaced = self._producer, False
         while True:
             try:
-                return send(producer or self._living())
-            except DeadError:
-                producer = None
+                producer = producer or self._living()
+                return send(producer)
+            except DeadError as dead:
+                if replaced and producer is not None:  # the new one has died, too: of a right that is missing
+                    failure = producer.failure_of(messages[0], dead)
+                    break
+                producer, replaced = None, True
             except KarafkaLiteError as error:
                 failure = ProduceError(f"topic {messages[0].topic} did not take a message ({error})")
                 break

@@ -33,7 +33,7 @@ from kafka.structs import TopicPartition
 
 from karafka_lite import forks
 from karafka_lite.client.accumulator import Accumulator, Partition, Plain
-from karafka_lite.client.batches import Batch, DeadError, Errors, Many, Receipt, Sent
+from karafka_lite.client.batches import Batch, DeadError, Errors, Many, Receipt, Sent, first_own
 from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
 from karafka_lite.client.encoding import RECORD_BYTES, Unencoded, size_of
 from karafka_lite.client.outgoing import check_outgoing
@@ -314,11 +314,16 @@ class Producer:
         """A message that could not be put into a batch."""
         batch = Batch(TopicPartition(message.topic, -1), 0, self)
         batch.add((0, message.key, message.value, None), 0, told)
-        failure = self._failure(message.topic, message.key, message.value, error, collateral=self._has_fatal_error())
+        failure = self.failure_of(message, error)
         batch.answer(-1, [failure])
         if told is not None:
             told(1, failure)
         return batch, 0
+
+    def failure_of(self, message: Addressed, error: Exception) -> ProduceError:
+        """What a message that was never sent fails with."""
+        collateral = self._has_fatal_error() and self._right_to_write() is None
+        return self._failure(message.topic, message.key, message.value, error, collateral=collateral)
 
     def check(self) -> None:
         """Have the futures fail that kafka-python is not going to resolve any more; never blocks.
@@ -415,7 +420,7 @@ class Producer:
         if not batch.answer(base_offset, failures):
             return
         for told, begin, end in batch.tellings:
-            told(end - begin, _first_own(failures[begin:end]))
+            told(end - begin, first_own(failures[begin:end]))
         batch.told = []  # who is told knows much: a future that is kept does not keep that
         with self.lock:
             if self._unanswered.pop(batch, None) is not None:
@@ -481,11 +486,6 @@ class Producer:
             return None
         why = self._trouble.why_not("InitProducerId")
         return why if isinstance(why, kafka.errors.AuthorizationError) else None
-
-
-def _first_own(failures: Sequence[ProduceError]) -> ProduceError | None:
-    """The first failure that is not another message's fault, else the first; None without one."""
-    return next((each for each in failures if not each.collateral), failures[0] if failures else None)
 
 
 def _explained(topic: str, size: int, error: Exception) -> str:

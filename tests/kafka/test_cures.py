@@ -360,7 +360,7 @@ def test_a_static_member_whose_place_is_taken_learns_it_with_the_next_heartbeat_
         wait_until(lambda: old.client.lost(time.monotonic()), PATIENCE_S, "it is told")
         for _ in range(2):
             with pytest.raises(ConfigurationError, match="has taken the place of group_instance_id='one'"):
-                old.client.poll(paused=False)
+                old.client.poll()
 
 
 def test_without_the_cure_it_works_on_until_its_session_is_over(

@@ -126,7 +126,7 @@ def test_a_partition_that_is_paused_for_long_does_not_keep_waiting_what_is_left_
         member.client._fetching._moved_at -= 3600
         fetches = Fetches(kafka, member, topic)
         assert len(member.read(120)) == 120
-        assert fetches.left == {20}
+        assert fetches.left <= {20}, "where something is left of others, a fetch does not wait for news"
 
 
 def test_a_fetch_for_what_is_not_at_its_end_is_sent_while_something_is_left(kafka: Observer) -> None:

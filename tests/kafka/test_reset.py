@@ -71,8 +71,9 @@ def test_an_app_begins_where_it_was_reset_to_and_another_client_sees_that_commit
         assert command(capsys, "reset", app, "--yes", "--to", *to).code == 0
         assert commits(kafka, group, topic, 2) == expected, to
 
+    began.clear()
     with running(worker):
-        wait_until(lambda: kafka.members(group), message="it has joined")
+        wait_until(lambda: (1, 0) in began, message="it has joined, and works")
         ended = command(capsys, "reset", app, "--to", "earliest", "--yes")
         refused(ended, f"group {group} has members: karafka-lite-", "Stop them first; nothing was changed")
     assert commits(kafka, group, topic, 2) == [4, 2]
@@ -193,8 +194,9 @@ def test_members_that_join_after_the_question_are_not_overruled(
     def work(batch: Any, ctx: Any) -> None: ...
 
     monkeypatch.setattr("karafka_lite.client.admin.Admin.members", lambda *_: [])
+    began.clear()
     with running(worker):
-        wait_until(lambda: kafka.members(group), message="it has joined")
+        wait_until(lambda: (1, 0) in began, message="it has joined, and works")
         ended = command(capsys, "reset", write_app(folder, kafka, group, topic), "--to", "0", "--yes")
     assert (ended.code, ended.err) == (1, f"karafka-lite: group {group} has members now; stop them first\n")
     assert kafka.committed(group, topic) == 3
