@@ -1,8 +1,9 @@
 """The side of a process that another one has started: ``run --processes`` and ``run --reload``.
 
 The parent holds the other end of a socket. It first sends its orders, a line of JSON with what goes before the options
-of the command line; when its end is closed, this process stops in good order: it never outlives its parent for long.
-In the other direction goes what the parent has to know: ``FED`` and ``WORKS``.
+of the command line, and then ``ASK`` whenever it wants to know how this process is; when its end is closed, this one
+stops in good order: it never outlives its parent for long. In the other direction go lines of JSON: ``FED`` and
+``WORKS`` when it is so, and answers, objects with ``health`` and ``reading``.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ import socket
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import astuple
+from typing import Any
 
 from karafka_lite import events
+from karafka_lite.app import App
 from karafka_lite.cli import lines
 from karafka_lite.cli.main import main as command
+from karafka_lite.observers.health import Health
+from karafka_lite.observers.metrics import Reading
 
-FED, WORKS = b"f", b"w"
+FED, WORKS = "fed", "works"
+ASK = b"?"
 PROGRAM = (  # not -m: a module of the user's in the current directory could take the place of one of Python's
     "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv.pop(1)]; "
     "from karafka_lite.cli.child import main; sys.exit(main())"
@@ -38,24 +45,35 @@ class Parent:
     def __init__(self, channel: socket.socket, prepared: bool, banner: bool, broker: str) -> None:
         self.prepared, self.banner, self.broker = prepared, banner, broker
         self._channel = channel
+        self._saying = threading.Lock()
         self._works = False
-        threading.Thread(target=self._stop_with_it, name="karafka-parent", daemon=True).start()
+        self._app: App | None = None
+        threading.Thread(target=self._answer_it, name="karafka-parent", daemon=True).start()
 
-    def tell(self, word: bytes) -> None:
-        """Say that something is done."""
-        with suppress(OSError):  # it is gone
-            self._channel.sendall(word)
+    def meet(self, app: App) -> None:
+        """All is prepared, and this is the App that runs from here on."""
+        self._tell(FED)
+        self._app = app
+        app.observe(self.observe)
 
     def observe(self, event: events.Event) -> None:
         """For ``app.observe``: joined once, this process has nothing that only a person could put right."""
         if not self._works and isinstance(event, events.Assigned | events.Idle):
             self._works = True
-            self.tell(WORKS)
+            self._tell(WORKS)
 
-    def _stop_with_it(self) -> None:
+    def _answer_it(self) -> None:
         with suppress(OSError):
-            self._channel.recv(1)  # it sends nothing more
+            while self._channel.recv(1) == ASK:
+                app = self._app
+                health = app.health() if app else Health(live=True, ready=False, reasons=("is starting",))
+                reading = app.reading() if app else Reading()
+                self._tell({"health": astuple(health), "reading": reading.plain()})
         os.kill(os.getpid(), signal.SIGTERM)
+
+    def _tell(self, what: Any) -> None:
+        with suppress(OSError), self._saying:  # it may be gone
+            self._channel.sendall(json.dumps(what).encode() + b"\n")
 
 
 def main() -> int:

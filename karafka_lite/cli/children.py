@@ -15,8 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from karafka_lite.cli.child import FED, PROGRAM, WORKS
+from karafka_lite.cli.child import ASK, FED, PROGRAM, WORKS
 from karafka_lite.forks import HANG_UP, SIGNALS
+from karafka_lite.observers.health import Health
+from karafka_lite.observers.metrics import Reading
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,12 +31,15 @@ class Child:
 
     Attributes:
         fed, works: what it has said so far: its files are sent, and it has joined its groups.
+        answers: to ``ask``, those that nobody has taken yet.
         talks: it may say more.
     """
 
     def __init__(self, argv: Sequence[str], orders: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> None:
         self.fed = self.works = False
+        self.answers: list[tuple[Health, Reading]] = []
         self.talks = True
+        self._heard = b""  # of a line that has not ended
         self._channel, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-c", PROGRAM, ROOT, str(theirs.fileno()), *argv]
@@ -49,16 +54,32 @@ class Child:
         """Its exit code, negative for a signal; None while it runs. Hears what it says."""
         code = self.process.poll()
         with suppress(OSError):
-            self.talks = bool(said := self._channel.recv(64))
-            self.fed |= FED in said
-            self.works |= WORKS in said
+            while said := self._channel.recv(65_536):
+                *lines, self._heard = (self._heard + said).split(b"\n")
+                for line in lines:
+                    self._hear(json.loads(line))
+            self.talks = False
         if code is not None:
             self._channel.close()
         return code
 
+    def ask(self) -> None:
+        """Have it say how it is, and what it has counted."""
+        with suppress(OSError):  # it has just ended
+            self._channel.send(ASK)
+
     def stop(self) -> None:
         """Ask it to stop, in good order."""
         self.process.terminate()
+
+    def _hear(self, told: Any) -> None:
+        if told == FED:
+            self.fed = True
+        elif told == WORKS:
+            self.works = True
+        else:
+            live, ready, reasons = told["health"]
+            self.answers.append((Health(live, ready, tuple(reasons)), Reading.of(told["reading"])))
 
 
 class Bell:

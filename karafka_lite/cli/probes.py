@@ -41,7 +41,7 @@ class Sources(NamedTuple):
 
 def add_to(parser: Parser) -> None:
     """The options."""
-    group = parser.add_argument_group("health")
+    group = parser.add_argument_group("health", "Of all processes together, with --processes.")
     path = "its time moves each second as long as the app is live: for probes that look at a file's age"
     group.add_argument("--health-file", metavar="PATH", type=Path, help=path)
     answers = "answer /live and /ready with 200 or 503 and the reasons, and /metrics for Prometheus (needs the extra "

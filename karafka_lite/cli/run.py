@@ -133,8 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
         if parent is None or not parent.prepared:
             _prepare(app, arguments, feeds, kind)
         if parent is not None:
-            parent.tell(child.FED)
-            app.observe(parent.observe)
+            parent.meet(app)
         elif arguments.processes:
             from karafka_lite.cli.supervisor import supervise
 
@@ -142,7 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
             done = {"feed": [], "create_topics": False, "partitions": None, "replication_factor": None, "strict": False}
             done["instance_id"] = app.config.instance_id
             orders = {**done, "broker": servers, "image": None, "prepared": True, "banner": False, "broker_kind": kind}
-            return supervise(arguments.processes, arguments.argv, orders)
+            return supervise(arguments, orders)
         with probes.watched(arguments, probes.Sources(app.health, lambda: metrics.exposed(app.reading()))):
             with console.live(app.stats, app.health) if arguments.live else nullcontext():
                 return _serve(app, arguments)
@@ -220,10 +219,10 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         refuse("--replication-factor requires --create-topics")
     if arguments.idle_timeout and not arguments.until_end:
         refuse("--idle-timeout requires --until-end")
+    if arguments.processes and arguments.live:
+        refuse("--live shows one process; leave out --processes")
     if arguments.live and not lines.on_terminal():
         refuse("--live needs standard error to be a terminal, without --quiet and --log-format")
-    if arguments.processes and (arguments.live or arguments.health_file or arguments.health_port):
-        refuse("--live, --health-file and --health-port are about one process; leave out --processes")
     if arguments.processes and (arguments.reload or arguments.until_end):
         refuse(f"--{'reload' if arguments.reload else 'until-end'} runs one process; leave out --processes")
 

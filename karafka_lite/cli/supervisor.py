@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
+import math
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from karafka_lite.cli import probes
 from karafka_lite.cli.children import Bell, Child, how_it_ended
+from karafka_lite.cli.pulse import ASK_S, Pulse
 from karafka_lite.errors import Exit
+from karafka_lite.observers import metrics
 
 log = logging.getLogger("karafka_lite")
 
@@ -38,13 +43,16 @@ class Deaths:
 
 
 class Supervisor:
-    """``count`` processes of the same command; ``start(number)`` starts one. ``step`` until it returns None."""
+    """A process for each of ``numbers``, of the same command; ``start(number)`` starts one.
 
-    def __init__(self, count: int, start: Callable[[int], Child], bell: Bell) -> None:
+    ``step`` until it returns None.
+    """
+
+    def __init__(self, numbers: Collection[int], start: Callable[[int], Child], bell: Bell, pulse: Pulse) -> None:
         self.children: dict[int, Child] = {}
         self.code = 0
-        self._start, self._bell = start, bell
-        self._due = dict.fromkeys(range(1, count + 1), float("-inf"))  # when to start a process
+        self._start, self._bell, self._pulse = start, bell, pulse
+        self._due = dict.fromkeys(numbers, float("-inf"))  # when to start a process
         self._first = set(self._due)  # who is in its first start
         self._deaths = Deaths()
         self._stops = 0  # signals that were passed on
@@ -53,23 +61,32 @@ class Supervisor:
     def step(self, now: float) -> float | None:
         """Do what is due. Returns the seconds to rest; None: all have ended, with ``code``."""
         for number, child in list(self.children.items()):
-            if (code := child.ended()) is not None:
+            code = child.ended()
+            while child.answers:
+                self._pulse.answered(number, *child.answers.pop(0), now)
+            if code is not None:
                 del self.children[number]
+                self._pulse.ended(number, how_it_ended(code))
                 self._ended(number, child, code, now)
         if self._stops < self._bell.stops:
             self._stops = self._bell.stops
             self._stop()
-        if self._stopping:
-            return LOOK_S if self.children else None
+        if self._stopping and not self.children:
+            return None
         for number, due in list(self._due.items()):
             if due <= now:
                 del self._due[number]
                 self.children[number] = self._start(number)
+                self._pulse.started(number, now)
                 log.info("[%d] started, pid %d", number, self.children[number].process.pid)
-        return min(self._due.values(), default=now + LOOK_S) - now
+        for number, child in self.children.items():
+            if self._pulse.is_due(number, now):
+                child.ask()
+        return min(*self._due.values(), now + self._pulse.ask_s, now + LOOK_S) - now
 
     def _stop(self) -> None:
         self._stopping = True
+        self._due.clear()
         for child in self.children.values():  # at once: each leaves the group before a rebalance could end
             child.stop()
 
@@ -93,19 +110,23 @@ class Supervisor:
             log.error("[%d] %s; it is started again in %.1f s", number, how_it_ended(code), wait)
 
 
-def supervise(count: int, argv: Sequence[str], orders: Mapping[str, Any]) -> int:
-    """Run ``count`` processes of the command line ``argv`` until a signal; returns the exit code.
+def supervise(arguments: argparse.Namespace, orders: Mapping[str, Any]) -> int:
+    """Run as many processes of this command line as it says until a signal; returns the exit code.
 
-    The first one that is not 0; 1 where five processes have died within a minute.
+    The first one that is not 0; 1 where five processes have died within a minute. The probes are answered for all.
     """
+    numbers = range(1, arguments.processes + 1)
+    pulse = Pulse(numbers, ASK_S if arguments.health_port or arguments.health_file else math.inf)
+    nothing = dict.fromkeys(("health_port", "health_host", "health_file"))
 
     def start(number: int) -> Child:
         instance = orders["instance_id"]
         own = {"number": str(number), "instance_id": instance and f"{instance}-{number}"}
-        return Child(argv, {**orders, **own})
+        return Child(arguments.argv, {**orders, **nothing, **own})
 
-    with Bell() as bell:
-        supervisor = Supervisor(count, start, bell)
+    sources = probes.Sources(lambda: pulse.health(time.monotonic()), lambda: metrics.exposed(pulse.reading()))
+    with Bell() as bell, probes.watched(arguments, sources):
+        supervisor = Supervisor(numbers, start, bell, pulse)
         while (rest := supervisor.step(time.monotonic())) is not None:
             bell.wait(supervisor.children.values(), rest)
         return supervisor.code

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Protocol
 
 from karafka_lite import events
@@ -100,10 +99,11 @@ def health(members: Collection[Watched], conditions: Conditions, bounds: Bounds,
     return Health(not hangs, not hangs and not waits, (*hangs, *waits))
 
 
-def together(healths: Collection[Health]) -> Health:
-    """Of several processes as one: it is what each of them is."""
-    reasons = chain.from_iterable(one.reasons for one in healths)
-    return Health(all(one.live for one in healths), all(one.ready for one in healths), tuple(dict.fromkeys(reasons)))
+def together(healths: Mapping[int, Health]) -> Health:
+    """Of several processes, by number, as one: it is what each of them is."""
+    hangs_first = sorted(healths.items(), key=lambda item: item[1].live)
+    reasons = tuple(f"[{number}] {why}" for number, one in hangs_first for why in one.reasons)
+    return Health(all(one.live for one in healths.values()), all(one.ready for one in healths.values()), reasons)
 
 
 def runs_of(member: Watched) -> Iterator[Run]:

@@ -11,11 +11,14 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from karafka_lite import events
 from karafka_lite.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 BUCKETS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 MISSING = "metrics need prometheus-client, which is not installed: pip install 'karafka-lite[metrics]'"
@@ -65,11 +68,31 @@ class TopicCounts:
 
 @dataclass
 class Reading:
-    """The counts of one process at one moment, or of several together: plain values, for a pipe."""
+    """The counts of one process at one moment, or of several together."""
 
     groups: dict[str, GroupCounts] = field(default_factory=dict)
     topics: dict[tuple[str, str], TopicCounts] = field(default_factory=dict)
     lags: dict[tuple[str, str, int], int] = field(default_factory=dict)
+
+    def plain(self) -> list[Any]:
+        """As values that JSON has; ``of`` reads them."""
+        groups = {group: asdict(counts) for group, counts in self.groups.items()}
+        topics = [[*key, asdict(counts)] for key, counts in self.topics.items()]
+        return [groups, topics, [[*key, lag] for key, lag in self.lags.items()]]
+
+    @classmethod
+    def of(cls, plain: list[Any]) -> Self:
+        """What ``plain`` has made."""
+        groups, topics, lags = plain
+        return cls(
+            {group: GroupCounts(**_counts(values)) for group, values in groups.items()},
+            {(group, topic): TopicCounts(**_counts(values)) for group, topic, values in topics},
+            {(group, topic, partition): lag for group, topic, partition, lag in lags},
+        )
+
+
+def _counts(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: Histogram(**value) if isinstance(value, dict) else value for name, value in values.items()}
 
 
 class Counts:

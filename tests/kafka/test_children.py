@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.harness import Process
 from support.observer import Observer, wait_until
+
+from karafka_lite import Health
+from karafka_lite.cli.child import FED, WORKS
+from karafka_lite.cli.children import Child
+from karafka_lite.observers.metrics import Reading
 
 BECOME_THE_COMMAND = """
     os.execv(sys.executable, [sys.executable, "-m", "karafka_lite", "run", *sys.argv[1:]])
@@ -136,3 +145,30 @@ def test_a_start_that_cannot_work_ends_all_with_its_exit_code(
         assert process.wait(30) == code
     assert says in process.errors()
     assert "Traceback" not in process.errors()
+
+
+def test_what_a_child_says_is_heard_whole_in_whatever_pieces_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = list[socket.socket]()
+
+    def popen(command: object, pass_fds: list[int], env: object) -> Any:
+        ends.append(socket.socket(fileno=os.dup(pass_fds[0])))
+        return SimpleNamespace(poll=lambda: None if child_runs else 0)
+
+    child_runs = True
+    monkeypatch.setattr("karafka_lite.cli.children.subprocess.Popen", popen)
+    child = Child([], {})
+    reading = Reading(lags={("shop", "orders", partition): partition for partition in range(10_000)})
+    answer = {"health": [True, False, ["is starting"]], "reading": reading.plain()}
+    said = "".join(json.dumps(one) + "\n" for one in (FED, answer, WORKS)).encode()
+    assert len(said) > 200_000
+    (theirs,) = ends
+    with theirs:
+        assert json.loads(theirs.recv(100)) == {}, "its orders"
+        for begin in range(0, len(said), 50_000):
+            assert child.ended() is None
+            theirs.sendall(said[begin : begin + 50_000])
+        child.ended()
+    assert (child.fed, child.works, child.talks) == (True, True, True)
+    assert child.answers == [(Health(live=True, ready=False, reasons=("is starting",)), reading)]
+    child_runs = False
+    assert (child.ended(), child.talks) == (0, False)

@@ -27,11 +27,11 @@ from karafka_lite.broker import EmbeddedBroker
 TOLD_S = 10.0  # within which the three are told apart
 SERVICE = """
     from karafka_lite import App
-    from karafka_lite.cli import probes
+    from karafka_lite.cli import probes, pulse
     from karafka_lite.observers import health
 
     health.STEP_S = 1.5  # of a thread without progress: 30 s would be a long test
-    probes.EVERY_S = 0.2
+    probes.EVERY_S, pulse.ASK_S, pulse.SILENT_S = 0.2, 0.1, 0.6
     app = App(os.environ["GROUP"], bootstrap_servers=BROKERS, drain_timeout_ms=1500, auto_commit_interval_ms=60_000,
               concurrency=2, heartbeat_interval_ms=300, session_timeout_ms=6000, fetch_max_wait_ms=100,
               reconnect_backoff_max_ms=200, bootstrap_timeout_ms=2000)
@@ -228,6 +228,38 @@ def test_a_scrape_has_every_metric_and_a_missing_topic_a_join_and_a_hand_over_sh
     assert sums["karafka_lite_handler_seconds_count"] == 2
     assert sums["karafka_lite_rebalances_total"] >= 3, "one join, and one of both"
     assert sums["karafka_lite_drain_seconds_count"] == 1
+
+
+def test_with_processes_one_port_and_one_file_answer_for_all(embedded: Observer, tmp_path: Path) -> None:
+    topic, group = embedded.topic(2), embedded.group()
+    with Service(embedded, tmp_path, topic, group, "--processes", "2") as service:
+
+        def total() -> float:
+            return samples(service.get("/metrics")[1]).get("karafka_lite_messages_total", 0)
+
+        wait_until(lambda: len(embedded.members(group)) == 2, message="both have joined")
+        service.becomes(200, 200)
+        for partition in (0, 1):
+            embedded.produce(topic, ["fine"] * (3 + partition), partition)
+        wait_until(lambda: total() == 7, message="the messages of both are counted")
+        assert service.file_moves()
+        pids = re.findall(r"started, pid (\d+)", service.errors())
+        victim = int(pids[1])
+        os.kill(victim, signal.SIGSTOP)
+        try:
+            service.becomes(503, 503, "[2] has not answered for ")
+            assert not service.file_moves()
+            assert total() == 7
+        finally:
+            os.kill(victim, signal.SIGCONT)
+        service.becomes(200, 200)
+        assert service.file_moves()
+        os.kill(victim, signal.SIGKILL)
+        service.becomes(200, 503, "[2] ")
+        assert total() == 7, "what the dead one has counted stays"
+        service.signal(signal.SIGTERM)
+        assert service.wait() == 0
+    assert "Traceback" not in service.errors()
 
 
 @pytest.mark.parametrize("how", ["the command", "app.run()"])

@@ -124,7 +124,7 @@ def test_where_watchfiles_is_missing_it_says_what_to_install(
     [
         (["--reload", "--processes", "2"], "--reload runs one process; leave out --processes"),
         (["--until-end", "--processes", "2"], "--until-end runs one process; leave out --processes"),
-        (["--health-file", "x", "--processes", "2"], "are about one process; leave out --processes"),
+        (["--live", "--processes", "2"], "--live shows one process; leave out --processes"),
         (["--processes", "0"], "--processes: must be an integer ≥ 1, got '0'"),
         (["--replication-factor", "3"], "--replication-factor requires --create-topics"),
     ],

@@ -145,12 +145,13 @@ def test_who_is_out_of_the_group_is_not_ready(scene: Scene, event: Any) -> None:
     assert scene.at(1.0).reasons == ("group shop: has not joined",)
 
 
-def test_several_processes_are_as_good_as_each_of_them_and_a_reason_is_said_once() -> None:
+def test_several_processes_are_as_good_as_each_of_them_and_say_first_which_of_them_hang() -> None:
     waits = Health(live=True, ready=False, reasons=("group shop: has not joined",))
     hangs = Health(live=False, ready=False, reasons=("it hangs", "group shop: has not joined"))
-    assert together([GOOD, GOOD]) == GOOD
-    assert together([GOOD, waits]) == waits
-    assert together([waits, GOOD, hangs]) == Health(False, False, ("group shop: has not joined", "it hangs"))
+    assert together({1: GOOD, 2: GOOD}) == GOOD
+    assert together({1: GOOD, 2: waits}) == Health(True, False, ("[2] group shop: has not joined",))
+    reasons = ("[3] it hangs", "[3] group shop: has not joined", "[1] group shop: has not joined")
+    assert together({1: waits, 2: GOOD, 3: hangs}) == Health(False, False, reasons)
 
 
 def test_an_app_that_was_not_started_is_live_and_not_ready() -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from karafka_lite import Health
+from karafka_lite.cli.pulse import ASK_S, Pulse
 from karafka_lite.cli.supervisor import Supervisor
+from karafka_lite.observers.metrics import Reading, TopicCounts
+
+ANSWER = Health(live=True, ready=True), Reading(topics={("shop", "orders"): TopicCounts(messages=5)})
 
 
 class FakeChild:
     def __init__(self, number: int) -> None:
         self.number, self.works, self.stopped, self.code = number, False, 0, None
         self.process = SimpleNamespace(pid=1000 + number)
+        self.asked, self.answers = 0, list[Any]()
 
     def ended(self) -> Any:
         return self.code
@@ -22,11 +29,16 @@ class FakeChild:
     def stop(self) -> None:
         self.stopped += 1
 
+    def ask(self) -> None:
+        self.asked += 1
+
 
 class Scene:
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, ask_s: float = math.inf) -> None:
         self.now, self.starts, self.bell = 0.0, list[FakeChild](), SimpleNamespace(stops=0)
-        self.supervisor = Supervisor(count, self.start, self.bell)  # type: ignore[arg-type]
+        numbers = range(1, count + 1)
+        self.pulse = Pulse(numbers, ask_s)
+        self.supervisor = Supervisor(numbers, self.start, self.bell, self.pulse)  # type: ignore[arg-type]
         self.rest: float | None = 0.0
         self.step()
 
@@ -121,3 +133,34 @@ def test_who_was_stopped_before_it_began_has_ended_well() -> None:
     scene.ends(1, -signal.SIGTERM, works=False)
     scene.ends(2, -signal.SIGKILL)
     assert (scene.step(), scene.rest, scene.supervisor.code) == ([], None, 1)
+
+
+def test_all_are_asked_how_they_are_also_while_they_stop_and_what_one_said_last_counts() -> None:
+    scene = Scene(2, ASK_S)
+    assert [child.asked for child in scene.starts] == [1, 1]
+    assert scene.rest == ASK_S
+    for child in scene.starts:
+        child.answers.append(ANSWER)
+    scene.step(0.1)
+    assert scene.pulse.health(0.1) == Health(live=True, ready=True)
+    scene.step(ASK_S)
+    assert [child.asked for child in scene.starts] == [2, 2]
+    scene.child(2).answers.append(ANSWER)
+    scene.ends(2, -signal.SIGKILL)
+    scene.step()
+    assert scene.pulse.health(scene.now).reasons == ("[2] was killed by SIGKILL",)
+    assert scene.pulse.reading().topics["shop", "orders"].messages == 10
+    assert scene.step(0.5) == [2]
+    assert scene.pulse.health(scene.now).reasons == ("[2] is starting",)
+    scene.ends(2, -signal.SIGKILL)
+    scene.child(1).answers.append(ANSWER)
+    scene.bell.stops = 1
+    scene.step(ASK_S + 0.1)
+    assert scene.child(1).asked == 3
+    assert scene.rest == ASK_S, "nobody is started any more"
+
+
+def test_where_no_probe_is_asked_for_nobody_is_asked() -> None:
+    scene = Scene(1)
+    scene.step(10.0)
+    assert (scene.child(1).asked, scene.rest) == (0, 60.0)
