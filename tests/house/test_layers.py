@@ -7,10 +7,12 @@ a circle; imports inside functions and under TYPE_CHECKING count, because a file
 from __future__ import annotations
 
 import ast
+import functools
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,6 +128,14 @@ TOP_LEVEL = {"pyproject.toml", "karafka_lite", "examples", "tests", "README.md",
 # -- the rules --------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def tree_of(source: str) -> ast.Module:
+    """CPython 3.11 now and then says so of a good source (gh-106905), where another thread runs in between."""
+    with suppress(SystemError):
+        return ast.parse(source)
+    return ast.parse(source)
+
+
 def test_every_file_is_in_the_table() -> None:
     strangers = [path for path in sources() if entry(path) not in LAYERS]
     assert not strangers, f"not in LAYERS of {Path(__file__).name}: {strangers}; enter each with its layer"
@@ -190,7 +200,7 @@ def lines_of_code(source: str) -> int:
     """Without blank lines, comments and docstrings: a docstring that is left out makes nothing easier to read."""
     docs = {
         line
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(tree_of(source))
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         for first in node.body[:1]
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
@@ -258,7 +268,7 @@ def imports(files: Mapping[str, str]) -> list[Import]:
     return [
         Import(path, node.lineno, target)
         for path, source in files.items()
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(tree_of(source))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for target in sorted(set(targets(node, path, files)))
     ]
@@ -290,7 +300,7 @@ def target_file(module: str, files: Mapping[str, str]) -> str:
 def thread_imports(source: str) -> list[tuple[int, str]]:
     """Line and name of what is imported of ``THREAD_MODULES``; a Future is not counted."""
     imported: list[tuple[int, str]] = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree_of(source)):
         if isinstance(node, ast.Import):
             imported += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and not node.level:

@@ -53,13 +53,13 @@ def test_a_handler_that_forgets_to_mark_or_takes_too_long_is_named(
     with run(kafka, tmp_path, topics) as process:
         process.until(lambda fact: fact.get("forgot") == 11_999)
         wait_until(lambda: ": forget has processed 10," in process.errors(), message="who does not mark")
-        slow = f"{topics[1]}-0@0..0: wait has been running for 2 s; no rebalance waits longer than max_poll_interval_ms"
+        slow = f"{topics[1]}-0@0: wait has been running for 2 s; no rebalance waits longer than max_poll_interval_ms"
         wait_until(lambda: slow in process.errors(), message="who is slower than a rebalance waits")
         (tmp_path / topics[1]).touch()
         kafka.produce(topics[2], [0])
         process.until(lambda fact: fact.get("waits") == topics[2])
         process.signal(signal.SIGTERM)
-        waits = f"{topics[2]}-0@0..0: wait has been running for 1 s and holds up a stop, which goes on without it after"
+        waits = f"{topics[2]}-0@0: wait has been running for 1 s and holds up a stop, which goes on without it after"
         wait_until(lambda: waits in process.errors(), message="whom the stop waits for")
         (tmp_path / topics[2]).touch()
         assert process.wait() == 0

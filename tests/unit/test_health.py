@@ -75,7 +75,7 @@ def test_a_handler_beyond_drain_timeout_is_not_live_and_named_also_after_its_par
     run = scene.group.begin(ownership, 1.0)
     assert run is not None
     assert scene.at(11.0) == GOOD
-    named = "orders-0@0..0: store has been running for 11 s, longer than drain_timeout_ms=10000"
+    named = "orders-0@0: store has been running for 11 s, longer than drain_timeout_ms=10000"
     assert scene.at(12.0) == Health(live=False, ready=False, reasons=(named,))
     scene.group.lose(13.0, rejoin=True)
     assert scene.at(14.0).reasons[0] == named.replace("11 s", "13 s")
