@@ -43,6 +43,7 @@ from karafka_lite.client.reader import PollIsFullError
 
 BESIDE_MS = 20  # how long a fetch may wait for news that leaves out partitions, which wait for the next one
 OF_A_REST = 1 / 8
+AFTER_WHO_WAITS_S = 0.001
 
 _OF_A_PARTITION = attrgetter("_position", "paused", "_awaiting_validation", "_preferred_read_replica")
 
@@ -63,6 +64,7 @@ class Fetching:
             0  # partitions of which the requests leave out the news, and those of them paused
         )
         self._settled: Any = None  # the leaders and partitions that a poll has looked at last
+        self._waits = False  # the poller waits for news
         self._news = threading.Event()  # something has come, or the poller is wanted elsewhere
         self._asking = False  # whether kafka-python's thread is going to send requests
         self._failure: Exception | None = None  # why it could not; kafka-python's own thread may have died, too
@@ -111,7 +113,9 @@ class Fetching:
         if not records:
             if not asked:  # nothing may ever come, and what is in the way may pass without a word
                 timeout_ms = min(timeout_ms, self._consumer.config["retry_backoff_ms"])
+            self._waits = True
             self._news.wait(timeout_ms / 1000)
+            self._waits = False
             self._news.clear()
             records, _ = self._fetcher.fetched_records(most)
         found: dict[Any, list[Any]] = records
@@ -246,7 +250,8 @@ class Fetching:
     def _asks_again(self, node: Any, answer: Any) -> None:
         self._stock_clear(node, answer)
         if not isinstance(answer, Exception):
-            self._consumer._net.call_soon(self._ask)
+            # A poll that waits goes first: to ask takes half a millisecond, in which this thread keeps the interpreter.
+            self._consumer._net.call_later(AFTER_WHO_WAITS_S if self._waits else 0, self._ask)
 
     def _wait_ms(self) -> int:
         """How long a fetch may wait for news."""
