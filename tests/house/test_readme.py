@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 DEPLOY = ROOT / "examples" / "deploy"
 MOST_LINES = 300
+INSTALLS = 2  # its two commands: tests/kafka/test_examples.py runs the first one, whoever reads this the second
 WIDEST = 100  # of a table
 
 
@@ -68,7 +69,9 @@ def test_python_runs(block: Block) -> None:
 
 
 def test_the_shell_commands_exist() -> None:
-    commands = [command for block in blocks("sh") for command in shell_commands(block.text)]
+    installs = [block for block in blocks("sh") if "pip install" in block.text]
+    assert len(installs) == INSTALLS, "one installs and runs the quickstart, one installs and passes the tests"
+    commands = [command for block in blocks("sh") if block not in installs for command in shell_commands(block.text)]
     indented = re.findall(r"^    (karafka-lite [^\[\n…]*)$", README, re.MULTILINE)
     assert len(commands) + len(indented) >= 4
     for command in [*commands, *indented]:
