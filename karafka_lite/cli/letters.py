@@ -22,7 +22,7 @@ class Letter(NamedTuple):
 
     @classmethod
     def of(cls, record: Record) -> Letter:
-        """Added headers stand behind those that the message had, each once; a letter of a letter has them twice."""
+        """Added headers come after those that the message had, each once; a letter of a letter has them twice."""
         own = [(name, value or b"") for name, value in record.headers]  # a header of null cannot be sent
         added: dict[str, str] = {}
         while own and own[-1][0] in ADDED and own[-1][0] not in added:

@@ -92,8 +92,8 @@ def redrive(arguments: argparse.Namespace) -> int:
 class Redrive:
     """One run over a dead-letter topic, to where it ends at the start.
 
-    Two passes: the first finds the last letter of each partition that goes back, so that what is behind it need not be
-    put back. Then letters are sent in pieces, and a piece is committed when all of it is acknowledged.
+    Two passes: the first finds the last letter of each partition that goes back, so that what comes after it need not
+    be put back. Then letters are sent in pieces, and a piece is committed when all of it is acknowledged.
 
     Attributes:
         sent: how many went back, or would, by topic and error.

@@ -1,8 +1,8 @@
 """A batch of messages on its way, and the answers to them.
 
 A batch is *open* while messages are added, then *handed over* to kafka-python, which asks its ``records`` for bytes
-when it makes a request, behind all locks; then *answered*, once, for all of its messages. One that is too large for its
-topic is *split*: its halves are answered in its place.
+when it makes a request, outside all locks; then *answered*, once, for all of its messages. One that is too large for
+its topic is *split*: its halves are answered in its place.
 
     Batch    in kafka-python's terms a ProducerBatch
     Sent     the future of one message: it costs nothing until somebody looks at it

@@ -124,7 +124,7 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
         self._ahead: list[Any] = []  # one of them, as long as there are more
         self._otherwise: Callable[[], Iterator[Any]] | None = None  # reads the batch in hand where ``_records`` give up
         self._resting = False  # the batch in hand has to be read again, from where it was left
-        self._error: Exception | None = None  # why what is behind ``_ahead`` cannot be read
+        self._error: Exception | None = None  # why what comes after ``_ahead`` cannot be read
         self._end = fetch_offset  # the next offset after the batch in hand, which may be past its last record
 
     def take(self, n: int | None = None) -> list[Any]:
@@ -245,14 +245,14 @@ class Reader(Fetcher.PartitionRecords):  # type: ignore[misc]
     def _unreadable(self, error: Exception) -> FetchError:
         topic, partition = self.topic_partition
         offset = int(max(self.fetch_offset, self.next_fetch_offset))
-        behind = max(next_offset_after(offset), getattr(self._batch, "next_offset", 0))
+        after = max(next_offset_after(offset), getattr(self._batch, "next_offset", 0))
         what, cure = str(error), getattr(error, "cure", DISKS)
         if not isinstance(error, UnreadableError):  # of kafka-python, or there is no memory
             what = describe(error)
-        skip = f"karafka-lite read {topic} --partition {partition} --from {behind}"
+        skip = f"karafka-lite read {topic} --partition {partition} --from {after}"
         if group := self._group_id:
             skip = f"stop the group, then karafka-lite reset --group {shlex.quote(group)} --topic {topic}"
-            skip += f" --partition {partition} --to {behind}"
+            skip += f" --partition {partition} --to {after}"
         message = f"{where(topic, partition, offset)} cannot be read: {what}. Cure: {cure}. To skip it: {skip}"
         return FetchError(message, topic, partition, offset)
 

@@ -89,6 +89,16 @@ def test_what_nobody_caught_is_an_object_too(capsys: pytest.CaptureFixture[str])
     assert said["exception"].startswith("Traceback")
 
 
+def test_so_is_what_ends_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    lines.choose("json", False)
+    try:
+        raise ValueError("at the end")
+    except ValueError:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    (said,) = objects(capsys.readouterr().err)
+    assert said["message"] == "uncaught ValueError: at the end"
+
+
 @pytest.mark.parametrize("log_format", ["auto", "text", "json"])
 def test_quiet_leaves_complaints_and_warnings(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
     lines.choose(log_format, True)
