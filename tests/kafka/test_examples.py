@@ -53,7 +53,8 @@ def karafka_lite(arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_first_command_of_the_readme_ends_with_a_summary_of_all_earthquakes() -> None:
-    (command,) = re.findall(r"^karafka-lite (run .*--until-end)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    text = (ROOT / "README.md").read_text()
+    (command,) = re.findall(r"^pip install -e \. && karafka-lite (run .*--until-end)$", text, re.MULTILINE)
     done = karafka_lite(command)
     assert done.returncode == 0, done.stderr
     assert "magnitude 6:    5" in done.stdout
