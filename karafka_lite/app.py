@@ -11,8 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from karafka_lite import exits, forks
+from karafka_lite.addressing import none_sent, outgoing, outgoing_many
 from karafka_lite.checks import check_function
-from karafka_lite.context import none_sent, outgoing, outgoing_many
 from karafka_lite.draining import Drain, Drained
 from karafka_lite.errors import ConfigurationError, Exit
 from karafka_lite.functions import is_again, place_of

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
+from karafka_lite.addressing import none_sent, outgoing, outgoing_many
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run, State
-from karafka_lite.errors import ConfigurationError, cut, in_message
-from karafka_lite.messages import Addressed, Batch, Message, Outgoing, next_offset_after, where
-from karafka_lite.serializer import Serializer, serialized, to_json
+from karafka_lite.errors import ConfigurationError, cut
+from karafka_lite.messages import Addressed, Batch, Message, next_offset_after, where
+from karafka_lite.serializer import Serializer, to_json
 
 log = logging.getLogger("karafka_lite")
 
@@ -440,61 +441,3 @@ def _seek_target(what: str, to: object) -> SeekTarget:
     if isinstance(to, str) or to < 0:
         raise ValueError(f"{what} takes an offset from 0, 'earliest', 'latest' or a datetime, not {to!r}")
     return to
-
-
-def outgoing(
-    topic: Any,
-    value: Any,
-    key: Any,
-    headers: Any,
-    partition: Any,
-    timestamp_ms: Any,
-    serializer: Serializer = to_json,
-) -> Addressed:
-    """The message that these arguments of a send make. What cannot be sent stays as it is: ``check_outgoing`` names it.
-
-    Raises TypeError, ValueError: the serializer cannot make bytes of the value, or the key is no text.
-    """
-    if key is not None and type(key) is not bytes:
-        key = _key(key)
-    pairs: Any = headers
-    if headers is not None and isinstance(headers, Iterable) and not isinstance(headers, Mapping | str | bytes):
-        pairs = list(headers)
-    if type(value) is not bytes:
-        value = serialized(serializer, topic, value)
-    return Addressed(topic, value, key, pairs, partition, timestamp_ms)
-
-
-def _key(key: Any) -> Any:
-    if isinstance(key, str):
-        try:
-            return key.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"key cannot be encoded as UTF-8, it has surrogates: {cut(ascii(key))}") from None
-    return bytes(key) if isinstance(key, bytearray | memoryview) else key
-
-
-def outgoing_many(topic: Any, messages: Any, serializer: Serializer) -> list[Addressed]:
-    """``outgoing`` for each of ``messages``, which are values or ``Outgoing``. Raises TypeError, ValueError."""
-    if isinstance(messages, Outgoing | Mapping | str | bytes | bytearray) or not isinstance(messages, Iterable):
-        raise TypeError(
-            f"messages must be an iterable of values or of Outgoing, got {type(messages).__name__}; for one message: "
-            f"produce"
-        )
-    made: list[Addressed] = []
-    for message in messages:
-        try:
-            if isinstance(message, Outgoing):
-                made.append(outgoing(topic, *message, serializer))
-            else:
-                made.append(Addressed(topic, serialized(serializer, topic, message)))
-        except (TypeError, ValueError) as mistake:
-            raise in_message(len(made), mistake) from mistake.__cause__
-    return made
-
-
-def none_sent() -> Future[list[tuple[int, int]]]:
-    """The answer to no message at all."""
-    future: Future[list[tuple[int, int]]] = Future()
-    future.set_result([])
-    return future

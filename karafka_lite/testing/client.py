@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 from typing_extensions import Self
 
+from karafka_lite.addressing import outgoing
 from karafka_lite.app import App
 from karafka_lite.client.outgoing import check_outgoing
-from karafka_lite.context import outgoing
 from karafka_lite.core import ownership
 from karafka_lite.errors import ConfigurationError
 from karafka_lite.events import CallEnded, Event

@@ -53,6 +53,8 @@ ELSEWHERE = {
     "observers/banner.py": "unit/test_console.py",
     # Of messages for nobody, who reads them is the command.
     "client/browser.py": "kafka/test_read.py",
+    # What a send takes, the tests of the context say.
+    "addressing.py": "unit/test_context.py",
     # What decorators refuse, the tests of the decorators say.
     "checks.py": "unit/test_routing.py",
     # Values only; the group that gives them is tested.

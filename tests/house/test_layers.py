@@ -33,6 +33,7 @@ LAYERS = {
     "messages.py": 0,
     "events.py": 0,
     "core/": 1,
+    "addressing.py": 1,
     "context.py": 2,
     "settings.py": 2,
     "checks.py": 2,
@@ -104,6 +105,7 @@ MAY_HAVE_THREADS = {
 CORE = {
     *("core/", "client/", "runner.py"),
     *(
+        "addressing.py",
         "app.py",
         "checks.py",
         "context.py",
