@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +37,7 @@ from karafka_lite.observers.news import DeadLetter, News
 from karafka_lite.observers.observed import Observed
 from karafka_lite.routing import Route, Router
 from karafka_lite.settings import Config
+from karafka_lite.workers import THREAD_END_S, Workers
 
 if TYPE_CHECKING:
     from karafka_lite.client.protocol import Client, Outbox
@@ -46,7 +46,6 @@ LOOK_AGAIN_S = 0.1  # how late a thread that waits sees that the membership was 
 TOPICS_CHECK_S = 1.0  # between two looks for missing topics, and two tries to connect again
 SIGNALS_S = 0.5  # how late a signal may be seen that came at a bad moment
 SPINS = 1000  # tries of a mark to get the lock before it waits in the lock's queue
-THREAD_END_S, STUCK_END_S = 5.0, 0.1  # for a thread of ours that has nothing to do any more, and for a stuck one
 ANSWER_SLACK_S = 5.0  # beyond delivery_timeout_ms: then nothing waits for an answer any longer
 Sent = Future[tuple[int, int]]  # (partition, offset) of what was sent
 
@@ -64,42 +63,6 @@ class System:
 
     def thread(self, name: str, function: Callable[[], object]) -> Any:
         return threading.Thread(target=function, name=name, daemon=True)  # not started yet
-
-
-class Workers:
-    """Threads for the user code of one handler, made when needed. ``_idle``: those without a job, less waiting jobs."""
-
-    def __init__(self, system: System, name: str, concurrency: int, inside: dict[int, Run]) -> None:
-        self._system, self._name, self._concurrency, self.inside = system, name, concurrency, inside
-        self.jobs, self.threads, self._lock, self._idle = system.queue(), list[Any](), system.lock(), 0
-
-    def put(self, member: Member, ownership: Ownership) -> None:
-        with self._lock:
-            self.jobs.put((member, ownership))
-            self._idle -= 1
-            if self._idle < 0 and len(self.threads) < self._concurrency:
-                thread = self._system.thread(f"karafka-worker-{self._name}-{len(self.threads)}", self._work)
-                with suppress(RuntimeError):  # at its end Python starts none any more: the others do it all
-                    thread.start()
-                    self.threads.append(thread)
-                    self._idle += 1
-
-    def stop(self) -> None:
-        """End the threads and wait for them, but not for those that are stuck in user code."""
-        for _ in self.threads:
-            self.jobs.put(None)
-        for thread in self.threads:
-            thread.join(STUCK_END_S if thread.ident in self.inside else THREAD_END_S)
-
-    def _work(self) -> None:
-        while (job := self.jobs.get()) is not None:
-            member, ownership = job
-            try:
-                member.run(ownership, self._system.thread_id(), self.inside)
-            except BaseException as bug:  # noqa: BLE001 - user code is caught further in, so this is a bug of ours
-                member.crash("worker", bug)  # the app stops; it still needs this thread for what is due before its end
-            with self._lock:
-                self._idle += 1
 
 
 class Shared(NamedTuple):

@@ -41,6 +41,7 @@ LAYERS = {
     "routing.py": 2,
     "client/": 3,
     "observers/": 4,
+    "workers.py": 4,
     "runner.py": 5,
     "sender.py": 5,
     "draining.py": 6,
@@ -118,6 +119,7 @@ CORE = {
         "serializer.py",
         "settings.py",
         "watching.py",
+        "workers.py",
     ),
 }
 MAX_LINES_OF_THE_CORE = 7_000

@@ -20,8 +20,9 @@ from karafka_lite.ending import ExitRequest
 from karafka_lite.errors import Exit
 from karafka_lite.events import Crashed, Event
 from karafka_lite.messages import Addressed, PlainRecord, TopicPartition
-from karafka_lite.runner import Member, Shared, System, Workers
+from karafka_lite.runner import Member, Shared, System
 from karafka_lite.testing.cluster import together
+from karafka_lite.workers import Workers
 from support.observer import wait_until
 
 PATIENCE_S = 20

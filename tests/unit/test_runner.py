@@ -27,6 +27,7 @@ from karafka_lite import (
     ProduceError,
     events,
     runner,
+    workers,
 )
 from karafka_lite.core import group as group_module
 from karafka_lite.core.group import Group
@@ -55,7 +56,7 @@ def nothing(batch: Batch, ctx: Context) -> None: ...
 def short_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is waited for at the end in vain, is waited for shortly."""
     monkeypatch.setattr(group_module, "FINAL_COMMIT_S", 0.2)
-    monkeypatch.setattr(runner, "STUCK_END_S", 0.05)
+    monkeypatch.setattr(workers, "STUCK_END_S", 0.05)
 
 
 # -- what dies is noticed
@@ -662,67 +663,6 @@ def test_a_dead_letter_without_an_answer_fails_its_run_in_time() -> None:
     assert "could not send to the dead-letter topic (" in str(ended.error)
     assert "handler error was ValueError: bad" in str(ended.error)
     assert stage.owned("t").marks.stored is None
-
-
-def test_workers_that_are_stuck_are_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One in user code, one where it should not be: in what it passes on, say."""
-    monkeypatch.setattr(runner, "THREAD_END_S", 0.05)
-    release, inside = threading.Event(), threading.Barrier(3, timeout=PATIENCE_S)
-
-    def store(batch: Batch, ctx: Context) -> None:
-        inside.wait()
-        release.wait()
-
-    app = app_of(store, "t", "u")
-    stage = Stage(app, runner.System(), concurrency=2)
-    try:
-        for topic in ("t", "u"):
-            stage.cluster.send(topic)
-        stage.lock = type("", (), {"is_mine": False})
-        stage.poll(6)
-        inside.wait()
-        first = next(iter(stage.workers.inside))
-        del stage.workers.inside[first]
-        stopped = threading.Thread(target=stage.workers.stop)
-        stopped.start()
-        stopped.join(PATIENCE_S)
-        assert not stopped.is_alive()
-        assert all(thread.is_alive() for thread in stage.workers.threads)
-    finally:
-        stage.workers.inside.setdefault(first, None)  # type: ignore[arg-type]
-        release.set()
-        for thread in stage.workers.threads:
-            thread.join(PATIENCE_S)
-
-
-def test_where_python_starts_no_thread_any_more_those_that_there_are_do_all_the_work() -> None:
-    class AtItsEnd(runner.System):
-        """Python 3.12 at the end of the program: one thread was there before."""
-
-        threads = 0
-
-        def thread(self, name: str, function: Callable[[], object]) -> Any:
-            self.threads += 1
-            thread = super().thread(name, function)
-            if self.threads > 1:
-                thread.start = lambda: (_ for _ in ()).throw(RuntimeError("can't create new thread"))
-            return thread
-
-    class Job:
-        def run(self, number: int, thread: int, inside: dict[int, Any]) -> None:
-            gate.wait(PATIENCE_S)
-            done.append(number)
-
-    gate, done, system = threading.Event(), list[int](), AtItsEnd()
-    workers, job = runner.Workers(system, "late", 3, {}), Job()
-    for number in range(4):
-        workers.put(job, number)  # type: ignore[arg-type]
-    assert (system.threads, len(workers.threads)) == (4, 1)
-    gate.set()
-    wait_until(lambda: len(done) == 4, message="all is done")
-    workers.stop()
-    assert done == [0, 1, 2, 3]
-    assert not workers.threads[0].is_alive()
 
 
 def test_a_handler_that_is_stuck_is_named_and_the_exit_is_2() -> None:

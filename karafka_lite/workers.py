@@ -1,0 +1,60 @@
+"""Where user code runs: threads for the calls of one handler, made when they are needed."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, Protocol
+
+from karafka_lite.core.ownership import Ownership, Run
+
+THREAD_END_S, STUCK_END_S = 5.0, 0.1  # for a thread of ours that has nothing to do any more, and for a stuck one
+
+
+class Caller(Protocol):
+    """Who knows what is due: a member of a group."""
+
+    def run(self, ownership: Ownership, thread: int, inside: dict[int, Run]) -> None:
+        """Call what is due for ``ownership``; entered into ``inside`` by ``thread`` while it runs."""
+
+    def crash(self, thread: str, bug: BaseException) -> None:
+        """A thread has met a bug of ours."""
+
+
+class Workers:
+    """Threads for the user code of one handler, made when needed. ``_idle``: those without a job, less waiting jobs.
+
+    ``system``: has locks and threads, as the runner's.
+    """
+
+    def __init__(self, system: Any, name: str, concurrency: int, inside: dict[int, Run]) -> None:
+        self._system, self._name, self._concurrency, self.inside = system, name, concurrency, inside
+        self.jobs, self.threads, self._lock, self._idle = system.queue(), list[Any](), system.lock(), 0
+
+    def put(self, member: Caller, ownership: Ownership) -> None:
+        """There is something to run."""
+        with self._lock:
+            self.jobs.put((member, ownership))
+            self._idle -= 1
+            if self._idle < 0 and len(self.threads) < self._concurrency:
+                thread = self._system.thread(f"karafka-worker-{self._name}-{len(self.threads)}", self._work)
+                with suppress(RuntimeError):  # at its end Python starts none any more: the others do it all
+                    thread.start()
+                    self.threads.append(thread)
+                    self._idle += 1
+
+    def stop(self) -> None:
+        """End the threads and wait for them, but not for those that are stuck in user code."""
+        for _ in self.threads:
+            self.jobs.put(None)
+        for thread in self.threads:
+            thread.join(STUCK_END_S if thread.ident in self.inside else THREAD_END_S)
+
+    def _work(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            member, ownership = job
+            try:
+                member.run(ownership, self._system.thread_id(), self.inside)
+            except BaseException as bug:  # noqa: BLE001 - user code is caught further in, so this is a bug of ours
+                member.crash("worker", bug)  # the app stops; it still needs this thread for what is due before its end
+            with self._lock:
+                self._idle += 1
