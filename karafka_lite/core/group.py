@@ -16,8 +16,6 @@ An answer is given again until its result is reported: ``poll_plan`` until ``app
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from karafka_lite.core.answers import Commit, Outcome, PollPlan, Slow
@@ -26,14 +24,14 @@ from karafka_lite.core.marks import Refusal, Send
 from karafka_lite.core.options import Options, SeekTarget
 from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.core.starts import Note, NowhereError, Place, Start, Stray, begin, note_of, nowhere
+from karafka_lite.core.strays import go_on, is_void
+from karafka_lite.core.timers import NEVER, Timers
 from karafka_lite.messages import Record, TopicPartition, where
 
 BUFFER_LIMITS = BufferLimits(messages=100_000, size_bytes=64 << 20)  # shared by the queues of all partitions
 FINAL_COMMIT_S = 5.0  # a last commit is tried at least so long, also when the handlers used up the whole drain
 FOREIGN_S = 0.2  # how late it is noticed that a handler of an earlier run of the app has returned
 SLOW_POLL, SLOW_DRAIN = 0.8, 0.5  # parts of max_poll_interval_ms and drain_timeout_ms after which a call takes long
-MOST_TIMERS = 100
-NEVER = float("inf")
 
 
 class Group:
@@ -75,8 +73,7 @@ class Group:
         self._to_plan: dict[Ownership, None] = {}  # may need a seek, a pause or a resume
         self._leaving: dict[Ownership, None] = {}  # DRAINING or RELEASING
         self._running: dict[Run, None] = {}
-        self._timers: list[tuple[float, int, Ownership]] = []  # a heap; an entry counts while it is ``timer``
-        self._numbers = itertools.count()  # ownerships have no order
+        self._timers = Timers()
         self._commit_at = now + self._interval
         self._commit_requested = False
         self._refused: dict[Ownership, None] = {}  # whose last commit was refused
@@ -128,8 +125,8 @@ class Group:
     def _place(self, ownership: Ownership, place: Place, now: float) -> Start | None:
         stray, note = ownership.intake.stray, ownership.note
         place = place.cut(stray)
-        if stray is not None and not ownership.is_void(place):
-            start = ownership.go_on(place, self._reset, now)
+        if stray is not None and not is_void(ownership, place):
+            start = go_on(ownership, place, self._reset, now)
         else:
             if stray is not None:  # nothing of it counts any more: another one takes its place, or nobody
                 stays, intake = ownership.state is State.ASSIGNED, ownership.intake
@@ -418,17 +415,12 @@ class Group:
         """Time has passed: bounds that are over, back-offs that ended."""
         for ownership in [o for o in self.leftovers.values() if not o.busy]:
             self._forget_leftover(ownership)  # of an earlier run of the app: only that run's group has seen it end
-        while self._timers and self._timers[0][0] <= now:
-            moment, _, ownership = heapq.heappop(self._timers)
-            if ownership.timer == moment:
-                ownership.timer = NEVER
-                self._settle(ownership, now)
+        while (due := self._timers.due(now)) is not None:
+            self._settle(due, now)
 
     def wake_at(self, now: float) -> float:
         """When ``advance`` and ``commit_batch`` may have something to do, if nothing happens before."""
-        while self._timers and self._timers[0][2].timer != self._timers[0][0]:
-            heapq.heappop(self._timers)
-        times = [self._commit_at, *(moment for moment, _, _ in self._timers[:1])]
+        times = [self._commit_at, self._timers.next()]
         times += [o.marks.commit_at for o in self._to_commit(self._commit_requested)]
         return max(now, min(times))
 
@@ -456,7 +448,8 @@ class Group:
             ownership.scheduled = True
             self._ready.append(ownership)
             ready_at = NEVER
-        self._set_timer(ownership, min(ready_at, self._bound_of(ownership, now)))
+        # Who sleeps until ``wake_at`` may have to get up earlier.
+        self.changed |= self._timers.set(ownership, min(ready_at, self._bound_of(ownership, now)))
 
     def _bound_of(self, ownership: Ownership, now: float) -> float:
         """When an ownership moves on although nothing happens to it."""
@@ -467,19 +460,6 @@ class Group:
         if ownership.predecessor is not None:
             return now + FOREIGN_S  # of an earlier start of the app, perhaps: its Group does not know of us
         return ownership.intake.fetch_at if ownership.intake.fetch_at > now else NEVER
-
-    def _set_timer(self, ownership: Ownership, moment: float) -> None:
-        """Look at ``ownership`` at ``moment``. An earlier timer stays: it finds out that it was too early."""
-        if moment >= ownership.timer:
-            return
-        # Who sleeps until ``wake_at`` may have to get up earlier.
-        self.changed |= not self._timers or moment < self._timers[0][0]
-        ownership.timer = moment
-        heapq.heappush(self._timers, (moment, next(self._numbers), ownership))
-        if len(self._timers) > MOST_TIMERS + 4 * len(self.owned):  # most of them do not count any more
-            counting = [o for o in (*self.owned.values(), *self.leftovers.values()) if o.timer < NEVER]
-            self._timers = [(o.timer, next(self._numbers), o) for o in counting]
-            heapq.heapify(self._timers)
 
     def _finish(self, ownership: Ownership, state: State, now: float) -> None:
         ownership.finish(state)

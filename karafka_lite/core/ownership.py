@@ -30,11 +30,9 @@ from karafka_lite.core.intake import Chunk, Intake
 from karafka_lite.core.marks import Marks
 from karafka_lite.core.options import Hook, Options, RegisteredHook, SeekTarget
 from karafka_lite.core.retries import Retries
-from karafka_lite.core.starts import Note, NowhereError, Place, Start, after_deletion
+from karafka_lite.core.starts import Note, Start
 from karafka_lite.errors import CRITICAL, describe, is_collateral
 from karafka_lite.messages import Record, TopicPartition, next_offset_after, where
-
-STRAY_S = 0.2  # until a position is tried again that the log should have
 
 
 class State(IntEnum):
@@ -244,36 +242,6 @@ class Ownership:
         self.intake.begin_at(start.offset)
         chosen = start.reason not in ("committed", "earliest")
         self.marks.begin_at(start.offset, committed=start.reason == "committed", commit_start=chosen)
-
-    def is_void(self, place: Place) -> bool:
-        """The log is another one, or was cut before the end of what was read: what was marked is of messages that are
-        not there any more, and marks of others would not be told from them."""
-        stray, read = self.intake.stray, self.intake.size > 0 or self.marks.delivered > place.end
-        cut = stray is not None and stray.position is not None and stray.position > place.end
-        return not self.note.is_of(place.topic_id) or (cut and read)
-
-    def go_on(self, place: Place, reset: str, now: float) -> Start | None:
-        """Leave a position that the log does not have; None: it has it after all.
-
-        Raises:
-            NowhereError: retention was faster, and ``reset`` is "none". A place of user code's own choice is no reason.
-        """
-        assert self.intake.stray is not None
-        position = self.intake.stray.position
-        if position is None:  # it is the same topic
-            self.intake.stray = None
-            return None
-        if position > place.end:  # where user code wanted to go
-            self.redirect(place.end)
-            return Start(place.end, "truncated", position, position - place.end, begins=False)
-        if position < place.start:
-            if reset == "none" and position != self.sought:
-                raise NowhereError(position)
-            self.intake.fetch_from(place.start)
-            return after_deletion(place, position)._replace(begins=False)
-        self.intake.fetch_from(None)
-        self.intake.fetch_at = now + STRAY_S
-        return None
 
     def fetched(self, records: Sequence[Record], end_offset: int | None, size_bytes: int, now: float) -> bool:
         """Queue what was fetched; False where it was dropped because it is not what is to be read next."""

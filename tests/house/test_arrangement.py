@@ -59,6 +59,8 @@ ELSEWHERE = {
     "checks.py": "unit/test_routing.py",
     # Values only; the group that gives them is tested.
     "core/answers.py": "unit/test_group.py",
+    # Where a partition goes on whose position is gone, the group finds out.
+    "core/strays.py": "unit/test_group.py",
     # Types only: mypy compares them with the clients.
     "client/protocol.py": "house/test_lint.py",
     # The parts of karafka_lite.testing, as a user's tests meet them.

@@ -10,12 +10,13 @@ import pytest
 from support.partitions import Partitions, hook, offsets_of
 
 from karafka_lite.core.backoff import Backoff
-from karafka_lite.core.group import FINAL_COMMIT_S, MOST_TIMERS, Group
+from karafka_lite.core.group import FINAL_COMMIT_S, Group
 from karafka_lite.core.intake import BufferLimits, Intake
 from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import Hook, Options
 from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.core.starts import Place, Start
+from karafka_lite.core.timers import MOST_STALE
 from karafka_lite.errors import ProduceError
 
 TP = ("topic", 0)
@@ -347,7 +348,7 @@ def test_ten_thousand_batches_leave_no_heap_of_timers(failed: bool) -> None:
         scene.now += 0.25
         scene.plan()
         most = max(most, len(scene.group._timers))
-    assert most <= MOST_TIMERS + 4 * 3 + 1
+    assert most <= MOST_STALE + 4 * 3 + 1
 
 
 def test_what_is_over_leaves_nothing() -> None:
@@ -362,7 +363,7 @@ def test_what_is_over_leaves_nothing() -> None:
         scene.start()
         scene.plan()
     group = scene.group
-    assert len(group._timers) <= MOST_TIMERS + 4 * 10
+    assert len(group._timers) <= MOST_STALE + 4 * 10
     assert [len(one) for one in (group._running, group._leaving, group._unknown, group.leftovers)] == [0] * 4
     assert len(group._to_plan) <= 10
 
