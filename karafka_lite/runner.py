@@ -467,7 +467,7 @@ class Member:
     def dead_letter(self, run: Run, message: Addressed, offset: int, attempts: int, reason: str) -> Sent:
         future = self.send(run, message)
         with self.lock:
-            run.ownership.mark_given_up(run, offset)
+            run.ownership.mark_alone(run, offset)
         tell = partial(self._news.given_up, run, offset, attempts, reason)
         future.add_done_callback(lambda done: done.exception() or tell(((message.topic, *done.result()), ())))
         return future

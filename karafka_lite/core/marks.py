@@ -9,6 +9,9 @@ Three offsets of one ownership, each the *next* offset to read:
 What is stored is *pending* until the broker has it: ``version`` differs from ``committed_version``. A commit that can
 never succeed (``Refusal.lasting``) is tried again from time to time, and nobody waits for it.
 
+A message may be *done out of order*, while one before it is not: in manual mode a dead letter, and with ``order="key"``
+what one part of a batch has come to. It counts as marked once all before it is, and is not handed over again.
+
 A mark may be committed only when every message that was sent before it is acknowledged (``commit_point``). When a send
 fails, the marks made after it are void.
 """
@@ -16,7 +19,7 @@ fails, the marks made after it are void.
 from __future__ import annotations
 
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,7 +49,7 @@ class Mark(NamedTuple):
     stored: int | None
     version: int
     retry_position: int
-    given_up: list[tuple[int, int]]
+    done: list[tuple[int, int]]
 
 
 Told = Callable[[int, BaseException | None], None]
@@ -66,7 +69,7 @@ class Marks:
     """The ledger of offsets of one ownership. Changed under the group's lock only."""
 
     __slots__ = (
-        "_given_up", "_open", "_refused_version", "_sends", "_tries", "_versions", "closed", "commit_at", "committed",
+        "_done", "_open", "_refused_version", "_sends", "_tries", "_versions", "closed", "commit_at", "committed",
         "committed_version", "delivered", "failure", "in_flight", "last_failure", "lowest", "refusal",
         "retry_position", "stored", "version"
     )  # fmt: skip
@@ -90,7 +93,7 @@ class Marks:
         self.in_flight: int = 0  # messages that the running code has sent, and that have no answer
         self._open: set[Send] = set()  # with messages that have no answer
         self._sends: deque[Send] = deque()  # from the oldest one without an answer on
-        self._given_up: list[tuple[int, int]] = []  # ranges [from, to), sorted, never changed but replaced
+        self._done: list[tuple[int, int]] = []  # ranges [from, to), sorted, never changed but replaced
 
     # -- marking
 
@@ -120,8 +123,8 @@ class Marks:
             return False
         if self.failure is not None:
             return True
-        if self._given_up:
-            offset = self.past_given_up(offset)
+        if self._done:
+            offset = self.past_done(offset)
         self.retry_position = offset
         if offset != self.stored:
             self.stored = offset
@@ -194,7 +197,7 @@ class Marks:
         """
         send = self._sends[-1] if self._sends else None
         if send is None or not send.unanswered or not self._is_at(send.mark):
-            send = Send(Mark(self.stored, self.version, self.retry_position, self._given_up))
+            send = Send(Mark(self.stored, self.version, self.retry_position, self._done))
             self._sends.append(send)
             self._open.add(send)
         send.unanswered += count
@@ -203,7 +206,7 @@ class Marks:
 
     def _is_at(self, mark: Mark) -> bool:
         same = mark.version == self.version and mark.retry_position == self.retry_position
-        return same and mark.given_up is self._given_up
+        return same and mark.done is self._done
 
     def answered(self, send: Send, failure: BaseException | None, count: int = 1) -> None:
         """``count`` messages of ``send`` are acknowledged; or they have failed, and the marks made after them are void.
@@ -223,7 +226,7 @@ class Marks:
             if send in self._sends:  # else an older one has failed, and this one went with it
                 while self._sends.pop() is not send:
                     pass
-                self.stored, self.version, self.retry_position, self._given_up = send.mark
+                self.stored, self.version, self.retry_position, self._done = send.mark
         while self._sends and not self._sends[0].unanswered:
             self._sends.popleft()
 
@@ -232,34 +235,35 @@ class Marks:
         for send in list(self._open):
             self.answered(send, failure, send.unanswered)
 
-    # -- messages that were given up
+    # -- messages that are done out of order: before others that are before them
 
-    def give_up(self, position: int, next_offset: int) -> None:
-        """The only message from ``position`` up to before ``next_offset`` counts as marked once all before it is."""
-        merged: list[tuple[int, int]] = []
-        for begin, end in sorted([*self._given_up, (position, next_offset)]):
-            if merged and begin <= merged[-1][1]:
-                merged[-1] = merged[-1][0], max(end, merged[-1][1])
-            else:
-                merged.append((begin, end))
-        self._given_up = merged
+    def add_done(self, begin: int, end: int) -> None:
+        """What is from ``begin`` up to before ``end`` is done, and counts as marked once all before it is."""
+        ranges = self._done
+        first = bisect_left(ranges, begin, key=lambda one: one[1])
+        after = bisect_right(ranges, end, key=lambda one: one[0])
+        if first < after:  # it touches these
+            begin, end = min(begin, ranges[first][0]), max(end, ranges[after - 1][1])
+        self._done = [*ranges[:first], (begin, end), *ranges[after:]]
+        if begin <= self.retry_position < end:
+            self.mark(self.retry_position)
 
     @property
-    def has_given_up(self) -> bool:
-        """Whether there are messages that were given up and may be fetched again."""
-        return bool(self._given_up)
+    def has_done(self) -> bool:
+        """Whether there are messages that are done and may be fetched again."""
+        return bool(self._done)
 
-    def is_given_up(self, offset: int) -> bool:
-        """Whether the message at ``offset`` was given up."""
-        return self.past_given_up(offset) != offset
+    def is_done(self, offset: int) -> bool:
+        """Whether the message at ``offset`` is done out of order."""
+        return self.past_done(offset) != offset
 
-    def past_given_up(self, offset: int) -> int:
-        """``offset``, or the next one after the messages from there on that were given up."""
-        index = bisect_right(self._given_up, (offset, sys.maxsize)) - 1
-        return max(offset, self._given_up[index][1]) if index >= 0 else offset
+    def past_done(self, offset: int) -> int:
+        """``offset``, or the next one after the messages from there on that are done."""
+        index = bisect_right(self._done, (offset, sys.maxsize)) - 1
+        return max(offset, self._done[index][1]) if index >= 0 else offset
 
-    def forget_given_up(self, *, before: int = 0, from_offset: int = sys.maxsize) -> None:
+    def forget_done(self, *, before: int = 0, from_offset: int = sys.maxsize) -> None:
         """Messages before ``before`` cannot come again; those from ``from_offset`` on are wanted again."""
-        if self._given_up:
-            cut = ((max(begin, before), min(end, from_offset)) for begin, end in self._given_up)
-            self._given_up = [(begin, end) for begin, end in cut if begin < end]
+        if self._done:
+            cut = ((max(begin, before), min(end, from_offset)) for begin, end in self._done)
+            self._done = [(begin, end) for begin, end in cut if begin < end]

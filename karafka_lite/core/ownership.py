@@ -251,17 +251,17 @@ class Ownership:
         return True
 
     def _wanted(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Without what was given up, and comes again because something before it is not marked."""
-        if not self.marks.has_given_up:
+        """Without what is done, and comes again because something before it is not."""
+        if not self.marks.has_done:
             return records
-        return [record for record in records if not self.marks.is_given_up(record.offset)]
+        return [record for record in records if not self.marks.is_done(record.offset)]
 
     def redirect(self, target: SeekTarget) -> None:
         """The user wants the next batch to start there, and to be repeated from there."""
         self.intake.go_to(target)
         if isinstance(target, int):
             self.sought = self.marks.retry_position = target
-            self.marks.forget_given_up(from_offset=target)
+            self.marks.forget_done(from_offset=target)
 
     # -- a call of user code
 
@@ -314,19 +314,16 @@ class Ownership:
         assert culprit is not None, "who is not known is not given up"
         tries = self.retries.tries_of(culprit)
         self._end_run()
-        self.mark_given_up(run, culprit)
+        self.mark_alone(run, culprit)
         self.retries.succeeded(record for record in run.records if record.offset == culprit)
         self._repeat(run)
         return culprit, tries
 
-    def mark_given_up(self, run: Run, offset: int) -> None:
-        """The message at ``offset`` of ``run`` counts as marked as soon as everything before it is."""
-        marks, position = self.marks, self.marks.past_given_up(run.begin_of(offset))
-        if marks.closed or marks.failure is not None or offset < marks.retry_position:
-            return  # as for a mark; or it is marked already
-        marks.give_up(position, next_offset_after(offset))
-        if position <= marks.retry_position:
-            marks.mark(position)
+    def mark_alone(self, run: Run, offset: int) -> None:
+        """The message at ``offset`` of ``run`` is done: it counts as marked as soon as everything before it is."""
+        marks = self.marks
+        if not marks.closed and marks.failure is None and offset >= marks.retry_position:  # else it is marked already
+            marks.add_done(run.begin_of(offset), next_offset_after(offset))
 
     def end(self, run: Run, *, failed: bool, now: float) -> None:
         """The run is over. What the user wants to come next comes next; else what succeeded is marked (automatic), and
@@ -398,10 +395,10 @@ class Ownership:
     def _end_processed(self, run: Run) -> None:
         self.intake.done(run.records)
         self.retries.succeeded(run.records)
-        if self.marks.has_given_up:
-            # What was given up before them, and is committed, cannot come again (until there is a newer commit, the
-            # message before it may be marked again).
-            self.marks.forget_given_up(before=min(self.marks.committed or 0, run.records[0].offset))
+        if self.marks.has_done:
+            # What was done before them, and is committed, cannot come again (until there is a newer commit, the message
+            # before it may be marked again).
+            self.marks.forget_done(before=min(self.marks.committed or 0, run.records[0].offset))
         if not self.options.manual_offsets:
             self.marks.mark(self.intake.next_offset)
 

@@ -336,7 +336,7 @@ def _(patch: Patch) -> None:
 
 @wrong("a failed send leaves the message given up whose dead letter it was")
 def _(patch: Patch) -> None:
-    keeping(patch, Marks, "answered", "_given_up")
+    keeping(patch, Marks, "answered", "_done")
 
 
 @wrong("a message is given up although others before it are not marked")
@@ -344,17 +344,17 @@ def _(patch: Patch) -> None:
     def mark(ownership: Ownership, run: Run, offset: int) -> None:
         ownership.marks.mark(next_offset_after(offset))
 
-    after(patch, Ownership, "mark_given_up", mark)
+    after(patch, Ownership, "mark_alone", mark)
 
 
 @wrong("what was given up comes again")
 def _(patch: Patch) -> None:
-    patch.setattr(Marks, "is_given_up", lambda marks, offset: False)
+    patch.setattr(Marks, "is_done", lambda marks, offset: False)
 
 
 @wrong("what was given up is not forgotten")
 def _(patch: Patch) -> None:
-    patch.setattr(Marks, "forget_given_up", lambda marks, **_: None)
+    patch.setattr(Marks, "forget_done", lambda marks, **_: None)
 
 
 # -- tries

@@ -80,13 +80,13 @@ class WatchedOwnership(Ownership):
         self.marks.book.ledger.gives_up(run, result)  # type: ignore[attr-defined]
         return result
 
-    def mark_given_up(self, run: Run, offset: int) -> None:
+    def mark_alone(self, run: Run, offset: int) -> None:
         book = self.marks.book  # type: ignore[attr-defined]
         by_hand = not book.automatic
         if by_hand:
             book.ledger.given_up_by_hand(book, offset, book.life.world.now)
             book.automatic = True
-        super().mark_given_up(run, offset)
+        super().mark_alone(run, offset)
         book.automatic = not by_hand
 
 

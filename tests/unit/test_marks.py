@@ -260,20 +260,28 @@ def test_acknowledged_sends_are_forgotten() -> None:
     assert (len(marks._sends), marks.in_flight) == (0, 0)
 
 
-# -- messages that were given up
+# -- messages that are done out of order
 
 
 def test_ranges_that_touch_become_one() -> None:
     marks = begun()
     for offset in (4, 2, 3, 9):
-        marks.give_up(offset, offset + 1)
-    assert marks._given_up == [(2, 5), (9, 10)]
-    assert [marks.past_given_up(offset) for offset in (1, 2, 4, 5, 9)] == [1, 5, 5, 5, 10]
+        marks.add_done(offset, offset + 1)
+    assert marks._done == [(2, 5), (9, 10)]
+    assert [marks.past_done(offset) for offset in (1, 2, 4, 5, 9)] == [1, 5, 5, 5, 10]
 
 
-def test_a_mark_just_before_what_was_given_up_goes_past_it() -> None:
+def test_what_is_done_counts_as_marked_once_all_before_it_is() -> None:
     marks = begun()
-    marks.give_up(2, 3)
+    marks.add_done(2, 3)
+    assert marks.stored is None
+    marks.add_done(0, 2)
+    assert (marks.stored, marks.retry_position) == (3, 3)
+
+
+def test_a_mark_just_before_what_was_done_goes_past_it() -> None:
+    marks = begun()
+    marks.add_done(2, 3)
     marks.mark(1)
     assert marks.stored == 1
     marks.mark(2)
@@ -282,33 +290,33 @@ def test_a_mark_just_before_what_was_given_up_goes_past_it() -> None:
 
 def test_what_cannot_come_again_is_forgotten_what_is_sought_too() -> None:
     marks = begun()
-    marks.give_up(2, 5)
-    marks.give_up(8, 10)
-    marks.forget_given_up(before=3)
-    assert marks._given_up == [(3, 5), (8, 10)]
-    marks.forget_given_up(from_offset=9)
-    assert marks._given_up == [(3, 5), (8, 9)]
-    marks.forget_given_up(from_offset=0)
-    assert not marks.has_given_up
+    marks.add_done(2, 5)
+    marks.add_done(8, 10)
+    marks.forget_done(before=3)
+    assert marks._done == [(3, 5), (8, 10)]
+    marks.forget_done(from_offset=9)
+    assert marks._done == [(3, 5), (8, 9)]
+    marks.forget_done(from_offset=0)
+    assert not marks.has_done
 
 
-@given(st.lists(st.tuples(st.sampled_from(["give up", "before", "from"]), st.integers(0, 20), st.integers(1, 4))))
+@given(st.lists(st.tuples(st.sampled_from(["done", "before", "from"]), st.integers(0, 20), st.integers(1, 4))))
 def test_ranges_are_what_a_set_of_offsets_would_be(steps: list[tuple[str, int, int]]) -> None:
     marks, model = begun(), set[int]()
     for name, offset, length in steps:
-        if name == "give up":
-            marks.give_up(offset, offset + length)
+        if name == "done":
+            marks.add_done(offset, offset + length)
             model |= set(range(offset, offset + length))
         elif name == "before":
-            marks.forget_given_up(before=offset)
+            marks.forget_done(before=offset)
             model = {one for one in model if one >= offset}
         else:
-            marks.forget_given_up(from_offset=offset)
+            marks.forget_done(from_offset=offset)
             model = {one for one in model if one < offset}
-        assert {one for one in range(30) if marks.is_given_up(one)} == model
+        assert {one for one in range(30) if marks.is_done(one)} == model
         for one in range(30):
-            assert marks.past_given_up(one) == next(n for n in range(one, 99) if n not in model)
-    assert marks.has_given_up is bool(model)
+            assert marks.past_done(one) == next(n for n in range(one, 99) if n not in model)
+    assert marks.has_done is bool(model)
 
 
 def test_a_send_that_was_refused_counts_before_one_that_failed_with_another_message() -> None:

@@ -578,13 +578,13 @@ def test_by_hand_a_message_counts_as_marked_once_all_before_it_is() -> None:
     made = ownership(manual_offsets=True)
     fetch(made, 0, 1, 2)
     run = begin(made)
-    made.mark_given_up(run, 1)
+    made.mark_alone(run, 1)
     assert made.marks.stored is None
     made.marks.mark(1)
     assert made.marks.stored == 2
-    made.mark_given_up(run, 0)
+    made.mark_alone(run, 0)
     assert made.marks.stored == 2, "an older one changes nothing"
-    made.mark_given_up(run, 2)
+    made.mark_alone(run, 2)
     assert made.marks.stored == 3
 
 
@@ -593,10 +593,10 @@ def test_by_hand_a_message_whose_dead_letter_fails_comes_again() -> None:
     fetch(made, 0, 1)
     run = begin(made)
     send = made.marks.sending()
-    made.mark_given_up(run, 0)
+    made.mark_alone(run, 0)
     assert made.marks.stored == 1
     made.marks.answered(send, OSError())
-    made.mark_given_up(run, 1)  # void, as a mark would be
+    made.mark_alone(run, 1)  # void, as a mark would be
     made.end(run, failed=True, now=0.0)
     assert made.marks.stored is None
     assert process(made, now=99.0) == [0, 1]
@@ -678,7 +678,7 @@ def test_what_was_given_up_is_forgotten_once_it_cannot_come() -> None:
         made.marks.mark(offset + 2)
         made.marks.acknowledged(offset + 2, made.marks.version)
         made.end(run, failed=False, now=99.0)
-    assert len(made.marks._given_up) <= 1
+    assert len(made.marks._done) <= 1
 
 
 # -- every and batches take turns -------------------------------------------------------------------------------------
