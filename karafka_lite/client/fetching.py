@@ -248,10 +248,14 @@ class Fetching:
         self._asks_again(node, answer)
 
     def _asks_again(self, node: Any, answer: Any) -> None:
+        if isinstance(answer, Exception):  # the next poll asks
+            self._stock_clear(node, answer)
+            return
+        self._asking = True  # before it counts as answered: no poll asks as well
         self._stock_clear(node, answer)
-        if not isinstance(answer, Exception):
-            # A poll that waits goes first: to ask takes half a millisecond, in which this thread keeps the interpreter.
-            self._consumer._net.call_later(AFTER_WHO_WAITS_S if self._waits else 0, self._ask)
+        # A poll that waits goes first, and the handler: to ask takes half a millisecond, in which this thread keeps the
+        # interpreter.
+        self._consumer._net.call_later(AFTER_WHO_WAITS_S if self._waits else 0, self._ask)
 
     def _wait_ms(self) -> int:
         """How long a fetch may wait for news."""

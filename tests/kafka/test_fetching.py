@@ -69,6 +69,7 @@ def test_without_the_cure_there_is_one_that_waits_for_news(kafka: Observer) -> N
     topic = kafka.topic(2)
     with Member(kafka, topic, max_poll_records=3, fetch_max_wait_ms=400) as member:
         del member.consumer._fetcher._create_fetch_requests
+        member.client._fetching._asks_again = member.client._fetching._stock_clear  # only polls ask, amid what is left
         fetches = Fetches(kafka, member, topic)
         member.until(lambda: fetches.left, fetches.read_ten)
         assert fetches.left == {400}
@@ -216,6 +217,25 @@ def test_a_broker_is_asked_again_before_anybody_polls(kafka: Observer) -> None:
     with at_rest(kafka, kafka.topic(3)) as (_, walks):
         walks.requests.clear()
         wait_until(lambda: len(walks.requests) >= 3, PATIENCE_S, "three more requests")
+
+
+def test_a_broker_is_asked_once_for_each_answer_so_that_the_handler_goes_first(kafka: Observer) -> None:
+    topic = kafka.topic(1)
+    with Member(kafka, topic, fetch_max_wait_ms=PATIENCE_MS // 2) as member:
+        member.until_assigned()
+        fetching, asked = member.client._fetching, list[bool]()
+        in_flight = member.consumer._fetcher._nodes_with_pending_fetch_requests
+        stock, fetching._ask = fetching._ask, lambda: asked.append(fetching._waits) or stock()
+        member.until(lambda: in_flight)
+        for _ in range(5):
+            asked.clear()
+            sends = threading.Timer(0.1, lambda: kafka.produce(topic, ["news"], 0))
+            sends.start()
+            assert fetching.poll(PATIENCE_MS)
+            fetching.poll(0)  # as the poller does, while the handler begins
+            wait_until(lambda: asked and not fetching._asking and in_flight, PATIENCE_S, "it is asked again")
+            sends.join()
+            assert len(asked) == 1
 
 
 @pytest.mark.apache_only("the embedded broker has no fetch sessions")
