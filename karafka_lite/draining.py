@@ -10,18 +10,18 @@ Threads: the app runs in the caller's; ``_watch`` runs in its own, and is the on
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from karafka_lite.errors import ConfigurationError, KarafkaLiteError
 from karafka_lite.messages import TopicPartition, where
 from karafka_lite.observers.progress import Snapshot
 from karafka_lite.routing import Route
-from karafka_lite.runner import Member
+from karafka_lite.runner import Member, System
 from karafka_lite.settings import Config
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class Drain:
         self._goals: dict[str, _Goal] = {}
         self._reached = False
         self._query_at = 0.0
-        self._over = threading.Event()
+        self._over = System.event()
 
     def prepare(self) -> None:
         """Ask the cluster for the current end of each partition.
@@ -199,7 +199,7 @@ class Drain:
         or NOT_DRAINED if that is 0 but the end was not reached.
         """
         with progress(self.total) as update:
-            watcher = threading.Thread(target=self._watch_or_stop, args=(update,), name="karafka-drain", daemon=True)
+            watcher = System().thread("karafka-drain", partial(self._watch_or_stop, update))
             watcher.start()
             try:
                 code = self._serve()

@@ -94,7 +94,6 @@ MAY_HAVE_THREADS = {
     "runner.py",
     "observers/",  # a function of @app.observe has a thread of its own
     "broker/",  # the embedded broker is a thread of the process that tests with it
-    "draining.py",  # the watch over an app that runs
     "exits.py",  # it asks which threads keep the program running
     "cli/",  # the command's own, around an app that runs
     "client/batches.py",  # any thread asks for the answer to what it has sent
