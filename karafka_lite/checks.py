@@ -6,10 +6,13 @@ A check yields its mistakes as text, so that one exception can report all of the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 
 from karafka_lite.functions import is_lazy, name_of, only_parameter, signature_without
 from karafka_lite.messages import TOPIC, FromMessage
 from karafka_lite.settings import int_mistakes, refuse, safe_repr
+
+ORDERS = "partition", "key"
 
 
 def check_function(decorator: str, function: object, parameters: tuple[str, ...]) -> None:
@@ -57,6 +60,18 @@ def dead_letter_mistakes(
         yield f"dead_letter={dead_letter!r} is a topic of this handler, which would get its dead letters; use another"
     else:
         yield from topic_mistakes((dead_letter,))
+
+
+def order_mistakes(order: object, manual_offsets: bool) -> Iterator[str]:
+    if order not in ORDERS:
+        close = get_close_matches(order, ORDERS, 1, 0.4) if isinstance(order, str) else ()
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        yield f"order must be {' or '.join(map(repr, ORDERS))}, got {safe_repr(order)}{hint}"
+    elif order == "key" and manual_offsets:
+        yield (
+            "order='key' cannot have manual_offsets=True: what one part of a batch holds back would hold up all "
+            "others; leave manual_offsets out, or use order='partition'"
+        )
 
 
 def function_mistakes(decorator: str, function: object, parameters: tuple[str, ...]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from karafka_lite.addressing import none_sent, outgoing, outgoing_many
+from karafka_lite.core.marks import Marks
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.errors import ConfigurationError, cut
@@ -25,8 +26,9 @@ class Shell(Protocol):
     def owns(self, ownership: Ownership) -> bool:
         """Whether marks still count, asked live."""
 
-    def mark(self, ownership: Ownership, offset: int) -> bool:
-        """Store the next offset to read; False when not the owner. Raises ProduceError: a message was refused."""
+    def mark(self, ownership: Ownership, marks: Marks, offset: int) -> bool:
+        """Store the next offset to read in ``marks``; False when not the owner. Raises ProduceError: a message was
+        refused."""
 
     def request_commit(self, ownership: Ownership) -> bool:
         """Ask for a commit of everything stored; False when not the owner."""
@@ -83,7 +85,7 @@ class Context:
         self._shell = shell
         self._run = run
         self._ownership = run.ownership
-        self._marks = run.ownership.marks
+        self._marks = run.marks
         self._dead_letter: str | Literal[False] | None = dead_letter
         self._serializer: Serializer = serializer
 
@@ -94,7 +96,8 @@ class Context:
 
         ``message.next_offset`` is stored at once and committed with the next interval, hand-over or stop. A batch that
         fails later is repeated from the last mark on. An older message than the last mark is stored too: the last mark
-        wins, later messages are delivered again.
+        wins, later messages are delivered again. With ``order="key"`` "everything before it" is of this call's batch,
+        and an older message changes nothing.
 
         Args:
             sync: wait until the broker has acknowledged it, also when it had been marked before without ``sync``.
@@ -111,6 +114,7 @@ class Context:
             CommitError: ``sync`` only: not acknowledged in time although the partition is ours. A timeout does not mean
                 that it did not happen; the mark stays stored and will be committed again.
             ProduceError: a message that this run has sent was refused: nothing is stored, the run has failed.
+            RuntimeError: ``sync`` in a handler with ``order="key"``: its commit would wait for the other parts.
 
         Example::
 
@@ -124,12 +128,15 @@ class Context:
             not isinstance(message, Message)
             or message.tp != ownership.tp
             or not marks.lowest <= (at := message._record.offset) < marks.delivered
+            or (self._run.is_part and not marks.was_handed(at))
         ):
             raise self._refusal("mark_as_consumed", message)
+        if sync:
+            self._check_sync()
         last_mark, offset = marks.stored, next_offset_after(at)
-        if not self._shell.mark(ownership, offset):
+        if not self._shell.mark(ownership, marks, offset):
             return False
-        if last_mark is not None and offset < last_mark:
+        if last_mark is not None and offset < last_mark and not self._run.is_part:
             text = "%s is older than the last mark (next offset %s); later messages will be delivered again"
             log.warning(text, message, last_mark)
         return self._shell.commit(self._ownership, timeout_ms) if sync else True
@@ -147,9 +154,11 @@ class Context:
         Raises:
             CommitError: ``sync`` only: not acknowledged in time although the partition is ours.
             ProduceError: ``sync`` only: a message that this run has sent was refused.
+            RuntimeError: ``sync`` in a handler with ``order="key"``: see ``mark_as_consumed``.
         """
         if not sync:
             return self._shell.request_commit(self._ownership)
+        self._check_sync()
         return self._shell.owns(self._ownership) and self._shell.commit(self._ownership, timeout_ms)
 
     # -- flow
@@ -392,6 +401,13 @@ class Context:
         """Whether this batch was tried before and failed."""
         return self.attempt > 1
 
+    def _check_sync(self) -> None:
+        if self._run.is_part:
+            raise RuntimeError(
+                f'sync=True is not for a handler with order="key" ({self._run}): its commit would wait for the other '
+                f"parts of the batch. Leave it out: what is done is committed with the interval"
+            )
+
     def _refusal(self, verb: str, message: object) -> Exception:
         if not isinstance(message, Message):
             return TypeError(
@@ -402,6 +418,11 @@ class Context:
             return ValueError(
                 f"{message} does not belong to {where(self.topic, self.partition)}, the partition of this context; "
                 f"use the context that came with it"
+            )
+        if self._run.is_part and self._ownership.marks.was_handed(message.offset):
+            return ValueError(
+                f'{message} is not of the batch of this call ({self._run}): with order="key" each call gets a part of '
+                f"the messages, and marks those of its own"
             )
         handed = f"messages up to {self._marks.delivered}" if self._ownership.handed else "none yet"
         return ValueError(

@@ -187,6 +187,7 @@ class CallEnded(Call):
         culprit: offset of the message that failed, where it is known: the batch has one, or the loop is over ``each``.
         tries: how often a message is tried before it is given up; None: without end, for there is no ``dead_letter``.
         lag: how many offsets after this batch the partition has, as far as its last fetch knows; None for a hook.
+        beside: ``order="key"``: another part of the batch has failed as well, and its event is the one that is logged.
     """
 
     seconds: float
@@ -199,6 +200,7 @@ class CallEnded(Call):
     culprit: int | None = None
     tries: int | None = None
     lag: int | None = None
+    beside: bool = False
 
     @property
     def critical(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, overload
 
-from karafka_lite import forks
+from karafka_lite import checks, forks
 from karafka_lite.checks import dead_letter_mistakes, deserializer_mistakes, function_mistakes, topic_mistakes
 from karafka_lite.context import Context
 from karafka_lite.core.backoff import Backoff
@@ -32,6 +32,7 @@ HookFunction = Callable[[Context], object]
 HookEnded = Callable[[Run, str, float, BaseException | None], object]
 """Is told which function has ended, of what call, after how many seconds, and what it raised."""
 DeadLetter = str | Literal[False] | None
+Order = Literal["partition", "key"]
 T = TypeVar("T")
 R = TypeVar("R")
 HookT = TypeVar("HookT", bound=HookFunction)
@@ -55,6 +56,7 @@ class TopicOptions(TypedDict, total=False):
     max_retries: int | None
     dead_letter: DeadLetter
     no_retry: type[BaseException] | tuple[type[BaseException], ...] | None
+    order: Order
 
 
 class Registers(Protocol[T]):
@@ -191,6 +193,7 @@ class Router:
         max_retries: int | None = None,
         dead_letter: DeadLetter = None,
         no_retry: type[BaseException] | tuple[type[BaseException], ...] | None = None,
+        order: Order = "partition",
     ) -> Registers[Any]:
         """Register a handler for ``topics``; returns the function unchanged.
 
@@ -203,7 +206,7 @@ class Router:
             manual_offsets: commit only what the handler marks, instead of each batch that it has finished.
             group_id: consumer group of these topics; None: the app's own.
             concurrency: how many calls of this handler and its hooks may run at the same time, each for another
-                partition; None: as the App says (1).
+                partition, or part of a batch (``order``); None: as the App says (1).
             max_messages: maximum number of messages in a batch.
             batch_timeout_ms: how long to wait for ``max_messages``; 0 passes on what has arrived.
             deserializer: a function ``bytes -> payload``, or a module with ``loads``; None leaves the payload as bytes.
@@ -216,6 +219,12 @@ class Router:
             max_retries: how often a message is retried before that (default: 3).
             no_retry: exceptions after which a retry is pointless: the message is given up at once (default:
                 ``DeserializationError``).
+            order: ``"partition"``: batch after batch, in the order of the partition. ``"key"``, for calls that are
+                slow: each batch is split by key into up to ``concurrency`` parts that run side by side, and the next
+                one begins when all have ended. The handler is called once for each part, with a batch and a context of
+                its own. Messages of one key stay together and in order, those without a key go anywhere. ``ctx.state``
+                is one dict, which all parts of a partition use at once. What is committed never passes a message that
+                is not done. Where a part raises, the others run to their end; then what is not done comes again.
 
         In a notebook or a REPL a function takes the place of one of the same name, and of its hooks, for a topic and a
         group that this one has already: a cell runs twice.
@@ -223,7 +232,8 @@ class Router:
         Raises:
             ConfigurationError: a topic name or an option is invalid, the group already has one of the topics, or the
                 handler does not accept ``(batch, ctx)``, the deserializer does not accept one argument, or one of them
-                is not a plain function (``async def``, generator).
+                is not a plain function (``async def``, generator); ``order="key"`` with ``manual_offsets``: what one
+                part holds back would hold up all others.
         """
         decode = as_deserializer(deserializer)
         refuse(
@@ -239,6 +249,7 @@ class Router:
         if concurrency is not None:
             refuse(*int_mistakes("concurrency", concurrency))
         refuse(*dead_letter_mistakes(dead_letter, max_retries, no_retry, topics))
+        refuse(*checks.order_mistakes(order, manual_offsets))
         backoff = Backoff(backoff_ms, backoff_max_ms)
         budget = None if dead_letter is None else 1 + (DEFAULT_MAX_RETRIES if max_retries is None else max_retries)
         pointless = NO_RETRY if no_retry is None else no_retry if isinstance(no_retry, tuple) else (no_retry,)
@@ -260,7 +271,7 @@ class Router:
                 self._root._check_replaceable(name_of(handler))
                 self._root._take_out(again)
             dead_letters = dead_letter, pointless
-            self._parts.append(Route(topics, handler, group, options, decode, hooks, *dead_letters, concurrency))
+            self._parts.append(Route(topics, handler, group, options, decode, hooks, *dead_letters, concurrency, order))
             return handler
 
         return register
@@ -426,6 +437,7 @@ class Route:
     dead_letter: DeadLetter = None
     no_retry: tuple[type[BaseException], ...] = NO_RETRY
     concurrency: int | None = None
+    order: Order = "partition"
 
     @functools.cached_property
     def name(self) -> str:
@@ -440,6 +452,10 @@ class Route:
     def options(self) -> Options:
         """What the rules about offsets need to know, with the hooks registered so far."""
         return self.options_without_hooks._replace(hooks=tuple(self.hooks))
+
+    def options_for(self, concurrency: int) -> Options:
+        """The same, for an App with this ``concurrency``."""
+        return self.options._replace(parts=(self.concurrency or concurrency) if self.order == "key" else 0)
 
     def batch_of(self, run: Run) -> Batch:
         """The messages of a call of the handler."""

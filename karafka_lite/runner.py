@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from karafka_lite import errors, events, forks
 from karafka_lite.context import Context, give_up
 from karafka_lite.core.group import Group
-from karafka_lite.core.marks import Send, Told
+from karafka_lite.core.marks import Marks, Send, Told
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Leftovers, Ownership, Run, State
 from karafka_lite.ending import ExitRequest
@@ -98,7 +98,7 @@ class Member:
         self._look_for_topics_at = self._wind_down_until = 0.0
         # ``due``: by thread, when its next step begins. ``_at_stop``: what was ours when the stop began.
         self.subscribed, self.due, self._at_stop = set[str](), dict[str, float](), list[Ownership]()
-        options, reset = {topic: route.options for topic, route in routes.items()}, self._client.reset
+        options, reset = {t: route.options_for(config.concurrency) for t, route in routes.items()}, self._client.reset
         self.group = Group(options, **config.of_group, reset=reset, leftovers=leftovers, now=self._now(), name=group_id)
         self.lock, self._changes = system.lock(), 0  # how often ``_changed`` was notified
         self._changed = system.condition(self.lock)
@@ -305,7 +305,7 @@ class Member:
         except BaseException:  # a bug of ours: the partition does not stay in the hands of a dead thread
             with self.locked() as now:
                 left = run or ownership.run
-                if left is not None and ownership.run is left:
+                if left is not None and not left.over:
                     self.group.end(left, failed=True, now=now)
             raise
         finally:
@@ -333,7 +333,7 @@ class Member:
 
     def _await_answers(self, run: Run) -> BaseException | None:
         """Wait until everything that was sent is acknowledged or has failed. Returns the first failure."""
-        marks, outbox = run.ownership.marks, self._shared.outbox
+        marks, outbox = run.marks, self._shared.outbox
         deadline = self._now() + (limit_s := outbox.answer_timeout_s + ANSWER_SLACK_S)
         outbox.hand_over()
         while True:
@@ -365,9 +365,9 @@ class Member:
         """End the run; ``letter``: the dead letter of the message that is given up."""
         with self.locked() as now:
             end = self.group.give_up if given_up else partial(self.group.end, failed=run.error is not None)
-            outcome = end(run, now=now)
-            if run.comes_again:  # other hooks have been reported one by one
-                self._news.call_ended(run, outcome, letter)
+            for ended, outcome in end(run, now=now).items():
+                if run.comes_again:  # other hooks have been reported one by one
+                    self._news.call_ended(ended, outcome, letter if ended is run else None)
 
     # -- what a context asks (``context.Shell``), on the thread of user code
 
@@ -377,10 +377,10 @@ class Member:
                 pass
         return not ownership.over
 
-    def mark(self, ownership: Ownership, offset: int) -> bool:
+    def mark(self, ownership: Ownership, marks: Marks, offset: int) -> bool:
         if self._client.lost(self._now()):
             self.owns(ownership)  # it finds out what was lost
-        lock, marks = self.lock, ownership.marks
+        lock = self.lock
         if not lock.acquire(False):
             self._acquire_soon()
         try:
@@ -454,14 +454,14 @@ class Member:
 
     def _sending(self, run: Run, count: int, after_failure: bool = False) -> Told:
         """Marks of ``run`` wait for ``count`` more messages from now on. Returns who is told of their answers."""
-        ownership = run.ownership
+        marks = run.marks
         with self.lock:
-            if ownership.run is not run:
+            if run.over:
                 raise RuntimeError(f"cannot produce after the handler has returned ({run})")
-            if ownership.marks.failure is not None and not after_failure:
-                raise ProduceError.from_failure(ownership.marks.failure)
-            send = ownership.marks.sending(count)
-            send.told = send.told or partial(self._answered, ownership, send)
+            if marks.failure is not None and not after_failure:
+                raise ProduceError.from_failure(marks.failure)
+            send = marks.sending(count)
+            send.told = send.told or partial(self._answered, run, send)
             return send.told
 
     def dead_letter(self, run: Run, message: Addressed, offset: int, attempts: int, reason: str) -> Sent:
@@ -472,9 +472,9 @@ class Member:
         future.add_done_callback(lambda done: done.exception() or tell(((message.topic, *done.result()), ())))
         return future
 
-    def _answered(self, ownership: Ownership, send: Send, count: int, failure: BaseException | None) -> None:
+    def _answered(self, run: Run, send: Send, count: int, failure: BaseException | None) -> None:
         with self.lock:  # on the producer's thread, which does not emit either
-            self.group.answered(ownership, send, failure, self._now(), count)
+            self.group.answered(run, send, failure, self._now(), count)
             self._dispatch()
 
     # -- the commit step

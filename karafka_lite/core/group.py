@@ -23,6 +23,7 @@ from karafka_lite.core.intake import BufferLimits
 from karafka_lite.core.marks import Refusal, Send
 from karafka_lite.core.options import Options, SeekTarget
 from karafka_lite.core.ownership import Ownership, Run, State
+from karafka_lite.core.parts import owner
 from karafka_lite.core.starts import Note, NowhereError, Place, Start, Stray, begin, note_of, nowhere
 from karafka_lite.core.strays import go_on, is_void
 from karafka_lite.core.timers import NEVER, Timers
@@ -149,7 +150,7 @@ class Group:
         return start
 
     def _own(self, tp: TopicPartition) -> Ownership:
-        ownership = self.owned[tp] = Ownership(tp, self._options[tp[0]], self.leftovers.get(tp))
+        ownership = self.owned[tp] = owner(tp, self._options[tp[0]], self.leftovers.get(tp))
         self._note_unknown(ownership)
         return ownership
 
@@ -291,31 +292,45 @@ class Group:
     def begin(self, ownership: Ownership, now: float) -> Run | None:
         """A worker has time for ``ownership``: what it has to run; None when that has passed."""
         run = ownership.begin(now)
-        if run is None:
-            self._settle(ownership, now)
-        else:
+        if run is not None:
             self._running[run] = None
+        if run is None or run.is_part:
+            self._settle(ownership, now)  # other parts may wait for workers
+        else:
             self._plan(ownership, now)  # its queue has room
         return run
 
-    def end(self, run: Run, *, failed: bool, now: float) -> Outcome:
-        """The user code of ``run`` has ended; ``failed``: it raised, or a message that it sent was refused."""
-        ownership, seconds = run.ownership, now - run.began
-        done = ownership.processed(run, failed=failed)
-        ownership.end(run, failed=failed, now=now)
+    def end(self, run: Run, *, failed: bool, now: float) -> dict[Run, Outcome]:
+        """The user code of ``run`` has ended; ``failed``: it raised, or a message that it sent was refused.
+
+        Returns what is to be told: of parts that have failed with the last of their batch, else of ``run``.
+        """
+        self._ending(run, now, failed=failed)
+        told = run.ownership.end(run, failed=failed, now=now)
         self.changed |= failed
         self._ended(run, now)
-        if not failed or ownership.state is not State.ASSIGNED:
-            return Outcome(seconds, done)
-        return Outcome(seconds, done, ownership.intake.next_offset, max(0.0, ownership.retries.not_before - now))
+        return {one: self._outcome(one, now, failed=failed or one is not run) for one in told}
 
-    def give_up(self, run: Run, *, now: float) -> Outcome:
-        """The culprit, at which ``run`` failed once too often, is given up: go on without it."""
-        ownership, done = run.ownership, run.ownership.processed(run, failed=True)
-        outcome = Outcome(now - run.began, done, given_up=ownership.give_up(run))
+    def give_up(self, run: Run, *, now: float) -> dict[Run, Outcome]:
+        """The culprit, at which ``run`` failed once too often, is given up: go on without it. Returns as ``end``."""
+        self._ending(run, now, failed=True)
+        given_up = run.culprit or 0, run.ownership.retries.tries_of(run.culprit or 0)
+        told = run.ownership.give_up(run)
         self.changed = True
         self._ended(run, now)
-        return outcome
+        outcomes = {one: self._outcome(one, now, failed=one is not run) for one in told}
+        outcomes[run] = outcomes[run]._replace(given_up=given_up)
+        return outcomes
+
+    def _ending(self, run: Run, now: float, *, failed: bool) -> None:
+        run.seconds, run.messages = now - run.began, run.ownership.processed(run, failed=failed)
+
+    def _outcome(self, run: Run, now: float, *, failed: bool) -> Outcome:
+        ownership = run.ownership
+        if not failed or ownership.state is not State.ASSIGNED:
+            return Outcome(run.seconds, run.messages)
+        again_s = max(0.0, ownership.retries.not_before - now)
+        return Outcome(run.seconds, run.messages, ownership.intake.next_offset, again_s)
 
     def _ended(self, run: Run, now: float) -> None:
         self._running.pop(run, None)
@@ -377,11 +392,12 @@ class Group:
         self._commit_requested = True
         self.changed = True
 
-    def answered(self, ownership: Ownership, send: Send, failure: BaseException | None, now: float, count: int) -> None:
-        """Messages that user code of ``ownership`` has sent are acknowledged, or have failed."""
-        ownership.marks.answered(send, failure, count)
+    def answered(self, run: Run, send: Send, failure: BaseException | None, now: float, count: int) -> None:
+        """Messages that ``run`` has sent are acknowledged, or have failed."""
+        ownership = run.ownership
+        run.marks.answered(send, failure, count)
         waited_for = ownership.state is State.RELEASING or self._commit_requested
-        self.changed |= waited_for or failure is not None or not ownership.marks.in_flight
+        self.changed |= waited_for or failure is not None or not run.marks.in_flight
         self._settle(ownership, now)
 
     def commit_batch(self, now: float) -> list[Commit]:

@@ -43,7 +43,8 @@ class Options(NamedTuple):
     """What a route asks of its partitions.
 
     ``hooks``: in the order of their registration. ``budget``: how often a message may be tried before it is given up;
-    None: as often as it takes.
+    None: as often as it takes. ``parts``: into how many a batch is dealt by key, at the most; 0: it is not
+    dealt, and keeps the order of the partition.
     """
 
     manual_offsets: bool = False
@@ -52,6 +53,7 @@ class Options(NamedTuple):
     backoff: Backoff = Backoff()
     hooks: tuple[RegisteredHook, ...] = ()
     budget: int | None = None
+    parts: int = 0
 
     def hooks_of(self, kind: Hook) -> tuple[RegisteredHook, ...]:
         """The hooks of one kind, in the order of their registration."""

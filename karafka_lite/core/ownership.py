@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from karafka_lite.core.intake import Chunk, Intake
 from karafka_lite.core.marks import Marks
@@ -62,7 +62,17 @@ class Run:
     reported: bool = False  # as one that takes long
     error: BaseException | None = None  # what it has failed with
     reason: str = ""  # the same, described
+    beside: bool = False  # another part of the batch has failed, too, and tells of it
+    over: bool = False  # user code is out of it
+    seconds: float = 0.0  # how long it took
+    messages: int = 0  # of which it is done
     excused: bool = False  # that was the fault of another run: no try is counted, and there is no back-off
+    is_part: ClassVar[bool] = False  # of a batch, beside others
+
+    @property
+    def marks(self) -> Marks:
+        """The ledger of what it marks and sends."""
+        return self.ownership.marks
 
     @property
     def hook(self) -> Hook | None:
@@ -93,7 +103,7 @@ class Run:
         """Keep what it has failed with. This calls user code, which may take long: not to be called under the lock."""
         self.error = error
         self.reason = "" if error is None else describe(error)
-        unsent = self.ownership.marks.failure
+        unsent = self.marks.failure
         self.excused = is_collateral(error) and (unsent is None or is_collateral(unsent))
         self.pointless = pointless
 
@@ -153,6 +163,11 @@ class Ownership:
         return self.run is not None or self.hook_due is not None
 
     @property
+    def calls(self) -> Sequence[Run]:
+        """The calls of user code that run now."""
+        return () if self.run is None else (self.run,)
+
+    @property
     def open(self) -> bool:
         """User code may have something to close: it was handed a batch, or a function of ``on_assigned`` returned."""
         return self.handed or len(self.opening) < len(self.options.hooks_of(Hook.ON_ASSIGNED))
@@ -182,7 +197,7 @@ class Ownership:
         """How many messages of a batch are done: all, or those that were marked."""
         if not failed and run.in_hand is None:
             return len(run.records)
-        marks = self.marks
+        marks = run.marks
         marked = marks.stored or 0 if marks.version != run.version else 0
         done = marked if run.in_hand is None else max(marked, run.in_hand)
         return sum(record.offset < done for record in run.records)
@@ -299,37 +314,38 @@ class Ownership:
         """The handler has failed: count the try. True: the culprit of ``run`` is known, and has no tries left."""
         if run.hook or run.excused or isinstance(run.error, CRITICAL) or self.options.budget is None:
             return False
-        culprit, marked = run.culprit, self.marks.retry_position
-        self.retries.count(run.records, culprit, marked)
-        if culprit is None or culprit < marked or run.redirect is not None or self.over:
+        culprit, marked = run.culprit, run.marks.retry_position
+        tried = [record.offset for record in run.records] if culprit is None else [culprit]
+        self.retries.count([one for one in tried if one >= marked], known=culprit is not None)
+        self.retries.forget(before=self.marks.retry_position)
+        if culprit is None or culprit < marked or self.over or (self.run is not None and self.run.redirect is not None):
             return False
         return run.pointless or self.retries.is_exhausted(culprit)
 
-    def give_up(self, run: Run) -> tuple[int, int]:
-        """The culprit of ``run`` is given up: go on without it. What is unmarked comes again.
+    def give_up(self, run: Run) -> Sequence[Run]:
+        """The culprit of ``run`` is given up: go on without it. What is unmarked comes again. Returns as ``end``."""
+        self._end_run(run)
+        self._leave_out(run)
+        self._repeat(run)
+        return (run,)
 
-        Returns its offset, and how often it was tried.
-        """
+    def _leave_out(self, run: Run) -> None:
         culprit = run.culprit
         assert culprit is not None, "who is not known is not given up"
-        tries = self.retries.tries_of(culprit)
-        self._end_run()
         self.mark_alone(run, culprit)
         self.retries.succeeded(record for record in run.records if record.offset == culprit)
-        self._repeat(run)
-        return culprit, tries
 
     def mark_alone(self, run: Run, offset: int) -> None:
         """The message at ``offset`` of ``run`` is done: it counts as marked as soon as everything before it is."""
-        marks = self.marks
-        if not marks.closed and marks.failure is None and offset >= marks.retry_position:  # else it is marked already
+        marks = run.marks
+        if not self.over and marks.failure is None and offset >= marks.retry_position:  # else it is marked already
             marks.add_done(run.begin_of(offset), next_offset_after(offset))
 
-    def end(self, run: Run, *, failed: bool, now: float) -> None:
+    def end(self, run: Run, *, failed: bool, now: float) -> Sequence[Run]:
         """The run is over. What the user wants to come next comes next; else what succeeded is marked (automatic), and
-        a failed batch comes again after its back-off."""
+        a failed batch comes again after its back-off. Returns the runs that are to be told of."""
         unsent = self.marks.failure is not None
-        self._end_run()
+        self._end_run(run)
         if run.hook:
             self._end_hooks(run, failed, unsent, now)
         elif failed:
@@ -344,6 +360,7 @@ class Ownership:
             self._end_left(run, now)
         else:
             self._end_processed(run)
+        return (run,)
 
     def _end_hooks(self, run: Run, failed: bool, unsent: bool, now: float) -> None:
         for hook in run.hooks:
@@ -410,8 +427,8 @@ class Ownership:
         else:
             self.intake.go_to(offset)
 
-    def _end_run(self) -> None:
-        self.run = self.marks.failure = None
+    def _end_run(self, run: Run) -> None:
+        run.over, self.run, self.marks.failure = True, None, None
 
     # -- the end
 

@@ -7,7 +7,7 @@ time until each is done or given up. So a message is tried as often as its budge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from karafka_lite.core.backoff import Backoff
 from karafka_lite.messages import Record
@@ -62,21 +62,19 @@ class Retries:
         """Whether a message that has failed will be done or given up after some more tries."""
         return self._budget is not None and any(tries < self._budget for tries in self._tries.values())
 
-    def count(self, records: Sequence[Record], culprit: int | None, retry_position: int) -> None:
-        """Count a failed try of the ``culprit``, or of each of ``records`` where it is not known.
-
-        What is before ``retry_position`` is marked, and so done.
-        """
+    def count(self, offsets: Iterable[int], *, known: bool) -> None:
+        """Count a failed try of these messages; ``known``: of the one at which the handler has failed."""
         if self._budget is None:
             return
-        for offset in [offset for offset in self._tries if offset < retry_position]:
+        for offset in offsets:
+            self._tries[offset] = self.tries_of(offset) + 1
+            if not known:
+                self._suspects.add(offset)
+
+    def forget(self, *, before: int) -> None:
+        """What is before that offset is done."""
+        for offset in [offset for offset in self._tries if offset < before]:
             self._forget(offset)
-        tried = [record.offset for record in records] if culprit is None else [culprit]
-        for offset in tried:
-            if offset >= retry_position:
-                self._tries[offset] = self.tries_of(offset) + 1
-                if culprit is None:
-                    self._suspects.add(offset)
 
     def tries_of(self, offset: int) -> int:
         """How often the handler has failed at the message."""

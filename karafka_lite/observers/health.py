@@ -109,8 +109,7 @@ def together(healths: Mapping[int, Health]) -> Health:
 def runs_of(member: Watched) -> Iterator[Run]:
     """The calls of user code that run now."""
     for ownership in (*list(member.group.owned.values()), *list(member.group.leftovers.values())):
-        if (run := ownership.run) is not None:
-            yield run
+        yield from list(ownership.calls)
 
 
 def _what_hangs(member: Watched, conditions: Conditions, bounds: Bounds, now: float) -> Iterator[str]:

@@ -113,7 +113,7 @@ class News:
         ended = seconds, messages, run.error, retry_offset, retry_s, run.reason, given_up and given_up[0]
         ours, culprit = run.ownership, run.culprit if run.error is not None else None
         lag = None if ours.over or not run.records else ours.intake.lag_after(run.records[-1].offset)
-        self.waiting.append(events.CallEnded(*self._call(run), *ended, culprit, ours.options.budget, lag))
+        self.waiting.append(events.CallEnded(*self._call(run), *ended, culprit, ours.options.budget, lag, run.beside))
         if given_up:
             self.given_up(run, *given_up, run.reason, letter, run.error)
         if ours.options.manual_offsets and run.records:

@@ -127,8 +127,8 @@ class Report:
             unsent = isinstance(event.error, ProduceError)
             then = "marks made after that send were discarded" if unsent else "everything else goes on"
             self._failed(event, "failed", then)
-        elif event.given_up is not None:
-            pass  # DeadLettered says it
+        elif event.given_up is not None or event.beside:
+            pass  # DeadLettered says it, or the event of another part
         elif event.critical:
             text = "%s: %s raised %s; nothing more is marked, the app stops"
             log.critical(text, event, event.function, event.reason)

@@ -151,7 +151,10 @@ def _moment(ownership: Ownership, drain_s: float, now: float) -> _Moment:
 
 def _offsets(ownership: Ownership) -> str:
     run = ownership.run
-    return f"{run.records[0].offset}..{run.records[-1].offset}" if run is not None and run.records else ""
+    if run is None or not run.records:
+        return ""
+    parts = f" in {len(ownership.calls)} parts" if ownership.options.parts else ""
+    return f"{run.records[0].offset}..{run.records[-1].offset}{parts}"
 
 
 def lag_of(ownership: Ownership) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 from karafka_lite.app import App
 from karafka_lite.client.protocol import Client, Fetched
 from karafka_lite.core.answers import Commit, PollPlan
-from karafka_lite.core.marks import Refusal, Told
+from karafka_lite.core.marks import Marks, Refusal, Told
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.starts import Note, Place, Stray
@@ -47,7 +47,8 @@ class TestMember(Member):
         self._app = app
         self._on_ended = ended
         self.newest: dict[TopicPartition, Ownership] = {}  # ownership of each
-        self._marked: list[int] = []  # by the call that runs
+        self._calls: list[Run] = []  # of which nothing has been told yet
+        self._marked: dict[Marks, list[int]] = {}
         self._hand_overs: list[Callable[[], float | None]] = []  # rebalances that wait for us
         self._report = Report(lambda: cluster.now)
         self._jobs = Jobs()
@@ -100,19 +101,19 @@ class TestMember(Member):
 
     # -- what it does
 
-    def mark(self, ownership: Ownership, offset: int) -> bool:
-        ours = super().mark(ownership, offset)
+    def mark(self, ownership: Ownership, marks: Marks, offset: int) -> bool:
+        ours = super().mark(ownership, marks, offset)
         if ours:
-            self._marked.append(offset)
+            self._marked.setdefault(marks, []).append(offset)
         return ours
 
     def _observe(self, event: Event) -> None:
         if isinstance(event, CallEnded):
-            marks, self._marked = self._marked, []
-            run = self._jobs.inside[THREAD]
+            run = self._call_of(event)
+            marks = self._marked.pop(run.marks, [])
             if not run.hooks:
-                stored = run.ownership.marks.stored
-                if run.ownership.marks.version != run.version and stored is not None and marks[-1:] != [stored]:
+                stored = run.marks.stored
+                if run.marks.version != run.version and stored is not None and marks[-1:] != [stored]:
                     marks.append(stored)  # automatically
                 self._on_ended(self, run, event, marks)
         if self._report.wants(event):
@@ -121,10 +122,24 @@ class TestMember(Member):
             self._app._runner.observed.keep(event)
         deliver(event, self._app._observers)
 
+    def _run(self, run: Run) -> None:
+        if not run.hooks:
+            self._calls.append(run)
+        super()._run(run)
+
+    def _call_of(self, event: CallEnded) -> Run:
+        if event.hook is not None:
+            return self._jobs.inside[THREAD]
+        ended = (
+            run for run in self._calls if (run.ownership.tp, run.records[0].offset) == (event.tp, event.first_offset)
+        )
+        self._calls.remove(run := next(ended))
+        return run
+
 
 def _is_a_hooks_turn(job: Ownership, now: float) -> bool:
     every_is_due = any(moment <= now for moment in job.every_at.values())
-    return job.hook_due is not None or bool(job.opening) or every_is_due
+    return job.hook_due is not None or bool(job.opening) or every_is_due or job.run is not None
 
 
 @contextmanager

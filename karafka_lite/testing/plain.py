@@ -10,6 +10,7 @@ from typing import Any
 
 from karafka_lite.client.outgoing import check_many, check_outgoing
 from karafka_lite.context import Context
+from karafka_lite.core.marks import Marks
 from karafka_lite.core.options import Options, SeekTarget
 from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.messages import Addressed, Message, PlainRecord
@@ -76,8 +77,8 @@ class _Recorder:
     def owns(self, ownership: Ownership) -> bool:
         return not ownership.over
 
-    def mark(self, ownership: Ownership, offset: int) -> bool:
-        ours = ownership.marks.mark(offset)
+    def mark(self, ownership: Ownership, marks: Marks, offset: int) -> bool:
+        ours = marks.mark(offset)
         if ours:
             self.context.marks.append(offset)
         return ours

@@ -207,22 +207,22 @@ class WatchedGroup(Group):
         self.ledger.begun(self.life, ownership, run, now)
         return run
 
-    def end(self, run: Run, *, failed: bool, now: float) -> Outcome:
+    def end(self, run: Run, *, failed: bool, now: float) -> dict[Run, Outcome]:
         self.say("has failed" if failed else "has ended", run)
         self.ledger.run_ended(run, failed=failed, now=now)
         with self._marking(run.ownership):
-            outcome = super().end(run, failed=failed, now=now)
+            outcomes = super().end(run, failed=failed, now=now)
         if run.comes_again:
-            self.ledger.ended(self.ledger[run.ownership], run, outcome, failed, now)
-        return outcome
+            self.ledger.ended(self.ledger[run.ownership], run, outcomes[run], failed, now)
+        return outcomes
 
-    def give_up(self, run: Run, *, now: float) -> Outcome:
+    def give_up(self, run: Run, *, now: float) -> dict[Run, Outcome]:
         self.say("gives up", run, run.culprit)
         tries = self.ledger.given_up(run, now)
         with self._marking(run.ownership):
-            outcome = super().give_up(run, now=now)
-        require(outcome.given_up == tries, "the culprit is given up, and nobody else", run, outcome)
-        return outcome
+            outcomes = super().give_up(run, now=now)
+        require(outcomes[run].given_up == tries, "the culprit is given up, and nobody else", run, outcomes)
+        return outcomes
 
     def redirect(self, ownership: Ownership, target: SeekTarget, now: float) -> bool:
         running = ownership.run
@@ -280,7 +280,7 @@ def watched() -> Iterator[None]:
     """Have the runner's groups make ownerships and marks that are watched, and its members simulated clients."""
     with (
         patch("karafka_lite.client.consumer.Client", make_client),
-        patch("karafka_lite.core.group.Ownership", WatchedOwnership),
+        patch("karafka_lite.core.group.owner", WatchedOwnership),
         patch("karafka_lite.core.ownership.Marks", WatchedMarks),
     ):
         yield

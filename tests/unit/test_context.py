@@ -16,6 +16,7 @@ from support.partitions import records
 
 from karafka_lite import Batch, CommitError, ConfigurationError, Context, Message, Outgoing
 from karafka_lite.core.intake import Chunk
+from karafka_lite.core.marks import Marks
 from karafka_lite.core.options import Options, SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.core.starts import Note, Start
@@ -33,9 +34,9 @@ class Shell:
     def owns(self, ownership: Ownership) -> bool:
         return self.owner and not ownership.over
 
-    def mark(self, ownership: Ownership, offset: int) -> bool:
+    def mark(self, ownership: Ownership, marks: Marks, offset: int) -> bool:
         self.asked.append(("mark", offset))
-        return self.owner and ownership.marks.mark(offset)
+        return self.owner and marks.mark(offset)
 
     def request_commit(self, ownership: Ownership) -> bool:
         self.asked.append("request_commit")

@@ -415,7 +415,7 @@ def test_the_outcome_of_a_failure_says_where_the_retry_begins() -> None:
     scene.now = 3.0
     run = scene.begin()
     scene[0].marks.mark(1)
-    assert scene.group.end(run, failed=True, now=4.0) == (1.0, 1, 1, 2.0, None)
+    assert scene.group.end(run, failed=True, now=4.0)[run] == (1.0, 1, 1, 2.0, None)
 
 
 def test_the_outcome_of_a_failure_while_draining_has_no_retry() -> None:
@@ -423,7 +423,7 @@ def test_the_outcome_of_a_failure_while_draining_has_no_retry() -> None:
     scene.fetch(0, 0)
     run = scene.begin()
     scene.group.revoke([TP], 0.0)
-    assert scene.group.end(run, failed=True, now=1.0) == (1.0, 0, None, 0.0, None)
+    assert scene.group.end(run, failed=True, now=1.0)[run] == (1.0, 0, None, 0.0, None)
 
 
 def test_the_outcome_names_the_message_that_was_given_up() -> None:
@@ -431,7 +431,7 @@ def test_the_outcome_names_the_message_that_was_given_up() -> None:
     scene.fetch(0, 0)
     run = scene.begin()
     assert run.ownership.gives_up(run)
-    assert scene.group.give_up(run, now=2.0) == (2.0, 0, None, 0.0, (0, 1))
+    assert scene.group.give_up(run, now=2.0)[run] == (2.0, 0, None, 0.0, (0, 1))
     assert scene[0].marks.stored == 1
 
 
@@ -564,7 +564,7 @@ def test_a_requested_commit_waits_for_what_was_sent() -> None:
     assert scene.commit() == {}
     assert scene.group.wake_at(0.0) > 0.0, "nobody spins"
     scene.group.changed = False
-    scene.group.answered(scene[0], send, None, 0.0, 1)
+    scene.group.answered(run, send, None, 0.0, 1)
     assert scene.group.changed
     assert scene.commit() == {TP: 1}
     scene.end(run)
@@ -573,11 +573,11 @@ def test_a_requested_commit_waits_for_what_was_sent() -> None:
 def test_a_refused_send_takes_its_marks_back() -> None:
     scene = Partitions(manual_offsets=True)
     scene.fetch(0, 0, 1)
-    scene.begin()
+    run = scene.begin()
     scene[0].marks.mark(1)
     send = scene[0].marks.sending()
     scene[0].marks.mark(2)
-    scene.group.answered(scene[0], send, ProduceError("no"), 0.0, 1)
+    scene.group.answered(run, send, ProduceError("no"), 0.0, 1)
     scene.now = 5.0
     assert scene.commit() == {TP: 1}
 

@@ -43,7 +43,7 @@ class Scene(Partitions):
 
     def ended(self, run: Run, error: BaseException | None = None, outcome: Outcome | None = None) -> None:
         run.failed_with(error)  # as the runner does, and not under the lock
-        outcome = outcome or self.group.end(run, failed=error is not None, now=self.now)
+        outcome = outcome or self.group.end(run, failed=error is not None, now=self.now)[run]
         self.news.call_ended(run, outcome)
         self.news.emit()
 
@@ -202,7 +202,7 @@ def test_a_message_given_up_is_counted_and_is_no_trouble() -> None:
     scene.polled([0], 1)
     run = scene.next_run()
     assert scene.ownership.gives_up(run)
-    scene.ended(run, OSError("no"), scene.group.give_up(run, now=scene.now))
+    scene.ended(run, OSError("no"), scene.group.give_up(run, now=scene.now)[run])
     assert (scene.totals.failures, scene.totals.given_up, scene.totals.messages) == (1, 1, 0)
     assert scene.snapshot.errors == {}
     assert scene.done == 1

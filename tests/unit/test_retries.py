@@ -17,7 +17,8 @@ def counted(*tries: tuple[list[int], int | None], budget: int | None = 2, positi
     """After failed ``tries`` of messages, each with its culprit where that is known."""
     retries = Retries(BACKOFF, budget)
     for offsets, culprit in tries:
-        retries.count(records(offsets), culprit, position)
+        retries.count(offsets if culprit is None else [culprit], known=culprit is not None)
+        retries.forget(before=position)
     return retries
 
 
@@ -62,7 +63,7 @@ def test_a_later_and_shorter_back_off_does_not_shorten_one() -> None:
 def test_the_back_off_grows_with_the_tries_of_the_culprit_and_not_of_its_neighbours() -> None:
     retries = counted(([0, 1, 2], 0), ([0, 1, 2], 0))
     retries.succeeded(records([0]))
-    retries.count(records([1, 2]), 2, retry_position=0)
+    retries.count([2], known=True)
     retries.failed(10.0, 3, 2)
     assert retries.not_before == 11.0, "its first try"
     assert (retries.attempt_at(2), retries.attempt_at(5)) == (2, 2)
@@ -100,7 +101,8 @@ def test_of_a_known_culprit_only_its_own_try_counts_and_the_batch_stays_one() ->
 
 def test_what_is_marked_was_not_tried_and_is_forgotten() -> None:
     retries = counted(([0, 1, 2], None))
-    retries.count(records([0, 1, 2]), None, retry_position=2)
+    retries.count([2], known=False)
+    retries.forget(before=2)
     assert tries_of(retries, 0, 1, 2) == [0, 0, 2]
     assert suspects(retries, 0, 1, 2) == [2]
 

@@ -73,7 +73,7 @@ def test_a_partition_waits_works_and_waits_again_from_the_end_of_its_call_on() -
     one = scene.at(104.25)
     assert (one.state, one.since_ms, one.doing, one.position, one.lag) == ("working", 250, "store 5..6", 5, 5)
     scene.now = 105.0
-    outcome = scene.group.end(run, failed=False, now=105.0)
+    outcome = scene.group.end(run, failed=False, now=105.0)[run]
     scene.tell(events.CallEnded, *TP, "store", None, 5, 6, 1, outcome.seconds, outcome.messages)
     one = scene.at(107.0)
     assert (one.state, one.since_ms, one.position, one.stored, one.committed, one.lag) == (
