@@ -33,7 +33,8 @@ class PartitionStats:
             was none.
         since_ms: for how long it has been in this state, in milliseconds.
         until_ms: in so many milliseconds a back-off, a pause or a drain is over; None for another state.
-        doing: the function that runs, and the offsets of its batch; "" where none runs.
+        doing: the function that runs, and the offsets of its batch, with ``order="key"`` in how many parts; "" where
+            none runs.
         error: of the last call or fetch, if it failed; else "".
     """
 
@@ -153,7 +154,8 @@ def _offsets(ownership: Ownership) -> str:
     run = ownership.run
     if run is None or not run.records:
         return ""
-    parts = f" in {len(ownership.calls)} parts" if ownership.options.parts else ""
+    count = len(ownership.calls)
+    parts = f" in {count} part{'s' * (count > 1)}" if ownership.options.parts else ""
     return f"{run.records[0].offset}..{run.records[-1].offset}{parts}"
 
 

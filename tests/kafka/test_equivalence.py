@@ -6,7 +6,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import hypothesis
 import pytest
@@ -27,15 +27,20 @@ Place = tuple[int, int, int]  # partition, offset, and how often the handler has
 class Program(NamedTuple):
     """What a handler does when it comes to a message, and what happens between its batches."""
 
-    manual: bool
+    manual: bool  # in the order of the partition
     each: bool
     max_messages: int
     max_retries: int | None  # with a topic for dead letters; None: it never gives up
     hooks_mark: bool
     acts: dict[Place, str]
     steps: list[tuple[Any, ...]]
+    order: Literal["partition", "key"] = "partition"
 
 
+KEYS = ["a", "b", "a", "c", None]  # of messages, again and again
+PARTS = 2
+# What some parts of a batch do whatever others have come to; there "mark older" changes nothing, "sync" is refused.
+ACTS_OF_PARTS = {"fail", "mark", "mark and fail", "mark older", "leave", "pause", "sync"}
 ACTS = ["fail", "mark", "mark and fail", "mark older", "leave", "back", "earliest", "pause", "pause there", "sync"]
 SENDS = st.tuples(st.just("send"), st.integers(0, PARTITIONS - 1), st.integers(1, 5))
 PROGRAMS = st.builds(
@@ -53,7 +58,12 @@ PROGRAMS = st.builds(
     steps=st.lists(st.one_of(SENDS, SENDS, st.just(("revoke",)), st.just(("lose",))), min_size=1, max_size=5).map(
         lambda steps: [("send", 0, 3), *steps]
     ),
+    order=st.sampled_from(["partition", "key"]),
 )
+
+
+def is_manual(program: Program) -> bool:
+    return program.manual and program.order == "partition"
 
 
 class Told:
@@ -72,18 +82,34 @@ def register(program: Program, app: App, topic: str, dead: str, told: Told) -> N
     if program.max_retries is not None:
         options = {"dead_letter": dead, "max_retries": program.max_retries}
 
+    if program.order == "key":
+        options |= {"order": "key", "concurrency": PARTS}
+
     def handle(batch: Batch, ctx: Context) -> None:
-        say = told.events[ctx.partition].append
-        say(("run", [message.offset for message in batch], ctx.attempt, sorted(ctx.state)))
-        ctx.state["last"] = batch.last
+        if program.order == "partition":
+            process(batch, ctx, told.events[ctx.partition].append)
+            return
+        said: list[object] = []  # parts run side by side: of each what it said
+        try:
+            process(batch, ctx, said.append)
+        finally:
+            told.events[ctx.partition].append(tuple(map(str, said)))
+
+    def process(batch: Batch, ctx: Context, say: Callable[[object], None]) -> None:
+        state = sorted(ctx.state) if program.order == "partition" else []
+        say(("run", [message.offset for message in batch], ctx.attempt, state))
+        if program.order == "partition":
+            ctx.state["last"] = batch.last
         try:
             for message in ctx.each(batch) if program.each else batch:
                 visits[ctx.partition, message.offset] += 1
                 act = program.acts.get((ctx.partition, message.offset, visits[ctx.partition, message.offset]))
+                if program.order == "key" and act not in ACTS_OF_PARTS:
+                    continue
                 if act and perform(act, ctx, batch, message, say):
                     break
             else:
-                if program.manual and not program.each and batch.last_offset % 2:
+                if is_manual(program) and not program.each and batch.last_offset % 2:
                     say(("mark last", ctx.mark_as_consumed(batch.last)))
         except RuntimeError:
             say("failed")
@@ -91,8 +117,8 @@ def register(program: Program, app: App, topic: str, dead: str, told: Told) -> N
         say("ended")
 
     app.topic(
-        topic, manual_offsets=program.manual, max_messages=program.max_messages, batch_timeout_ms=200, backoff_ms=10,
-        backoff_max_ms=20, **options,
+        topic, manual_offsets=is_manual(program), max_messages=program.max_messages, batch_timeout_ms=200,
+        backoff_ms=10, backoff_max_ms=20, **options,
     )(handle)  # fmt: skip
 
     def hook(name: str) -> Callable[[Context], None]:
@@ -147,7 +173,8 @@ def by_test_client(program: Program, topic: str, dead: str) -> Told:
     with client:
         for step in program.steps:
             if step[0] == "send":
-                client.send_many(topic, range(step[2]), partition=step[1])
+                for number in range(step[2]):
+                    client.send(topic, number, key=KEYS[number % len(KEYS)], partition=step[1])
             else:
                 for partition in range(PARTITIONS):
                     if step[0] == "revoke":
@@ -187,7 +214,7 @@ def by_kafka(program: Program, topic: str, dead: str, kafka: Observer) -> Told:
         for step in program.steps:
             before = owned()
             if step[0] == "send":
-                kafka.produce(topic, range(step[2]), step[1])
+                kafka.produce(topic, range(step[2]), step[1], keys=[KEYS[n % len(KEYS)] for n in range(step[2])])
                 sent[step[1]] += step[2]
             elif step[0] == "revoke":
                 member._client.rejoin()
@@ -216,6 +243,10 @@ def sources(letters: Iterator[dict[str, bytes]]) -> Iterator[tuple[str, str]]:
 def compare(program: Program, kafka: Observer) -> None:
     topic, dead = kafka.topic(PARTITIONS), kafka.topic()
     expected, seen = by_kafka(program, topic, dead, kafka), by_test_client(program, topic, dead)
+    if program.order == "key":
+        for told in (expected, seen):
+            for events in told.events.values():
+                events.sort(key=str)
     for name, theirs in vars(expected).items():
         ours = getattr(seen, name)
         if ours != theirs:
@@ -230,6 +261,10 @@ KEPT = {
     "a loss behind a commit of the interval": Program(
         False, True, 2, 1, True, {(0, 2, 2): "sync"},
         [("send", 0, 3), ("lose",), ("revoke",), ("send", 0, 4), ("lose",)],
+    ),
+    "parts of batches that fail, leave and mark": Program(
+        False, True, 5, 1, True, {(0, 1, 1): "mark and fail", (0, 2, 1): "leave", (0, 4, 1): "sync", (0, 4, 2): "fail"},
+        [("send", 0, 3), ("send", 0, 4), ("revoke",), ("send", 1, 5), ("lose",)], "key",
     ),
     "a dead letter behind unmarked messages, and what is left early": Program(
         True, True, 3, 0, True, {(0, 1, 1): "leave", (0, 2, 1): "fail", (0, 4, 1): "mark older"},
