@@ -66,7 +66,7 @@ def order_mistakes(order: object, manual_offsets: bool) -> Iterator[str]:
     if order not in ORDERS:
         close = get_close_matches(order, ORDERS, 1, 0.4) if isinstance(order, str) else ()
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        yield f"order must be {' or '.join(map(repr, ORDERS))}, got {safe_repr(order)}{hint}"
+        yield f"order must be {' or '.join(map(repr, ORDERS))}, got {order!r}{hint}"
     elif order == "key" and manual_offsets:
         yield (
             "order='key' cannot have manual_offsets=True: what one part of a batch holds back would hold up all "

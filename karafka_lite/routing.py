@@ -219,12 +219,11 @@ class Router:
             max_retries: how often a message is retried before that (default: 3).
             no_retry: exceptions after which a retry is pointless: the message is given up at once (default:
                 ``DeserializationError``).
-            order: ``"partition"``: batch after batch, in the order of the partition. ``"key"``, for calls that are
-                slow: each batch is split by key into up to ``concurrency`` parts that run side by side, and the next
-                one begins when all have ended. The handler is called once for each part, with a batch and a context of
-                its own. Messages of one key stay together and in order, those without a key go anywhere. ``ctx.state``
-                is one dict, which all parts of a partition use at once. What is committed never passes a message that
-                is not done. Where a part raises, the others run to their end; then what is not done comes again.
+            order: ``"partition"``, or ``"key"`` for slow calls: each batch is split by key into up to ``concurrency``
+                parts that run side by side, and the next one begins when all have ended. The handler is called once for
+                each part, with a batch and a context of its own. Messages of one key stay in order, those without a key
+                go anywhere. ``ctx.state`` is one dict, which all parts use at once. What is committed never passes a
+                message that is not done. If a part raises, the others end, then what is not done comes again.
 
         In a notebook or a REPL a function takes the place of one of the same name, and of its hooks, for a topic and a
         group that this one has already: a cell runs twice.
@@ -232,8 +231,7 @@ class Router:
         Raises:
             ConfigurationError: a topic name or an option is invalid, the group already has one of the topics, or the
                 handler does not accept ``(batch, ctx)``, the deserializer does not accept one argument, or one of them
-                is not a plain function (``async def``, generator); ``order="key"`` with ``manual_offsets``: what one
-                part holds back would hold up all others.
+                is not a plain function (``async def``, generator); ``order="key"`` with ``manual_offsets``.
         """
         decode = as_deserializer(deserializer)
         refuse(

@@ -57,14 +57,16 @@ def _routes(app: App) -> Iterator[dict[str, Any]]:
         for topic, route in topics.items():
             hooks = [{"kind": hook.kind.value, **_place(hook.function)} for hook in route.hooks]
             mode = "manual" if route.options.manual_offsets else "automatic"
-            of_topic = {"group_id": group_id, "topic": topic, "mode": mode, "dead_letter": route.dead_letter or None}
-            yield {**of_topic, **_place(route.handler), "hooks": hooks}
+            of_topic = {"group_id": group_id, "topic": topic, "mode": mode, "order": route.order}
+            yield {**of_topic, "dead_letter": route.dead_letter or None, **_place(route.handler), "hooks": hooks}
 
 
 def _in_short(row: dict[str, Any]) -> dict[str, Any]:
     hooks = ", ".join(f"{hook['kind']}={hook['function']}" for hook in row["hooks"])
     place = "-" if row["file"] is None else f"{_relative(row['file'])}:{row['line']}"
     short = {name: row[name] for name in ("group_id", "topic", "mode", "function")}
+    if row["order"] == "key":
+        short["mode"] = "by key"
     return {**short, "place": place, "hooks": hooks or None}
 
 

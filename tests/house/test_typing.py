@@ -78,6 +78,8 @@ def mistakes(batch: Batch, ctx: Context) -> None:
     app.topic("orders", deserializer=as_order)(of_invoices)
     app.topic("orders", deserializer=of_text)
     app.topic("orders", deserializer=as_order, no_retry="KeyError")
+    app.topic("orders", order="keys")
+    app.topic("orders", order=None)
     batch.last.header(1)
     app.topic("orders", deserializer=of_another_name)
     app.topic("orders", deserializer=of_message)(of_invoices)

@@ -196,6 +196,14 @@ def typed(batch: Batch[Order], ctx: Context) -> None:
     print(sum(message.payload.total for message in ctx.each(batch)), orders[0].total, first.payload.total)
 
 
+@app.topic("orders.by.key", deserializer=Order.model_validate_json, order="key", concurrency=8)
+def by_key(batch: Batch[Order], ctx: Context) -> None:
+    print(sum(message.payload.total for message in ctx.each(batch)))
+
+
+app.topic("orders.in.order", order="partition")(by_key)
+
+
 @app.topic("orders.decoded", deserializer=Decoder(Order).decode)
 def decoded(batch: Batch[Order], ctx: Context) -> None:
     for message in batch:

@@ -123,6 +123,7 @@ SHOWS = {
     "e19": ['"name": "process earthquakes"', '"name": "handler_seconds"', r'"value": 1707\b', " 0 unmarked"],
     "e20": [r"reported: ValueError\('explosion, not an earthquake'\) \{'message': 'earthquakes-\d@\d+", " 0 unmarked"],
     "e21": ["500 earthquakes", " 0 unmarked"],
+    "e24": [r"1707 calls for \d+ towns: \d+ s of work in \d+ s"],
 }
 
 

@@ -24,7 +24,7 @@ def charge(batch, ctx): ...
 def log(name, batch, ctx): ...
 
 app.topic("clicks", group_id="stats")(functools.partial(log, "x"))
-app.topic("stock")(Stock())
+app.topic("stock", order="key")(Stock())
 app.topic("printed", deserializer=None)(print)
 
 @app.on_shutdown(charge)
@@ -50,19 +50,27 @@ def test_routes_names_every_topic_with_its_function_and_hooks(
     flush = {"function": "flush", "file": file, "line": 19}
     charge = {
         "mode": "manual",
+        "order": "partition",
         "dead_letter": "orders.dead",
         "function": "charge",
         "file": file,
         "line": 10,
         "hooks": [{"kind": "every", **flush}, {"kind": "on_shutdown", **flush}],
     }
-    automatic = {"mode": "automatic", "dead_letter": None, "file": file, "hooks": []}
+    automatic = {"mode": "automatic", "order": "partition", "dead_letter": None, "file": file, "hooks": []}
     *found, printed = sorted(rows(ended.out), key=lambda row: (row["topic"] == "printed", row["topic"]))
     assert found == [
         {"group_id": "stats", "topic": "clicks", **automatic, "function": "log", "line": 13},
         {"group_id": "shop", "topic": "orders", **charge},
         {"group_id": "shop", "topic": "returns", **charge},
-        {"group_id": "shop", "topic": "stock", **automatic, "function": printed_name("stock", found), "line": 8},
+        {
+            "group_id": "shop",
+            "topic": "stock",
+            **automatic,
+            "order": "key",
+            "function": printed_name("stock", found),
+            "line": 8,
+        },
     ]
     assert (printed["function"], printed["file"], printed["line"]) == ("print", None, None)
 
@@ -80,6 +88,7 @@ def test_the_table_has_places_that_an_editor_opens(tmp_path: Path) -> None:
     lines = [line.split() for line in done.stdout.splitlines()]
     assert lines[0] == ["group_id", "topic", "mode", "function", "place", "hooks"]
     assert lines[1] == ["shop", "orders", "manual", "charge", "shop.py:10", "every=flush,", "on_shutdown=flush"]
+    assert ["shop", "stock", "by", "key"] in [line[:4] for line in lines]
 
 
 @pytest.mark.parametrize(

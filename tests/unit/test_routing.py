@@ -311,6 +311,33 @@ def test_all_mistakes_of_one_decorator_are_reported_at_once(router: Router) -> N
         assert word in text
 
 
+# -- the order
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"order": "keys"}, "order must be 'partition' or 'key', got 'keys'; did you mean 'key'?"),
+        ({"order": "partitions"}, "did you mean 'partition'?"),
+        ({"order": None}, "order must be 'partition' or 'key', got None"),
+        ({"order": "key", "manual_offsets": True}, "order='key' cannot have manual_offsets=True: what one part"),
+    ],
+)
+def test_an_order_that_cannot_be_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        App("group").topic("orders", **options)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"), [({}, 0), ({"order": "key"}, 3), ({"order": "key", "concurrency": 8}, 8)]
+)
+def test_there_are_as_many_parts_as_calls_at_the_same_time(options: dict[str, Any], parts: int) -> None:
+    app = App("group")
+    app.topic("orders", **options)(store)
+    assert app.groups["group"]["orders"].options_for(3).parts == parts
+
+
 # -- giving up
 
 
