@@ -155,6 +155,11 @@ class Marks:
         return mark.stored, mark.version
 
     @property
+    def done(self) -> list[tuple[int, int]]:
+        """What is done out of order, as far as every send before that is acknowledged."""
+        return self._sends[0].mark.done if self._sends else self._done
+
+    @property
     def committable(self) -> bool:
         """Something may be committed that the broker does not have."""
         return self.commit_point[1] != self.committed_version

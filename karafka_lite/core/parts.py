@@ -74,7 +74,7 @@ class KeyMarks(Marks):
 class PartMarks(Marks):
     """The ledger of one part. What is done, it tells the ledger of the partition."""
 
-    __slots__ = "_offsets", "_spans", "_told", "_whole"
+    __slots__ = "_offsets", "_spans", "_told", "_whole", "over"
 
     def __init__(self, whole: Marks, spans: Sequence[Span], offsets: Sequence[int]) -> None:
         super().__init__()
@@ -82,6 +82,7 @@ class PartMarks(Marks):
         self._spans = spans
         self._offsets = offsets  # of the messages that end the spans
         self._told = 0  # how many of them
+        self.over = False  # what it has not told comes again
         self.retry_position = offsets[0]
         self.handed_over(offsets[0], spans[-1][1])
 
@@ -110,25 +111,26 @@ class PartMarks(Marks):
         self._tell()
 
     def _tell(self) -> None:
-        backed, first = self.commit_point[0] or 0, self._told
-        self._told = max(first, bisect_left(self._offsets, backed))
-        for begin, end in self._spans[first : self._told]:
-            self._whole.add_done(begin, end)
-        if self._done and not self.in_flight:
-            for index in range(self._told, len(self._spans)):
-                if self.is_done(self._offsets[index]):
-                    self._whole.add_done(*self._spans[index])
+        if self.over:
+            return
+        first, offsets = self._told, self._offsets
+        self._told = max(first, bisect_left(offsets, self.commit_point[0] or 0))
+        done = [*range(first, self._told)]
+        for begin, end in self.done:
+            done += range(max(self._told, bisect_left(offsets, begin)), bisect_left(offsets, end))
+        for index in done:
+            self._whole.add_done(*self._spans[index])
 
 
 @dataclass(eq=False)
 class Part(Run):
     """A call with a part of a batch."""
 
-    ledger: Marks = field(kw_only=True)
+    ledger: PartMarks = field(kw_only=True)
     is_part = True
 
     @property
-    def marks(self) -> Marks:
+    def marks(self) -> PartMarks:
         """Its own."""
         return self.ledger
 
@@ -202,19 +204,21 @@ class KeyOwnership(Ownership):
             self._spins |= run.marks.stored is None
         elif self.run is None or self.run.redirect is None:
             run.marks.mark(run.marks.delivered)
+        run.marks.over = True
         return [*([] if failed else [run]), *self._end_batch(now)]
 
     def give_up(self, run: Run) -> Sequence[Run]:
         """The culprit of a part is given up. What the part has not done comes again."""
         assert isinstance(run, Part)
         self._out(run)
+        run.marks.failure = None
         self._leave_out(run)
-        self._repeats = True
+        run.marks.over = self._repeats = True
         return [run, *self._end_batch(run.began + run.seconds)]
 
     def _out(self, part: Part) -> None:
         self.inside.remove(part)
-        part.over, part.marks.failure = True, None
+        part.over = True
 
     def _end_batch(self, now: float) -> Sequence[Run]:
         """When all parts are over. Returns those that have failed, first those of which no line is said."""

@@ -65,7 +65,7 @@ class Handlers:
             policy.backoff,
             budget=policy.budget,
         )
-        more = policy.dead_letter, (Pointless,)
+        more = policy.dead_letter, (Pointless,), None, policy.order
         return SimulatedRoute(self._life, (topic,), self._batch, "g", options, None, hooks, *more)
 
     # -- a batch
@@ -76,13 +76,14 @@ class Handlers:
             o.token = ctx.state["token"] = object()
         if not self._world.calm and self._rng.random() < 0.1:
             o.opened = ctx.state["opened"] = object()
+        own = self._ledger.of(ctx._run)
         try:
             if self._world.calm:
                 self._process_calmly(batch, ctx, o)
             else:
                 self._process(batch, ctx, o)
         except BaseException:
-            o.raised = True
+            own.raised = True
             raise
 
     def _process_calmly(self, batch: Batch, ctx: Context, o: Book) -> None:
@@ -140,7 +141,8 @@ class Handlers:
         if settings.backward_marks and rng.random() < 0.08:
             self._seek(ctx, o, message.offset)
         if settings.backward_marks and rng.random() < 0.03:
-            self._mark(o, ctx, self._handed(o, message), sync=rng.random() < 0.3)
+            handed = message if ctx._run.is_part else self._handed(o, message)
+            self._mark(o, ctx, handed, sync=rng.random() < 0.3)
         if rng.random() < (0.05 if settings.backward_marks else 0.01):
             self._world.spawn(self._life.process, f"{self._life} helper", partial(self._help, ctx, o, message))
         if o.was_revoked or rng.random() < 0.1:
@@ -183,7 +185,7 @@ class Handlers:
 
     def _mark(self, o: Book, ctx: Context, message: Message, *, sync: bool = False) -> bool:
         rng, began = self._rng, self._world.now
-        if not sync and rng.random() < 0.93:
+        if (not sync and rng.random() < 0.93) or ctx._run.is_part:
             result = ctx.mark_as_consumed(message)
             self._ledger.has_marked(o, result)
             return result
@@ -204,7 +206,7 @@ class Handlers:
         """Now and then: ask for a commit, or wait for one."""
         rng, began = self._rng, self._world.now
         chance = rng.random() / (3 if o.waiting else 1)
-        if chance < 0.05:
+        if chance < 0.05 or ctx._run.is_part:
             ctx.commit_offsets()
         elif chance < 0.1:
             timeout_ms = rng.choice([200, 3000, 30_000])
@@ -260,7 +262,7 @@ class Handlers:
             if choice < 0.3:
                 ctx.resume()
             elif choice < 0.5:
-                ctx.commit_offsets(sync=rng.random() < 0.5, timeout_ms=500)
+                ctx.commit_offsets(sync=rng.random() < 0.5 and not ctx._run.is_part, timeout_ms=500)
             elif self._settings.backward_marks and choice < 0.75:
                 self._mark(o, ctx, message)
             elif self._settings.backward_marks and not world.calm:
@@ -299,6 +301,8 @@ class Handlers:
             self._produce_or_fail(ctx)
         if not calm and rng.random() < self._settings.failing:
             raise Failed
+        if o.options.parts and o.handed and rng.random() < 0.5:
+            self._mark(o, ctx, Message(*o.tp, int(o.highest) - 1))  # which may not be done
         flushes = hook is Hook.ON_REVOKED or (o.options.manual_offsets and rng.random() < 0.7)
         last = self._world.broker.logs[o.tp].read(o.done - 1, 1)
         processed = last and last[0].offset == o.done - 1 and o.lowest <= o.done - 1 < o.highest
@@ -331,6 +335,6 @@ class SimulatedRoute(Route):
         self._seen.add(run)
         if not again and not world.calm and world.rng.random() < world.settings.bugs:
             self._life.bugs += 1
-            world.ledger[run.ownership].raised = True
+            world.ledger.of(run).raised = True
             raise Bug
         return super().batch_of(run)

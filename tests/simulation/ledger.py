@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenlet import getcurrent
+from parts import PartBook, PartsLedger
 from simulated_client import RECORD_BYTES
 from steps import FOREVER
 
@@ -37,7 +38,7 @@ COMMIT_RETRY_S = 0.1, 1.0  # the shortest and the longest wait between two tries
 SLACK_S = 5.0  # how late threads may be scheduled, all together, when something has a bound
 
 
-def blameless(o: Book, run: Run) -> bool:
+def blameless(o: Book | PartBook, run: Run) -> bool:
     """Whether a run has failed because another message was refused; what user code raises of it says so as well."""
     error = run.error
     while error is not None and not isinstance(error, ProduceError):
@@ -103,7 +104,11 @@ class Book:
         self.queued = 0
         self.queued_since = 0.0
         self.in_jobs = False
-        self.running: Run | None = None
+        self.running: Run | None = None  # of parts: the batch
+        self.parts: dict[Run, PartBook] = {}  # that run
+        self.begun_parts: list[Run] = []  # of the batch
+        self.failed_parts: list[PartBook] = []
+        self.spins = self.repeats = False  # it was left where a part had done nothing; something of it comes again
         self.handed = False
         self.lowest, self.highest = FOREVER, 0  # the first message handed over, and past the last one
         self.done = 0  # where the next batch begins
@@ -376,6 +381,8 @@ class Books:
                 yield o.commit_retry_at, "the next try of a commit"
         if not o.in_jobs and o.running is None:
             yield self._code_due(o), "user code"
+        elif not o.in_jobs and o.options.parts and o.ownership.waiting:  # type: ignore[attr-defined]
+            yield 0.0, "a part"
 
     def _code_due(self, o: Book) -> float:
         if o.seen is State.DRAINING and not o.code_ended:
@@ -390,7 +397,7 @@ class Books:
         return min([o.ledger.batch_due(o)[0], *o.every_at.values()])
 
 
-class Ledger:
+class Ledger(PartsLedger):
     """The books of one world: all ownerships of all processes."""
 
     def __init__(self, broker: Broker, reset: str, *, backward_marks: bool, reached: Counter[str]) -> None:
@@ -407,6 +414,11 @@ class Ledger:
 
     def __getitem__(self, ownership: Ownership) -> Book:
         return self.books[ownership]
+
+    def of(self, run: Run) -> Book | PartBook:
+        """Who has to know what becomes of ``run``."""
+        o = self.books[run.ownership]
+        return o.parts[run] if run.is_part else o
 
     # -- assignment
 
@@ -657,6 +669,11 @@ class Ledger:
         if run is None:
             self.reached["a worker came when its job had passed"] += 1
             return
+        if run.is_part and o.running is not None:
+            self.part_begun(o, run, now)
+            return
+        part, run = run, ownership.run if run.is_part else run
+        assert run is not None
         inside = life.process.inside
         require(o.tp not in inside, "one run per partition at a time", o, inside.get(o.tp))
         require(o.running is None, "one run per ownership at a time", o)
@@ -671,6 +688,9 @@ class Ledger:
         else:
             self._batch_begun(o, run, now)
         o.running = inside[o.tp] = run
+        if part is not run:
+            o.begun_parts, o.failed_parts, o.spins, o.repeats = [], [], False, False
+            self.part_begun(o, part, now)
 
     def _opening_begun(self, o: Book, run: Run, now: float) -> None:
         owned = o.asked is None and not o.lost and o.seen is State.ASSIGNED and o.start is not None
@@ -779,14 +799,15 @@ class Ledger:
 
     def gives_up(self, run: Run, result: bool) -> None:
         """The handler has failed; ``result``: the group says that its message is to be given up."""
-        o = self.books[run.ownership]
-        if run.hook or o.options.budget is None or blameless(o, run) or isinstance(run.error, CRITICAL):
+        o, own = self.books[run.ownership], self.of(run)
+        if run.hook or o.options.budget is None or blameless(own, run) or isinstance(run.error, CRITICAL):
             require(not result, "only what has a budget, and has failed by its own fault, is given up", o)
             return
         for offset in [offset for offset in o.tries if offset < o.retry_position]:
             o.is_done_with(offset)  # it is marked
         culprit = _culprit(run)
-        unmarked = [record.offset for record in run.records if record.offset >= o.retry_position]
+        position = own.position if isinstance(own, PartBook) else o.retry_position
+        unmarked = [record.offset for record in run.records if record.offset >= position]
         for offset in unmarked:
             if culprit in (None, offset):
                 o.tries[offset] = o.tries.get(offset, 0) + 1
@@ -800,6 +821,8 @@ class Ledger:
 
     def given_up(self, run: Run, now: float) -> tuple[int, int]:
         """The message at which ``run`` has failed is in safety. Returns its offset, and how often it was tried."""
+        if run.is_part:
+            return self.part_given_up(run, now)
         o, culprit = self._out(run), _culprit(run)
         require(culprit is not None, "who is not known is not given up", o, run)
         assert culprit is not None
@@ -825,7 +848,8 @@ class Ledger:
         if not o.ours:
             return
         o.gone.add(offset)
-        if self._unmarked_from(o) in (None, offset):
+        first = self._unmarked_from(o)
+        if first is None or first in o.gone:
             self._stored(o, o.retry_position, now)
         else:
             self.reached["a message was given up with others unmarked before it"] += 1
@@ -848,6 +872,9 @@ class Ledger:
         return o
 
     def run_ended(self, run: Run, *, failed: bool, now: float) -> None:
+        if run.is_part:
+            self.part_ended(run, failed=failed, now=now)
+            return
         o = self.books[run.ownership]
         unsent = o.failed_send
         reason, excused = o.raised or unsent, blameless(o, run)
@@ -989,6 +1016,9 @@ class Ledger:
     # -- offsets
 
     def marked(self, o: Book, offset: int, result: bool, now: float) -> None:
+        if o.options.parts and offset > o.retry_position:
+            self.reached["a hook marked what is not done"] += result and not o.failed_send
+            offset = o.retry_position
         require(result is o.ours, "a mark counts while the partition is ours", o, offset, result, o.seen)
         if not result:
             self.reached["a mark was refused"] += 1
@@ -1142,6 +1172,9 @@ class Ledger:
     def _observe(self, o: Book, state: State, now: float) -> None:
         """``o`` has moved on to ``state``: was it allowed to?"""
         before, o.seen = o.seen, state
+        if state >= State.RELEASING and o.begun_parts and not o.parts and o.running is not None and not o.running.hook:
+            self.reached["parts that nobody had begun were dropped"] += 1
+            self.batch_of_parts_ends(o, 0, now)
         require(state >= before, "states go forwards", o, before, state)
         require((state is State.LOST) is o.lost, "a loss ends an ownership at once, and nothing else does", o, state)
         if o.lost:
@@ -1179,7 +1212,7 @@ class Ledger:
             require(not late, "a last commit ends at its bound", o)
 
     def ended(self, o: Book, run: Run, outcome: Outcome, failed: bool, now: float) -> None:
-        """What the group says of how a batch ended."""
+        """What the group says of how a batch ended, or a part of one that has failed."""
         again = failed and o.ownership.state is State.ASSIGNED
         require((outcome.retry_offset is not None) is again, "a failed batch comes again", o, outcome)
         if again and o.sought is None:

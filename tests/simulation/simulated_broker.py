@@ -23,7 +23,8 @@ class Record:
     def __init__(self, offset: int) -> None:
         self.offset = offset
         self.timestamp = -1
-        self.key = self.value = None
+        self.key = None if offset % 9 == 8 else b"%d" % (offset * 7919 % 5)
+        self.value = None
         self.headers: list[tuple[str, bytes]] = []
 
 

@@ -85,6 +85,20 @@ SITUATIONS = (
     "a message was given up by hand",
     "a message was tried by itself",
     "suspects were tried without a wait",
+    "a batch of parts failed",
+    "a hook marked what is not done",
+    "a loop over each was left in a part",
+    "a message was done out of order",
+    "a message was given up in a part",
+    "a part began during a drain",
+    "a part could not send, and its marks were void",
+    "a part failed by the fault of another",
+    "a part gave a message up",
+    "a part has sought",
+    "parts ran one after the other",
+    "parts ran side by side",
+    "parts that nobody had begun were dropped",
+    "several parts of a batch failed",
     "a partition was paused",
     "a partition was resumed",
     "a place that only the cluster knew was found",
@@ -168,6 +182,7 @@ class Settings(NamedTuple):
     interrupts: float  # at which part of its points a thread is interrupted
     favourite: str  # threads with this in their name often go first
     bugs: float  # of batches: a bug of ours hits the worker
+    by_key: bool = False  # topics that are not manual may be in the order of their keys
 
     @classmethod
     def drawn(cls, rng: random.Random) -> Settings:
@@ -203,6 +218,7 @@ class Policy(NamedTuple):
     hooks: tuple[tuple[Hook, int], ...]  # with the milliseconds of EVERY
     budget: int | None
     dead_letter: str | Literal[False] | None
+    order: Literal["partition", "key"] = "partition"
 
 
 def draw_policies(rng: random.Random) -> dict[str, Policy]:
@@ -233,10 +249,16 @@ class World(Scheduler):
         self.seed = seed
         self.reached = reached
         self.rng = rng = random.Random(seed)
-        self.settings = Settings.drawn(rng)._replace(**fixed)  # type: ignore[arg-type]
+        self.settings = Settings.drawn(rng)._replace(by_key=seed % 2 == 0)._replace(**fixed)  # type: ignore[arg-type]
         super().__init__(rng, self.settings.interrupts, self.settings.jumps, self._nobody_sleeps_too_long)
         self.favourite = self.settings.favourite
         self.policies = draw_policies(rng)
+        if self.settings.by_key:
+            self.policies |= {
+                topic: policy._replace(order="key")
+                for topic, policy in self.policies.items()
+                if not policy.manual_offsets and (topic == "auto" or seed % 4)
+            }
         self.calm = False
         self.group: Callable[..., Any] = WatchedGroup
         self.data_come = Signal()

@@ -15,13 +15,16 @@ from ledger import Violation
 from simulated_client import SimulatedClient
 from simulation import simulate
 
+from karafka_lite.core import parts
 from karafka_lite.core.group import Group
 from karafka_lite.core.intake import Intake
 from karafka_lite.core.marks import Marks
 from karafka_lite.core.options import Hook
 from karafka_lite.core.ownership import Ownership, Run, State
+from karafka_lite.core.parts import KeyMarks, KeyOwnership
 from karafka_lite.core.retries import Retries
 from karafka_lite.core.starts import Note, Place, Start
+from karafka_lite.core.timers import Timers
 from karafka_lite.errors import CommitError
 from karafka_lite.messages import next_offset_after
 from karafka_lite.runner import Member
@@ -269,10 +272,10 @@ def _(patch: Patch) -> None:
 
 @wrong("a failed batch is marked")
 def _(patch: Patch) -> None:
-    def end(method: Callable[..., Any], ownership: Ownership, run: Run, *, failed: bool, now: float) -> None:
+    def end(method: Callable[..., Any], ownership: Ownership, run: Run, *, failed: bool, now: float) -> Any:
         if failed and not run.hooks:
             ownership.marks.mark(next_offset_after(run.records[-1].offset))
-        method(ownership, run, failed=failed, now=now)
+        return method(ownership, run, failed=failed, now=now)
 
     instead(patch, Ownership, "end", end)
 
@@ -389,10 +392,11 @@ def _(patch: Patch) -> None:
 
 @wrong("the state survives a failure")
 def _(patch: Patch) -> None:
-    def end(method: Callable[..., Any], ownership: Ownership, run: Run, **named: Any) -> None:
+    def end(method: Callable[..., Any], ownership: Ownership, run: Run, **named: Any) -> Any:
         state = dict(ownership.user_state)
-        method(ownership, run, **named)
+        told = method(ownership, run, **named)
         ownership.user_state.update(state)
+        return told
 
     instead(patch, Ownership, "end", end)
 
@@ -563,7 +567,7 @@ def _(patch: Patch) -> None:
 
 @wrong("who sleeps is not woken for what is due earlier")
 def _(patch: Patch) -> None:
-    keeping(patch, Group, "_set_timer", "changed")
+    instead(patch, Timers, "set", lambda method, *given: method(*given) and False)
 
 
 @wrong("every is called once")
@@ -650,6 +654,107 @@ def _(patch: Patch) -> None:
     patch.setattr(Ownership, "call_no_more", lambda ownership: setattr(ownership, "hook_due", None))
 
 
+# -- parts of batches
+
+
+@wrong("what a part has done is stored, whatever is before it", by_key=True)
+def _(patch: Patch) -> None:
+    patch.setattr(KeyMarks, "add_done", lambda marks, begin, end: Marks.mark(marks, end))
+
+
+@wrong("messages are dealt whatever their keys are", by_key=True)
+def _(patch: Patch) -> None:
+    patch.setattr(parts, "deal", lambda records, most: [records[n::most] for n in range(min(most, len(records)))])
+
+
+@wrong("the last part of a batch does not wait for the others", by_key=True)
+def _(patch: Patch) -> None:
+    def end_batch(method: Callable[..., Any], ownership: KeyOwnership, now: float) -> Any:
+        inside, ownership.inside = ownership.inside, []
+        told = method(ownership, now)
+        ownership.inside = inside
+        return told
+
+    instead(patch, KeyOwnership, "_end_batch", end_batch)
+
+
+@wrong("parts that wait are begun when the ownership is over", by_key=True, hanging=0.1)
+def _(patch: Patch) -> None:
+    patch.setattr(KeyOwnership, "_drop", lambda ownership: None)
+
+
+@wrong("a drain leaves parts that wait out", by_key=True)
+def _(patch: Patch) -> None:
+    after(patch, KeyOwnership, "drain", lambda ownership, *_, **__: ownership._drop())
+
+
+@wrong("a mark of a part does not wait for what it has sent", by_key=True, sending=0.5)
+def _(patch: Patch) -> None:
+    patch.setattr(parts.PartMarks, "commit_point", property(lambda marks: (marks.stored, marks.version)))
+
+
+@wrong("what a part gave up does not wait for its dead letter", by_key=True, sending=0.5)
+def _(patch: Patch) -> None:
+    patch.setattr(parts.PartMarks, "done", property(lambda marks: marks._done))
+
+
+@wrong("a part that failed is done", by_key=True)
+def _(patch: Patch) -> None:
+    def out(ownership: KeyOwnership, part: parts.Part) -> None:
+        part.marks.mark(part.marks.delivered)
+
+    after(patch, KeyOwnership, "_out", out)
+
+
+@wrong("what a part has done comes again", by_key=True)
+def _(patch: Patch) -> None:
+    patch.setattr(KeyOwnership, "_wanted", lambda ownership, records: records)
+
+
+@wrong("a hook marks what a part has not done", by_key=True)
+def _(patch: Patch) -> None:
+    patch.setattr(KeyMarks, "mark", lambda marks, offset: Marks.mark(marks, offset))
+
+
+@wrong("a batch is marked by its parts after one has sought", by_key=True)
+def _(patch: Patch) -> None:
+    def end(method: Callable[..., Any], ownership: KeyOwnership, run: Run, **named: Any) -> Any:
+        redirect = ownership.run.redirect if ownership.run is not None and run.is_part else None
+        if redirect is None or named["failed"] or run.in_hand is not None:
+            return method(ownership, run, **named)
+        run.marks.mark(run.marks.delivered)
+        return method(ownership, run, **named)
+
+    instead(patch, KeyOwnership, "end", end)
+
+
+@wrong("tries are counted for the messages of all parts", by_key=True, failing=0.4)
+def _(patch: Patch) -> None:
+    def gives_up(ownership: KeyOwnership, run: Run) -> None:
+        if run.is_part and not run.excused and ownership.run is not None and ownership.options.budget is not None:
+            others = [one.offset for one in ownership.run.records if one not in run.records]
+            ownership.retries.count(others, known=False)
+
+    after(patch, Ownership, "gives_up", gives_up)
+
+
+@wrong("each part that fails is told of", by_key=True, failing=0.4)
+def _(patch: Patch) -> None:
+    instead(
+        patch,
+        KeyOwnership,
+        "_end_batch",
+        lambda method, ownership, now: [setattr(one, "beside", False) or one for one in method(ownership, now)],
+    )
+
+
+@wrong("a loop that was left in a part comes again at once", by_key=True)
+def _(patch: Patch) -> None:
+    instead(
+        patch, KeyOwnership, "_end_batch", lambda method, one, now: (setattr(one, "_spins", False), method(one, now))[1]
+    )
+
+
 # One worker of pytest runs them, one after the other: the other cores are for tests that watch the clock.
 @pytest.mark.xdist_group("mutations")
 @pytest.mark.parametrize("what", MUTATIONS)
@@ -657,4 +762,4 @@ def test_the_simulation_notices_when(what: str, monkeypatch: pytest.MonkeyPatch)
     mutation, settings = MUTATIONS[what]
     mutation(monkeypatch)
     with pytest.raises(Violation):
-        simulate(**{"first_seed": 1, "events": EVENTS, **settings})  # type: ignore[arg-type]
+        simulate(**{"first_seed": 1, "events": EVENTS, "by_key": False, **settings})  # type: ignore[arg-type]

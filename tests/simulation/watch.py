@@ -13,13 +13,15 @@ from unittest.mock import patch
 
 import ledger as books
 from ledger import require
+from parts import PartBook
 from simulated_runner import make_client
 
 from karafka_lite.core.answers import Commit, Outcome, PollPlan
 from karafka_lite.core.group import Group
 from karafka_lite.core.marks import Marks, Refusal, Send
-from karafka_lite.core.options import SeekTarget
+from karafka_lite.core.options import Options, SeekTarget
 from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.core.parts import KeyMarks, KeyOwnership, PartMarks
 from karafka_lite.core.starts import Place, Start, Stray
 from karafka_lite.messages import TopicPartition
 
@@ -70,6 +72,57 @@ class WatchedMarks(Marks):
         super().give_up_answers(failure)
 
 
+class WatchedKeyMarks(WatchedMarks, KeyMarks):
+    """Of a partition whose batches have parts: what these have done is not marked by user code."""
+
+    __slots__ = ()
+
+    def add_done(self, begin: int, end: int) -> None:
+        book, automatic = self.book, self.book.automatic
+        book.automatic = True
+        super().add_done(begin, end)
+        book.automatic = automatic
+
+
+class WatchedPartMarks(PartMarks):
+    """Marks of user code, and sends, of one part."""
+
+    __slots__ = ("book", "within")
+
+    book: PartBook
+
+    def mark(self, offset: int) -> bool:
+        book = self.book
+        automatic, within = book.o.automatic, getattr(self, "within", False)
+        self.within = True  # what is given up at the position is marked by that
+        result = super().mark(offset)
+        self.within = within
+        if not automatic and not within:
+            life = book.o.life
+            life.world.say(life, "mark", book.run, offset, result)
+            book.o.ledger.part_marked(book, offset, result, life.world.now)
+        return result
+
+    def add_done(self, begin: int, end: int) -> None:
+        self.within = True
+        super().add_done(begin, end)
+        self.within = False
+
+    def sending(self, count: int = 1) -> Send:
+        send = super().sending(count)
+        for _ in range(count):
+            self.book.o.ledger.part_sent(self.book, send)
+        return send
+
+    def answered(self, send: Send, failure: BaseException | None, count: int = 1) -> None:
+        book = self.book
+        life = book.o.life
+        life.world.say(life, "refused" if failure else "acknowledged", count, book.run)
+        for _ in range(count):
+            book.o.ledger.part_answered(book, send, failure, life.world.now)
+        super().answered(send, failure, count)
+
+
 class WatchedOwnership(Ownership):
     """Whether a message is given up."""
 
@@ -83,11 +136,23 @@ class WatchedOwnership(Ownership):
     def mark_alone(self, run: Run, offset: int) -> None:
         book = self.marks.book  # type: ignore[attr-defined]
         by_hand = not book.automatic
-        if by_hand:
+        if by_hand and run.is_part:
+            book.ledger.part_gave_up(run.marks.book, offset, book.life.world.now)  # type: ignore[attr-defined]
+        elif by_hand:
             book.ledger.given_up_by_hand(book, offset, book.life.world.now)
-            book.automatic = True
+        book.automatic = True
         super().mark_alone(run, offset)
         book.automatic = not by_hand
+
+
+class WatchedKeyOwnership(WatchedOwnership, KeyOwnership):
+    """The same, with parts."""
+
+    __slots__ = ()
+
+
+def owner(tp: TopicPartition, options: Options, predecessor: Ownership | None) -> Ownership:
+    return (WatchedKeyOwnership if options.parts else WatchedOwnership)(tp, options, predecessor)
 
 
 class WatchedGroup(Group):
@@ -213,7 +278,11 @@ class WatchedGroup(Group):
         with self._marking(run.ownership):
             outcomes = super().end(run, failed=failed, now=now)
         if run.comes_again:
-            self.ledger.ended(self.ledger[run.ownership], run, outcomes[run], failed, now)
+            for one, outcome in outcomes.items():
+                self.ledger.ended(self.ledger[run.ownership], one, outcome, failed or one is not run, now)
+        if run.is_part:
+            told = [one for one in outcomes if one is not run or failed]
+            require(not told or [one.beside for one in told].count(False) == 1, "one part tells of a failure", run)
         return outcomes
 
     def give_up(self, run: Run, *, now: float) -> dict[Run, Outcome]:
@@ -280,7 +349,9 @@ def watched() -> Iterator[None]:
     """Have the runner's groups make ownerships and marks that are watched, and its members simulated clients."""
     with (
         patch("karafka_lite.client.consumer.Client", make_client),
-        patch("karafka_lite.core.group.owner", WatchedOwnership),
+        patch("karafka_lite.core.group.owner", owner),
+        patch("karafka_lite.core.parts.KeyMarks", WatchedKeyMarks),
+        patch("karafka_lite.core.parts.PartMarks", WatchedPartMarks),
         patch("karafka_lite.core.ownership.Marks", WatchedMarks),
     ):
         yield
