@@ -11,14 +11,15 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from support.partitions import Record, records
 from support.partitions import ownership as begun
-from support.partitions import records
 
 from karafka_lite import Batch, CommitError, ConfigurationError, Context, Message, Outgoing
 from karafka_lite.core.intake import Chunk
 from karafka_lite.core.marks import Marks
 from karafka_lite.core.options import Options, SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run, State
+from karafka_lite.core.parts import KeyOwnership
 from karafka_lite.core.starts import Note, Start
 from karafka_lite.messages import Addressed
 
@@ -616,3 +617,46 @@ def test_what_was_not_handed_over_cannot_be_a_dead_letter(shell: Shell, ownershi
     with pytest.raises(ValueError if isinstance(wrong, Message) else TypeError):
         ctx.dead_letter(wrong)
     assert shell.asked == []
+
+
+# -- a part of a batch ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def part(shell: Shell) -> Context:
+    """Of the messages 0 to 3, this call has 0 and 2."""
+    ownership = KeyOwnership(("topic", 1), Options(parts=2))
+    ownership.begin_at(Start(0, "earliest"), Note())
+    ownership.intake.sought(0)
+    ownership.fetched([Record(offset, key=b"%d" % (offset % 2)) for offset in range(4)], 4, 0, now=0.0)
+    run = ownership.begin(0.0)
+    assert run
+    assert run.is_part
+    return Context(shell, run, "group")
+
+
+@pytest.mark.parametrize("ask", ["mark_as_consumed", "commit_offsets"])
+def test_a_part_cannot_wait_for_a_commit(part: Context, shell: Shell, ask: str) -> None:
+    given = [message(0)] if ask == "mark_as_consumed" else []
+    with pytest.raises(RuntimeError, match=r'sync=True is not for a handler with order="key" \(topic-1@0\.\.2\): '):
+        getattr(part, ask)(*given, sync=True)
+    assert shell.asked == [], "nothing is marked"
+
+
+def test_a_part_marks_and_gives_up_messages_of_its_own_only(part: Context, shell: Shell) -> None:
+    part._dead_letter = "dead"
+    for ask in (part.mark_as_consumed, part.dead_letter):
+        with pytest.raises(ValueError, match=r"topic-1@1 is not of the batch of this call \(topic-1@0\.\.2\)"):
+            ask(message(1))
+        with pytest.raises(ValueError, match="was never handed to this ownership"):
+            ask(message(4))
+    assert part.mark_as_consumed(message(2))
+    assert shell.asked == [("mark", 3)]
+
+
+def test_an_older_mark_of_a_part_changes_nothing_and_is_no_warning(
+    part: Context, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert part.mark_as_consumed(message(2))
+    assert part.mark_as_consumed(message(0))
+    assert (part._marks.stored, caplog.text) == (3, "")

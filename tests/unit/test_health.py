@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +21,8 @@ GOOD = Health(live=True, ready=True)
 class Scene:
     """One group whose member has joined, with two partitions of which the first holds a message."""
 
-    def __init__(self) -> None:
-        self.group = Group({"orders": Options()}, drain_timeout_ms=10_000)
+    def __init__(self, options: Options = Options(), keys: Sequence[bytes | None] = (None,)) -> None:  # noqa: B008
+        self.group = Group({"orders": options}, drain_timeout_ms=10_000)
         self.conditions = Conditions()
         self.member: Any = SimpleNamespace(
             group_id="shop",
@@ -35,7 +36,7 @@ class Scene:
         first, _ = self.group.assigned([TP, OTHER], 0.0)
         first.intake.begin_at(0)
         first.intake.sought(0)
-        records: Any = [SimpleNamespace(offset=0)]
+        records: Any = [SimpleNamespace(offset=offset, key=key) for offset, key in enumerate(keys)]
         self.group.fetched(TP, records, 1, 1, 0.0)
 
     def tell(self, kind: type[events.Event], *values: object) -> None:
@@ -156,3 +157,15 @@ def test_several_processes_are_as_good_as_each_of_them_and_say_first_which_of_th
 
 def test_an_app_that_was_not_started_is_live_and_not_ready() -> None:
     assert App("shop").health() == Health(live=True, ready=False, reasons=("not started",))
+
+
+def test_of_parts_of_a_batch_each_that_hangs_is_named() -> None:
+    scene = Scene(Options(parts=3), [b"a", b"b", b"a", b"c"])
+    begun = 1.0
+    while ready := scene.group.take_ready():
+        assert scene.group.begin(ready[0], begun)
+        begun += 4.0
+    assert [reason.partition(", longer")[0] for reason in scene.at(15.4).reasons] == [
+        "orders-0@0..2: store has been running for 14 s",
+        "orders-0@1: store has been running for 10 s",
+    ]

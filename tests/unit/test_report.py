@@ -402,3 +402,10 @@ def test_log_lines_have_a_thread_of_their_own(caplog: pytest.LogCaptureFixture) 
     delivery.emit(ended(ValueError("bad")))
     delivery.stop()
     assert [record.threadName for record in caplog.records] == ["karafka-log"]
+
+
+def test_of_parts_of_a_batch_that_failed_one_is_told_of(log: Log) -> None:
+    error = raised(ValueError("bad"))
+    beside = ended(error, retry_offset=5, retry_s=1.0, beside=True)
+    told = ended(error, retry_offset=5, retry_s=1.0)
+    assert len(log.say(beside, told)) == 1

@@ -19,8 +19,8 @@ TP = ("orders", 0)
 class Scene:
     """One partition that became ours at 100, and begins at offset 5."""
 
-    def __init__(self, *hooks: RegisteredHook) -> None:
-        self.group = Group({"orders": Options(hooks=hooks)}, drain_timeout_ms=10_000)
+    def __init__(self, *hooks: RegisteredHook, parts: int = 0) -> None:
+        self.group = Group({"orders": Options(hooks=hooks, parts=parts)}, drain_timeout_ms=10_000)
         self.progress, self.counts = Progress(), Counts(lambda: self.now)
         self.member: Any = SimpleNamespace(group_id="shop", group=self.group, name_of=lambda _: "store")
         self.now = 100.0
@@ -62,6 +62,16 @@ def test_until_on_assigned_has_returned_it_is_starting_and_the_function_is_named
     scene.group._settle(scene.ownership, scene.now)
     scene.run()
     assert (scene.at(102.0).state, scene.at(102.0).doing, scene.at(102.0).since_ms) == ("starting", "store", 2000)
+
+
+def test_of_a_batch_with_parts_is_said_in_how_many_it_is() -> None:
+    scene = Scene(parts=3).begin()
+    records: Any = [SimpleNamespace(offset=offset, key=b"%d" % (offset % 3)) for offset in range(5, 12)]
+    scene.group.fetched(TP, records, 12, 1, scene.now)
+    scene.run()
+    assert scene.at(101.0).doing == "store 5..11 in 1 part"
+    scene.run()
+    assert (scene.at(101.0).doing, scene.at(101.0).state) == ("store 5..11 in 2 parts", "working")
 
 
 def test_a_partition_waits_works_and_waits_again_from_the_end_of_its_call_on() -> None:

@@ -940,3 +940,50 @@ def test_a_handler_and_a_web_app_under_test_may_ask_how_the_app_is_and_what_it_h
         assert healths == [Health(live=True, ready=True)]
         assert (app.stats().messages, app.stats().batches) == (1, 1)
     assert app.health() == Health(live=True, ready=False, reasons=("not started",))
+
+
+# -- parts of batches -------------------------------------------------------------------------------------------------
+
+
+def test_with_order_by_key_each_part_is_a_run_with_marks_of_its_own() -> None:
+    with TestClient(given(nothing, order="key", concurrency=2)) as client:
+        for key in "abab":
+            client.send(TOPIC, key, key=key)
+        runs = client.run()
+        assert describe(runs) == [([0, 2], 1, "done"), ([1, 3], 1, "done")]
+        assert [run.marks for run in runs] == [[3], [4]]
+        assert client.stored(TOPIC, 0) == 4
+
+
+def test_where_parts_fail_each_is_a_run_and_what_is_done_does_not_come_again() -> None:
+    def fail_but_for_c(batch: Batch, ctx: Context) -> None:
+        for message in ctx.each(batch):
+            if message.key != b"c" and message.offset > 2 and not ctx.retrying:
+                raise Flaky(message.offset)
+
+    with TestClient(given(fail_but_for_c, order="key", concurrency=3)) as client:
+        for key in "abcabc":
+            client.send(TOPIC, key, key=key)
+        runs = client.run()
+        assert describe(runs) == [([2, 5], 1, "done"), ([1, 4], 1, "failed"), ([0, 3], 1, "failed")]
+        assert [run.marks for run in runs] == [[3, 6], [2], [1]]
+        assert client.stored(TOPIC, 0) == 3
+        client.advance(ms=1000)
+        assert describe(client.run()) == [([3], 2, "done"), ([4], 2, "done")]
+        assert client.stored(TOPIC, 0) == 6
+
+
+def test_a_stop_inside_a_part_lets_the_others_run() -> None:
+    def stop(batch: Batch, ctx: Context) -> None:
+        if batch.first_offset == 0:
+            app.stop()
+        stopping.append(ctx.stopping)
+
+    stopping: list[bool] = []
+    app = given(stop, order="key", concurrency=3)
+    with TestClient(app) as client:
+        for key in "abc":
+            client.send(TOPIC, key, key=key)
+        assert [run.offsets for run in client.run()] == [[0], [1], [2]]
+    assert stopping == [False, True, True], "it only asks"
+    assert client.committed(TOPIC, 0) == 3
