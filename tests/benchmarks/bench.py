@@ -52,6 +52,7 @@ from tables import ERROR, HANDLERS, MARKS, PARTITIONS, Figures, Round, comparabl
 HERE = Path(__file__).parent
 CHECKOUT = Path(__file__).absolute().parents[2]
 MANY = 12  # partitions
+KEYS = 64
 SPARE = 5  # every so many messages of the throughput there is one more, which nobody waits for
 TICK_S = 0.020
 PROBE_TIMEOUT_S = 600  # a hang, not a slow machine
@@ -266,6 +267,8 @@ class Bench:
         }
         for count in (1, 2, 4, 8):
             probes[f"partitions-{count}"] = functools.partial(self._partitions, count)
+        for count in (1, 8):
+            probes[f"parts-{count}"] = functools.partial(self._parts, count)
         return probes
 
     def _throughput(self, dataset: str) -> Iterator[tuple[str, Probe]]:
@@ -323,15 +326,13 @@ class Bench:
         return self.topic(MANY, messages + messages // SPARE, {"16": small, "200": large}[dataset])
 
     @functools.cache  # noqa: B019 - there is one Bench
-    def topic(
-        self, partitions: int, messages: int, value: Callable[[int], bytes] = small, *, has_keys: bool = False
-    ) -> str:
+    def topic(self, partitions: int, messages: int, value: Callable[[int], bytes] = small, *, keys: int = 0) -> str:
         """With as many messages on each partition, in batches as a busy producer fills them."""
         topic = self.observer.topic(partitions)
         for number in range(messages):
             while True:
                 try:
-                    key = b"%d" % number if has_keys else None
+                    key = b"%d" % (number % keys) if keys else None
                     self._producer.produce(topic, value(number), key, partition=number % partitions)
                     break
                 except BufferError:
@@ -368,8 +369,8 @@ class Bench:
         messages = told["messages"]
         source = self.topic(1, 1)
         if forwards:
-            has_keys = told["keys"] == "distinct"
-            source = self.topic(MANY, messages + messages // SPARE, values_of(told["size"]), has_keys=has_keys)
+            keys = sys.maxsize if told["keys"] == "distinct" else 0
+            source = self.topic(MANY, messages + messages // SPARE, values_of(told["size"]), keys=keys)
         topic = self.observer.topic(MANY)
         where = {"broker": self.observer.bootstrap_servers, "group": self.observer.group()}
         command = [python, str(HERE.absolute() / "senders.py"), name]
@@ -424,6 +425,10 @@ class Bench:
     def _partitions(self, count: int) -> Figures:
         topic = self.topic(count, count * (self.size.sleeps + 2) * SLEEPY_BATCH)
         return self._probe("partitions", topic, partitions=count, batches=self.size.sleeps)
+
+    def _parts(self, count: int) -> Figures:
+        messages = self.size.sleeps * count
+        return self._probe("parts", self.topic(1, messages, keys=KEYS), parts=count, messages=messages)
 
     def _probe(self, name: str, topic: str, when_ready: Ready | None = None, **arguments: object) -> Figures:
         where = {"broker": self.observer.bootstrap_servers, "group": self.observer.group(), "topic": topic}
@@ -495,7 +500,7 @@ def report(bench: Bench, probes: dict[str, Probe], about: Figures) -> list[str]:
     if table := rows(MARKS, rounds):
         lines += ["", "### Marks, latency, idling, start", "", *table]
     if table := rows(PARTITIONS, rounds):
-        title = f"### Partitions side by side: each batch of {SLEEPY_BATCH} sleeps {SLEEP_S * 1000:g} ms, concurrency=8"
+        title = f"### Side by side: {SLEEP_S * 1000:g} ms for each batch of {SLEEPY_BATCH}; for each message by key"
         lines += ["", title, "", *table]
     if bench.base and (table := compared(comparable(bench.names), bench.base_rounds, rounds)):
         lines += ["", f"### Beside {bench.base}: what of ours costs how much", "", *table]

@@ -136,6 +136,23 @@ def partitions(where: Where, partitions: int, batches: int) -> dict[str, float]:
     return {"per_s": messages / (end - begin)}
 
 
+def parts(where: Where, parts: int, messages: int) -> dict[str, float]:
+    """A handler that waits for something else, message by message, in one partition whose order is by key."""
+    app = where.app(concurrency=parts)
+    times: list[float] = []
+
+    @app.topic(where.topic, order="key", max_messages=messages, batch_timeout_ms=2000)
+    def handle(batch: Batch, ctx: Context) -> None:
+        times.append(time.perf_counter())
+        for _ in ctx.each(batch):
+            time.sleep(SLEEP_S)
+        times.append(time.perf_counter())
+
+    app.drain()
+    assert len(times) == 2 * parts, f"{len(times) // 2} parts"
+    return {"per_s": messages / (max(times) - min(times))}
+
+
 # -- marks ------------------------------------------------------------------------------------------------------------
 
 
@@ -376,7 +393,7 @@ def _batches(consumer: Any) -> Iterator[list[Any]]:
 PROBES: dict[str, Callable[..., dict[str, Any]]] = {
     probe.__name__: probe
     for probe in (
-        *(loop, parser, partitions),
+        *(loop, parser, partitions, parts),
         *(mark, sync_mark, bare_commit, retry),
         *(idle, idle_loop),
         *(first_message, first_message_loop),

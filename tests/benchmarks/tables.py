@@ -224,6 +224,8 @@ PARTITIONS = [
     Row("2 partitions / 1", "x", _times_one(2)),
     Row("4 partitions / 1", "x", _times_one(4)),
     Row("8 partitions / 1", "x", _times_one(8), at_least=7.5),
+    Row('order="key", 1 part', "messages/s", lambda run: run["parts-1"]["per_s"]),
+    Row("8 parts / 1", "x", lambda run: run["parts-8"]["per_s"] / run["parts-1"]["per_s"], at_least=7.5),
 ]
 
 
