@@ -128,9 +128,8 @@ class Context:
             not isinstance(message, Message)
             or message.tp != ownership.tp
             or not marks.lowest <= (at := message._record.offset) < marks.delivered
-            or (self._run.is_part and not marks.was_handed(at))
         ):
-            raise self._refusal("mark_as_consumed", message)
+            at = self._of_this_part(message)
         if sync:
             self._check_sync()
         last_mark, offset = marks.stored, next_offset_after(at)
@@ -400,6 +399,13 @@ class Context:
     def retrying(self) -> bool:
         """Whether this batch was tried before and failed."""
         return self.attempt > 1
+
+    def _of_this_part(self, message: object) -> int:
+        """The offset of a message of this part of a batch, which has others between its own. Raises what it is not."""
+        if isinstance(message, Message) and message.tp == self._ownership.tp and self._run.is_part:  # noqa: SIM102
+            if self._marks.was_handed(message.offset):
+                return message.offset
+        raise self._refusal("mark_as_consumed", message)
 
     def _check_sync(self) -> None:
         if self._run.is_part:

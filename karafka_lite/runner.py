@@ -147,6 +147,8 @@ class Member:
         if self.group.poll_wanted:
             self.group.poll_wanted = False
             self._client.wake()
+        while self.group.untold:
+            self._news.call_ended(*self.group.untold.popitem())
         for ownership in self.group.take_ready():
             self._workers[ownership.tp[0]].put(self, ownership)
 

@@ -78,6 +78,7 @@ class Group:
         self._commit_at = now + self._interval
         self._commit_requested = False
         self._refused: dict[Ownership, None] = {}  # whose last commit was refused
+        self.untold: dict[Run, Outcome] = {}  # calls that have failed, of which is to be told
         self._notes: dict[str, Note] = {}  # by topic: what commits say of it
 
     # -- assignment
@@ -453,6 +454,7 @@ class Group:
             ownership.predecessor = None
         if ownership.state is State.DRAINING and (not ownership.busy or now >= ownership.deadline):
             ownership.release(max(ownership.deadline, now + FINAL_COMMIT_S))
+            self._close(ownership, now)
             self.changed = True
         if ownership.state is State.RELEASING and (not ownership.marks.awaited or now >= ownership.deadline):
             self._finish(ownership, State.REVOKED, now)
@@ -479,6 +481,7 @@ class Group:
 
     def _finish(self, ownership: Ownership, state: State, now: float) -> None:
         ownership.finish(state)
+        self._close(ownership, now)
         del self.owned[ownership.tp]
         for waiting in (self._unknown, self._leaving, self._refused):
             waiting.pop(ownership, None)
@@ -486,6 +489,10 @@ class Group:
             self.leftovers[ownership.tp] = ownership
             self._settle(ownership, now)
         self.changed = True
+
+    def _close(self, ownership: Ownership, now: float) -> None:
+        self.untold |= {run: self._outcome(run, now, failed=True) for run in ownership.untold}
+        ownership.untold = ()
 
     def _forget_leftover(self, ownership: Ownership) -> None:
         if self.leftovers.get(ownership.tp) is ownership:

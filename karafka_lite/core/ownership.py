@@ -125,7 +125,8 @@ class Ownership:
 
     __slots__ = (
         "_kept", "deadline", "every_at", "handed", "hook_due", "intake", "marks", "note", "opening", "options",
-        "predecessor", "retries", "run", "scheduled", "sought", "state", "stopping_app", "timer", "tp", "user_state"
+        "predecessor", "retries", "run", "scheduled", "sought", "state", "stopping_app", "timer", "tp", "untold",
+        "user_state"
     )  # fmt: skip
 
     def __init__(self, tp: TopicPartition, options: Options, predecessor: Ownership | None = None) -> None:
@@ -142,6 +143,7 @@ class Ownership:
         self.sought: int | None = None  # where user code wanted to go on last
         self.user_state: dict[Any, Any] = {}
         self._kept: dict[Any, Any] = {}  # of it: what ``on_assigned`` has left, which a failure does not take away
+        self.untold: Sequence[Run] = ()  # that have failed, and of which nobody was told before the end
         self.run: Run | None = None  # a worker is inside this ownership's user code
         self.scheduled: bool = False  # waits for a worker
         self.opening: Sequence[RegisteredHook] = options.hooks_of(Hook.ON_ASSIGNED)  # that have yet to return

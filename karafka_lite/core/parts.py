@@ -84,7 +84,7 @@ class PartMarks(Marks):
         self._told = 0  # how many of them
         self.over = False  # what it has not told comes again
         self.retry_position = offsets[0]
-        self.handed_over(offsets[0], spans[-1][1])
+        self.delivered = spans[-1][1]  # ``lowest`` is not set: there are messages of others between
 
     def was_handed(self, offset: int) -> bool:
         """Whether the message at ``offset`` is of this part."""
@@ -266,7 +266,7 @@ class KeyOwnership(Ownership):
         """Parts that wait are not begun any more."""
         if self.waiting:
             self.waiting.clear()
-            self._end_batch(0.0)
+            self.untold = self._end_batch(0.0)
 
 
 def _tells(part: Part) -> tuple[bool, int]:

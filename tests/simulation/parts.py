@@ -152,6 +152,7 @@ class PartsLedger:
         require(failed is (p.raised or p.failed_send), "a call fails when it raises or cannot send, and only then", o)
         if failed:
             o.failed_parts.append(p)
+            o.life.untold += 1
         elif run.in_hand is not None:
             self.reached["a loop over each was left in a part"] += 1
             o.spins |= not p.done

@@ -67,7 +67,9 @@ class Life(Runner):
         self.limits: BufferLimits = settings.limits
         self.books = Books(self)
         self.handlers = Handlers(self)
+        self.bugs_met = False
         self.bugs = 0  # that the world has put into our code
+        self.untold = 0  # parts that have failed, of which no event has told
         config = Config(
             GROUP,
             ["simulated:9092"],
@@ -152,10 +154,13 @@ class Life(Runner):
                 lost[tp] -= 1
         elif isinstance(event, events.CallEnded) and not isinstance(event.error, EXPECTED):
             violated("user code fails of what it did", _trace(event.error))
+        elif isinstance(event, events.CallEnded) and world.policies[event.topic].order == "key":
+            self.untold -= event.hook is None and event.error is not None and event.given_up is None
 
     def _died(self, event: events.Crashed) -> None:
         if self.bugs and isinstance(event.error, Bug):
             self.bugs -= 1
+            self.bugs_met = True
             self.world.reached["a worker died of a bug"] += 1
         else:
             violated("no thread dies", self, event.thread, _trace(event.error))
@@ -169,6 +174,8 @@ class Life(Runner):
         self.world.say(self, "ends with", code)
         missed = {tp: count for tp, count in self.books.lost_partitions.items() if count}
         require(not missed, "a loss is reported", self, missed)
+        told = not self.untold or bool(self.member.group.leftovers) or self.bugs_met
+        require(told, "of each part that failed is told", self, self.untold)
         return code
 
 

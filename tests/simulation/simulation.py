@@ -12,6 +12,7 @@ thread could be interrupted to another.
     simulated_runner.py   a process: the runner's own member, workers and ``serve``
     handlers.py           user code
     watch.py, ledger.py   what happened under the lock, and what must be true then
+    parts.py              the same for parts of batches
 """
 
 from __future__ import annotations

@@ -748,6 +748,11 @@ def _(patch: Patch) -> None:
     )
 
 
+@wrong("of a part that failed nobody is told when the others were dropped", by_key=True, failing=0.4, hanging=0.1)
+def _(patch: Patch) -> None:
+    after(patch, KeyOwnership, "_drop", lambda ownership: setattr(ownership, "untold", ()))
+
+
 @wrong("a loop that was left in a part comes again at once", by_key=True)
 def _(patch: Patch) -> None:
     instead(

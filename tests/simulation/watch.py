@@ -229,6 +229,7 @@ class WatchedGroup(Group):
         self.ledger.reached["a stop during a hand-over"] += self.life.member._handing_over
         self.ledger.asked(self.life, list(self.owned), "stop", now)
         super().stop(now)
+        self.ledger.compare(self.life, now)
 
     def close(self, now: float) -> None:
         self.ledger.closed(self.life)

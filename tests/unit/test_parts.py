@@ -341,6 +341,21 @@ def test_at_the_end_parts_that_nobody_has_begun_are_dropped(inside: int, lost: b
     assert run.hook is Hook.ON_REVOKED
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_of_a_part_that_failed_is_told_although_the_end_comes_before_the_others(lost: bool) -> None:
+    scene = Scene("ab")
+    scene.group.take_ready()
+    a = scene.begin()
+    assert scene.end(a, failed=True) == []
+    if lost:
+        scene.group.lose(scene.now, rejoin=True)
+    else:
+        scene.group.stop(scene.now)
+        scene.now = 100.0
+        scene.group.advance(scene.now)
+    assert {run: outcome.retry_offset for run, outcome in scene.group.untold.items()} == {a: None}
+
+
 def test_a_hook_marks_as_far_as_all_is_done() -> None:
     scene = Scene("ab", hooks=(hook(Hook.EVERY, 1),), backoff=Backoff(99_000, 99_000))
     a, b = scene.begin_all()
