@@ -402,10 +402,11 @@ class Context:
 
     def _of_this_part(self, message: object) -> int:
         """The offset of a message of this part of a batch, which has others between its own. Raises what it is not."""
-        if isinstance(message, Message) and message.tp == self._ownership.tp and self._run.is_part:  # noqa: SIM102
-            if self._marks.was_handed(message.offset):
-                return message.offset
-        raise self._refusal("mark_as_consumed", message)
+        if not isinstance(message, Message) or message.tp != self._ownership.tp or not self._run.is_part:
+            raise self._refusal("mark_as_consumed", message)
+        if not self._marks.was_handed(message.offset):
+            raise self._refusal("mark_as_consumed", message)
+        return message.offset
 
     def _check_sync(self) -> None:
         if self._run.is_part:

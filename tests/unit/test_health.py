@@ -21,8 +21,8 @@ GOOD = Health(live=True, ready=True)
 class Scene:
     """One group whose member has joined, with two partitions of which the first holds a message."""
 
-    def __init__(self, options: Options = Options(), keys: Sequence[bytes | None] = (None,)) -> None:  # noqa: B008
-        self.group = Group({"orders": options}, drain_timeout_ms=10_000)
+    def __init__(self, keys: Sequence[bytes | None] = (None,), **options: Any) -> None:
+        self.group = Group({"orders": Options(**options)}, drain_timeout_ms=10_000)
         self.conditions = Conditions()
         self.member: Any = SimpleNamespace(
             group_id="shop",
@@ -160,7 +160,7 @@ def test_an_app_that_was_not_started_is_live_and_not_ready() -> None:
 
 
 def test_of_parts_of_a_batch_each_that_hangs_is_named() -> None:
-    scene = Scene(Options(parts=3), [b"a", b"b", b"a", b"c"])
+    scene = Scene([b"a", b"b", b"a", b"c"], parts=3)
     begun = 1.0
     while ready := scene.group.take_ready():
         assert scene.group.begin(ready[0], begun)
