@@ -58,7 +58,7 @@ class Stats:
 
     Attributes:
         messages: that handlers have processed.
-        batches: that they have processed.
+        batches: that they have processed; with ``order="key"`` each part of one counts.
         failures: calls of handlers that raised.
         dead_letters: messages that were given up.
         commits: that the broker has acknowledged.
