@@ -9,6 +9,7 @@ from karafka_lite.version import __version__
 
 if typing.TYPE_CHECKING:
     from karafka_lite.app import App
+    from karafka_lite.async_context import AsyncContext
     from karafka_lite.context import Context
     from karafka_lite.draining import Drained, DrainError, TopicTotals
     from karafka_lite.errors import (
@@ -33,6 +34,7 @@ __all__ = [  # noqa: RUF022 - grouped: what one writes, what one receives, what 
     "Router",
     "Batch",
     "Context",
+    "AsyncContext",
     "Message",
     "Outgoing",
     "Drained",
@@ -56,6 +58,7 @@ __all__ = [  # noqa: RUF022 - grouped: what one writes, what one receives, what 
 
 _MODULES = {  # of what is not an error
     "App": "app",
+    "AsyncContext": "async_context",
     "Batch": "messages",
     "Context": "context",
     "Health": "observers.health",

@@ -15,17 +15,17 @@ from karafka_lite.addressing import none_sent, outgoing, outgoing_many
 from karafka_lite.checks import check_function
 from karafka_lite.draining import Drain, Drained
 from karafka_lite.errors import ConfigurationError, Exit
-from karafka_lite.functions import is_again, place_of
+from karafka_lite.functions import is_again
 from karafka_lite.observers.banner import Banner, Row, on_terminal, show
 from karafka_lite.observers.delivery import Observer
 from karafka_lite.observers.observed import Observed
 from karafka_lite.observers.whereabouts import Whereabouts, beside, say
-from karafka_lite.routing import Route
 from karafka_lite.runner import Runner, System
 from karafka_lite.sender import Sender
 from karafka_lite.serializer import Serializer, to_json
 from karafka_lite.settings import ARGUMENTS, Config, Settings, int_mistakes, refuse, resolve_bootstrap_servers
 from karafka_lite.signals import Signals
+from karafka_lite.twins import some, warn_of_twins
 from karafka_lite.watching import Watching
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ ObserverT = TypeVar("ObserverT", bound=Observer)
 log = logging.getLogger("karafka_lite")
 
 FLUSH_S = 5.0  # how long what was sent may take after a stop that was forced
-NAMED = 3  # topics, or groups, in one line
 
 
 class App(Watching):
@@ -50,7 +49,8 @@ class App(Watching):
         bootstrap_servers: ``"host:port,…"`` or a list. ``--broker`` of the command line wins over the environment's
             ``KARAFKA_LITE_BOOTSTRAP_SERVERS``, which wins over this.
         concurrency: how many calls of one handler may run at the same time, each for another partition. With 1 a
-            function never runs beside itself. Each handler has threads of its own; ``@app.topic(concurrency=N)`` wins.
+            function never runs beside itself. Each handler has threads of its own, or tasks on the event loop where it
+            is ``async def``; ``@app.topic(concurrency=N)`` wins.
         auto_commit_interval_ms: how often what is stored is committed.
         drain_timeout_ms: how long running handlers may take when the app stops or a partition is taken away; must be
             below ``max_poll_interval_ms``.
@@ -217,7 +217,58 @@ class App(Watching):
         if not log.hasHandlers():
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         self._announce("Ctrl-C or SIGTERM")
-        return self.serve()
+        return self.serve_here()
+
+    async def serve(self) -> int:
+        """Run on the event loop of the caller until ``stop``, or until this task is cancelled. No signal handlers.
+
+        The coroutines of ``async def`` handlers and hooks run on this loop; Kafka and plain handlers have threads of
+        their own. Where the task is cancelled the app stops in good order first: handlers end, offsets are committed.
+
+        Returns:
+            The exit code, as ``run``.
+
+        Raises:
+            CancelledError: the task was cancelled, and the app has stopped.
+            ConfigurationError: no topic is registered, or it runs already.
+
+        Example::
+
+            async def main():
+                async with asyncpg.create_pool() as pool:
+                    await app.serve()
+        """
+        import asyncio
+
+        from karafka_lite.awaiting import beside
+
+        runner = self._claim(asyncio.get_running_loop())
+        return await beside(System(), partial(self._run_to_its_end, runner, say=True), runner.ask_to_stop)
+
+    async def __aenter__(self) -> Self:
+        """As ``start``, with the coroutines of handlers on the loop of the caller, which goes on meanwhile.
+
+        Example::
+
+            @asynccontextmanager
+            async def lifespan(api):
+                async with app:
+                    yield
+        """
+        import asyncio
+
+        from karafka_lite.awaiting import beside
+
+        self._announce("app.stop()")
+        runner = self._claim(asyncio.get_running_loop())
+        await beside(System(), runner.start_in_background, runner.ask_to_stop, self.stop)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """As ``stop``, while the loop of the caller goes on."""
+        from karafka_lite.awaiting import beside
+
+        await beside(System(), self.stop, lambda: None)
 
     def start(self) -> None:
         """Run in threads of their own and return as soon as every group has reached a broker. No signal handlers.
@@ -247,7 +298,8 @@ class App(Watching):
 
         Args:
             wait: False only asks for the stop and returns True at once. It is for what the app itself waits for: a
-                thread that a handler joins, a callback of a future. A call in a handler or a hook never waits.
+                thread that a handler joins, a callback of a future. A call in a handler or a hook never waits, nor does
+                one on the event loop of ``serve`` and ``async with``.
 
         Returns:
             True: everything ended inside ``drain_timeout_ms``, or nothing ran. False: stuck handlers were left running
@@ -312,7 +364,7 @@ class App(Watching):
         """
         refuse(*int_mistakes("idle_timeout_ms", idle_timeout_ms))
         self._check_that_it_can_run()  # before the cluster is asked
-        with closing(Drain(self, partial(self.serve, main_thread=False), idle_timeout_ms / 1000)) as drain:
+        with closing(Drain(self, partial(self.serve_here, main_thread=False), idle_timeout_ms / 1000)) as drain:
             drain.prepare()
             drain.run()
         if mistakes := [member.error for member in self.members if member.error is not None]:
@@ -320,29 +372,34 @@ class App(Watching):
         return drain.result()
 
     def __repr__(self) -> str:
-        names = [f"{group}: {_some(list(topics))}" for group, topics in self.groups.items()] or [self.config.group_id]
-        return f"<App {_some(names, '; ')} ({'running' if self._is_running else 'not running'})>"
+        names = [f"{group}: {some(list(topics))}" for group, topics in self.groups.items()] or [self.config.group_id]
+        return f"<App {some(names, '; ')} ({'running' if self._is_running else 'not running'})>"
 
     # -- what the command line asks
 
-    def serve(self, *, main_thread: bool = True) -> int:
+    def serve_here(self, *, main_thread: bool = True) -> int:
         """``run`` without a word. ``main_thread`` False: on any thread, with signal handlers where that can be."""
         with Signals(required=main_thread) as signals:
             signals.at_dump(lambda: beside(lambda: self._say_where(self.whereabouts())))
             runner = self._claim()
             signals.ask_to_stop(runner)
-            try:
-                runner.start()
-                return runner.serve().value
-            except BaseException:
-                if not runner.ended.is_set():  # a signal handler of the program's own has raised
-                    runner.ask_to_stop()
-                    runner.serve()
-                elif main_thread:  # a function of on_start has raised, which has been said
-                    return Exit.ERROR.value
-                raise
-            finally:
-                runner.ended.set()  # nobody serves it any more, whatever it was interrupted by
+            return self._run_to_its_end(runner, say=main_thread)
+
+    @staticmethod
+    def _run_to_its_end(runner: Runner, *, say: bool) -> int:
+        """``say``: a function of ``on_start`` that raises is an exit code, for it has been said; else it is raised."""
+        try:
+            runner.start()
+            return runner.serve().value
+        except BaseException:
+            if not runner.ended.is_set():  # a signal handler of the program's own has raised
+                runner.ask_to_stop()
+                runner.serve()
+            elif say:
+                return Exit.ERROR.value
+            raise
+        finally:
+            runner.ended.set()  # nobody serves it any more, whatever it was interrupted by
 
     def banner(self, *, broker: str = "", stop: str, more: str) -> Banner:
         """What there is to say before a run."""
@@ -405,7 +462,7 @@ class App(Watching):
 
         choose_reader()  # raises here, before anything is started
 
-    def _claim(self) -> Runner:
+    def _claim(self, loop: Any = None) -> Runner:
         """A new runner, which is this app's from now on: of two threads that start it at once one is refused."""
         self._check_process()
         if not self._claiming.acquire(blocking=False):
@@ -413,31 +470,15 @@ class App(Watching):
         try:
             self._check_that_it_can_run()
             leftovers = {member.group_id: list(member.group.leftovers.values()) for member in self.members}
-            self._warn_of_twins(self.groups)
-            runner = Runner(self.config, self.brokers(), self, Observed(self._observers), leftovers, self._close_sender)
+            others = [each for each in exits.known() if isinstance(each, App) and each is not self]
+            warn_of_twins(self.groups, [other.groups for other in others if other._is_running])
+            about = self.config, self.brokers(), self, Observed(self._observers), leftovers
+            runner = Runner(*about, self._close_sender, loop)
             self._runner = runner
             exits.end_before_exit(self)
             return runner
         finally:
             self._claiming.release()
-
-    def _warn_of_twins(self, groups: Mapping[str, Mapping[str, Route]]) -> None:
-        """Say which topics another App of this process reads in the same group."""
-        for other in exits.known():
-            if other is self or not isinstance(other, App) or not other._is_running:
-                continue
-            theirs = other.groups
-            for group, topics in groups.items():
-                if both := [topic for topic in topics if topic in theirs.get(group, {})]:
-                    here, there = topics[both[0]].handler, theirs[group][both[0]].handler
-                    log.warning(
-                        "group %s: another App of this process already reads %s: %s there, %s here; they share the "
-                        "partitions. Stop the other one, or use one App",
-                        group,
-                        _some(both),
-                        place_of(there),
-                        place_of(here),
-                    )
 
     def _was_forked(self) -> None:
         self._foreign = self._is_running or self._sender.is_open
@@ -449,9 +490,3 @@ class App(Watching):
         self._check_that_it_can_run()
         if on_terminal():
             show(self.banner(stop=stop, more="concurrency=N"))
-
-
-def _some(names: Sequence[str], between: str = ", ") -> str:
-    """The first of ``names``, and how many more there are."""
-    more = len(names) - NAMED
-    return between.join(names[:NAMED]) + (f"{between}{more} more" if more > 0 else "")

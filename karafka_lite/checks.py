@@ -5,10 +5,10 @@ A check yields its mistakes as text, so that one exception can report all of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 
-from karafka_lite.functions import is_lazy, name_of, only_parameter, signature_without
+from karafka_lite.functions import is_coroutine, is_generator, is_lazy, name_of, only_parameter, signature_without
 from karafka_lite.messages import TOPIC, FromMessage
 from karafka_lite.settings import int_mistakes, refuse, safe_repr
 
@@ -78,12 +78,22 @@ def function_mistakes(decorator: str, function: object, parameters: tuple[str, .
     name, arguments = name_of(function), f"({', '.join(parameters)})"
     if not callable(function):
         yield f"{decorator} must decorate a function of {arguments}, got {safe_repr(function)}"
-    elif is_lazy(function):
+    elif is_generator(function):
         kind = {"batch": "handlers", "event": "observers"}.get("".join(parameters[:1]), "hooks")
-        yield f"{decorator}: {name} is an async or generator function; {kind} must be plain functions of {arguments}"
+        yield f"{decorator}: {name} is a generator function, of which a call runs nothing; {kind} have no yield"
+    elif is_coroutine(function) and parameters == ("event",):
+        yield f"{decorator}: {name} is an async function; observers must be plain functions of {arguments}"
     elif (signature := signature_without(function, len(parameters))) is not None:
         count = ("no arguments: ", "one positional argument ", "two positional arguments ")[len(parameters)]
         yield f"{decorator}: {name}{signature} must accept {count}{arguments}"
+
+
+def hook_mistakes(decorator: str, function: Callable[..., object], handler: Callable[..., object]) -> Iterator[str]:
+    """A hook runs where its handler does: on a thread, or on the event loop."""
+    yield from function_mistakes(decorator, function, ("ctx",))
+    if callable(function) and is_coroutine(function) is not is_coroutine(handler):
+        must = "async def" if is_coroutine(handler) else "def"
+        yield f"{decorator}: {name_of(function)} must be {must}, as its handler {name_of(handler)} is"
 
 
 def deserializer_mistakes(given: object, decode: object) -> Iterator[str]:

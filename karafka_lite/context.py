@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -13,6 +13,7 @@ from karafka_lite.addressing import none_sent, outgoing, outgoing_many
 from karafka_lite.core.marks import Marks
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run, State
+from karafka_lite.coroutines import drive
 from karafka_lite.errors import ConfigurationError, cut
 from karafka_lite.messages import Addressed, Batch, Message, next_offset_after, where
 from karafka_lite.serializer import Serializer, to_json
@@ -33,7 +34,7 @@ class Shell(Protocol):
     def request_commit(self, ownership: Ownership) -> bool:
         """Ask for a commit of everything stored; False when not the owner."""
 
-    def commit(self, ownership: Ownership, timeout_ms: int) -> bool:
+    async def commit(self, ownership: Ownership, timeout_ms: int) -> bool:
         """Wait until everything stored is on the broker; False when ownership ended first.
 
         Raises CommitError: not in time; ProduceError: a message that was sent before was refused.
@@ -50,6 +51,9 @@ class Shell(Protocol):
 
     def send_many(self, run: Run, messages: Sequence[Addressed]) -> Future[list[tuple[int, int]]]:
         """``send`` for each of these, which are at least one; or for none, where one cannot be sent."""
+
+    def hand_over(self) -> None:
+        """Somebody waits for answers: what was sent leaves now."""
 
     def dead_letter(
         self, run: Run, message: Addressed, offset: int, attempts: int, reason: str
@@ -138,7 +142,7 @@ class Context:
         if last_mark is not None and offset < last_mark and not self._run.is_part:
             text = "%s is older than the last mark (next offset %s); later messages will be delivered again"
             log.warning(text, message, last_mark)
-        return self._shell.commit(self._ownership, timeout_ms) if sync else True
+        return drive(self._shell.commit(self._ownership, timeout_ms)) if sync else True
 
     def commit_offsets(self, *, sync: bool = False, timeout_ms: int = 30_000) -> bool:
         """Ask for a commit of everything that is stored, without waiting for the interval.
@@ -158,7 +162,7 @@ class Context:
         if not sync:
             return self._shell.request_commit(self._ownership)
         self._check_sync()
-        return self._shell.owns(self._ownership) and self._shell.commit(self._ownership, timeout_ms)
+        return self._shell.owns(self._ownership) and drive(self._shell.commit(self._ownership, timeout_ms))
 
     # -- flow
 
@@ -441,8 +445,8 @@ class Context:
         return f"<Context {where(self.topic, self.partition)} group={self.group_id} attempt={self.attempt}>"
 
 
-def give_up(
-    context: Context, batch: Batch, send: Callable[[Addressed], Future[tuple[int, int]]]
+async def give_up(
+    context: Context, batch: Batch, send: Callable[[Addressed], Awaitable[Future[tuple[int, int]]]]
 ) -> tuple[tuple[str, int, int], tuple[str, ...]]:
     """Send the culprit of a run, which is in ``batch``, to the dead letters: with as many headers of ours as fit there.
 
@@ -451,9 +455,9 @@ def give_up(
     """
     (message,) = (message for message in batch if message.offset == context._run.culprit)
     complete, *shorter = context.as_dead_letters(message, context._run.reason)
-    sent = send(letter := complete)
+    sent = await send(letter := complete)
     while shorter and getattr(sent.exception(0), "too_large", False):
-        sent = send(letter := shorter.pop(0))
+        sent = await send(letter := shorter.pop(0))
     return (letter.topic, *sent.result(0)), letter.left_out(complete)
 
 

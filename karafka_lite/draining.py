@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from karafka_lite.errors import ConfigurationError, KarafkaLiteError
 from karafka_lite.messages import TopicPartition, where
 from karafka_lite.observers.progress import Snapshot
-from karafka_lite.routing import Route
+from karafka_lite.route import Route
 from karafka_lite.runner import Member, System
 from karafka_lite.settings import Config
 

@@ -8,11 +8,15 @@ from karafka_lite.errors import Exit
 
 
 class ExitRequest(NamedTuple):
-    """What a thread asks of the main thread: stop, with this exit code; ``left``: that member has ended."""
+    """What a thread asks of the main thread: stop, with this exit code; ``left``: that member has ended.
+
+    ``error``: why, where that has not been said.
+    """
 
     exit: Exit = Exit.CLEAN
     left: Any = None
     crashed: bool = False  # by a bug of ours: no later request changes the exit code
+    error: BaseException | None = None
 
     def after(self, earlier: ExitRequest) -> ExitRequest:
         """The one of the two whose exit code counts: a bug, else what was forced, else the first that went wrong."""

@@ -16,6 +16,7 @@ from karafka_lite.messages import TopicPartition, where
 __all__ = ["Assigned", "Call", "CallEnded", "ClientFailed", "ClientLogged", "CommitFailed", "Committed", "Crashed"]
 __all__ += ["DeadLettered", "Event", "Idle", "Joined", "Left", "Lost", "Moved", "PollFailed", "ProcessHookFailed"]
 __all__ += [
+    "LoopBlocked",
     "Resumed",
     "Revoked",
     "Stalled",
@@ -244,6 +245,22 @@ class TakesLong(Call):
     seconds: float
     what: Literal["stop", "rebalance", "poll"]
     limit_ms: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LoopBlocked(Event):
+    """A coroutine does not await: for ``seconds`` the event loop has done nothing else; ``group_id`` is "".
+
+    After 1 s, and then every 30 s while it lasts.
+
+    Attributes:
+        call: whose handler or hook it is, as topic-partition@offset; "" where it is other code on the loop.
+        stack: where it is.
+    """
+
+    call: str
+    seconds: float
+    stack: str
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -54,24 +54,25 @@ def _replace_lock(owner: Any) -> None:
     owner.lock = ForeignLock()
 
 
-def call(function: Callable[..., object], *arguments: object) -> None:
+def call(function: Callable[..., T], *arguments: object) -> T:
     """Call user code, which may fork: a child that returns or raises ends here, as a program does.
 
     Else it would go on as a second copy of the app: ``sys.exit()`` after ``os.fork()`` is an exception for a worker.
     """
-    process, error = os.getpid(), None
+    process = os.getpid()
     try:
-        function(*arguments)
+        result = function(*arguments)
     except BaseException as raised:
         if os.getpid() == process:
             raise
-        error = raised
+        end(raised)
     if os.getpid() != process:
-        _exit(error)
+        end(None)
+    return result
 
 
-def _exit(error: BaseException | None) -> NoReturn:
-    """End this process at once: its exit handlers and its threads are the parent's."""
+def end(error: BaseException | None) -> NoReturn:
+    """End a child at once: its exit handlers and its threads are the parent's. ``error``: what its code has raised."""
     code: object = 0
     if isinstance(error, SystemExit):
         code = 0 if error.code is None else error.code

@@ -44,11 +44,24 @@ def only_parameter(function: Callable[..., object]) -> inspect.Parameter | None:
     return needed[0] if len(needed) == 1 else None
 
 
+def is_coroutine(function: Callable[..., object]) -> bool:
+    """Whether a call returns a coroutine: ``async def``."""
+    return _is(function, inspect.iscoroutinefunction)
+
+
+def is_generator(function: Callable[..., object]) -> bool:
+    """Whether nothing of it runs before somebody asks for its values: it has a ``yield``, with ``async`` or without."""
+    return _is(function, inspect.isgeneratorfunction) or _is(function, inspect.isasyncgenfunction)
+
+
 def is_lazy(function: Callable[..., object]) -> bool:
     """Whether a call returns before the function has run: an async function, a generator."""
+    return is_coroutine(function) or is_generator(function)
+
+
+def _is(function: Callable[..., object], test: Callable[[object], bool]) -> bool:
     inner = _unwrapped(function)
-    tests = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
-    return any(test(code) for test in tests for code in (getattr(inner, "__func__", inner), type(inner).__call__))
+    return test(getattr(inner, "__func__", inner)) or test(type(inner).__call__)
 
 
 def is_again(function: object, known: object) -> bool:

@@ -23,16 +23,22 @@ class ProcessHook:
 class Lifespan:
     """The process hooks of one run. It is *open* once there may be something to close.
 
+    ``call`` calls one, on the event loop where it is a coroutine's.
+
     Attributes:
         thread: the thread that is inside a function; None where none is.
     """
 
     def __init__(
-        self, hooks: Sequence[ProcessHook], emit: Callable[[Event], None], thread_id: Callable[[], int]
+        self,
+        hooks: Sequence[ProcessHook],
+        emit: Callable[[Event], None],
+        thread_id: Callable[[], int],
+        call: Callable[[Callable[[], object]], object] = forks.call,
     ) -> None:
         self._starts = [hook for hook in hooks if hook.kind == "on_start"]
         self._stops = [hook for hook in reversed(hooks) if hook.kind == "on_stop"]
-        self._emit, self._thread_id = emit, thread_id
+        self._emit, self._thread_id, self._call_it = emit, thread_id, call
         self._open = False
         self.thread: int | None = None
 
@@ -59,7 +65,7 @@ class Lifespan:
     def _call(self, hook: ProcessHook) -> None:
         self.thread = self._thread_id()
         try:
-            forks.call(hook.function)
+            self._call_it(hook.function)
         except BaseException as error:
             self._emit(ProcessHookFailed("", hook.kind, name_of(hook.function), error, describe(error)))
             raise

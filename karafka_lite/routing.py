@@ -6,33 +6,33 @@ that may be secret.
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, overload
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, overload
 
-from karafka_lite import checks, forks
-from karafka_lite.checks import dead_letter_mistakes, deserializer_mistakes, function_mistakes, topic_mistakes
+from karafka_lite import checks
+from karafka_lite.checks import (
+    dead_letter_mistakes,
+    deserializer_mistakes,
+    function_mistakes,
+    hook_mistakes,
+    topic_mistakes,
+)
 from karafka_lite.context import Context
 from karafka_lite.core.backoff import Backoff
 from karafka_lite.core.options import Hook, Options, RegisteredHook
-from karafka_lite.core.ownership import Run
-from karafka_lite.errors import ConfigurationError, DeserializationError
+from karafka_lite.errors import ConfigurationError
 from karafka_lite.functions import is_again, name_of
 from karafka_lite.lifespan import ProcessHook
-from karafka_lite.messages import Batch, Decode, Deserializer, Loads, MessageDeserializer, as_deserializer
+from karafka_lite.messages import Batch, Deserializer, Loads, MessageDeserializer, as_deserializer
+from karafka_lite.route import NO_RETRY, DeadLetter, Handler, HookFunction, Order, Route
 from karafka_lite.settings import group_id_mistakes, int_mistakes, refuse, safe_repr
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Handler = Callable[[Batch[Any], Context], object]
-HookFunction = Callable[[Context], object]
-HookEnded = Callable[[Run, str, float, BaseException | None], object]
-"""Is told which function has ended, of what call, after how many seconds, and what it raised."""
-DeadLetter = str | Literal[False] | None
-Order = Literal["partition", "key"]
+    from karafka_lite.async_context import AsyncContext
+
 T = TypeVar("T")
 R = TypeVar("R")
 HookT = TypeVar("HookT", bound=HookFunction)
@@ -40,7 +40,6 @@ ProcessHookT = TypeVar("ProcessHookT", bound=Callable[[], object])
 AnyHookT = TypeVar("AnyHookT", RegisteredHook, ProcessHook)
 PartT = TypeVar("PartT")
 DEFAULT_MAX_RETRIES = 3  # with a dead_letter
-NO_RETRY: tuple[type[BaseException], ...] = (DeserializationError,)
 
 
 class TopicOptions(TypedDict, total=False):
@@ -62,6 +61,11 @@ class TopicOptions(TypedDict, total=False):
 class Registers(Protocol[T]):
     """A decorator of handlers of ``Batch[T]``."""
 
+    @overload
+    def __call__(  # type: ignore[overload-overlap] # of those that are both, the first counts
+        self, handler: Callable[[Batch[T], AsyncContext], Coroutine[Any, Any, R]], /
+    ) -> Callable[[Batch[T], AsyncContext], Coroutine[Any, Any, R]]: ...
+    @overload
     def __call__(self, handler: Callable[[Batch[T], Context], R], /) -> Callable[[Batch[T], Context], R]: ...
 
 
@@ -225,13 +229,16 @@ class Router:
                 go anywhere. ``ctx.state`` is one dict, which all parts use at once. What is committed never passes a
                 message that is not done. If a part raises, the others end, then what is not done comes again.
 
+        An ``async def`` handler gets an ``AsyncContext`` and runs on an event loop: the caller's in ``await
+        app.serve()`` and ``async with app:``, else one in a thread of ours. All else is the same for it.
+
         In a notebook or a REPL a function takes the place of one of the same name, and of its hooks, for a topic and a
         group that this one has already: a cell runs twice.
 
         Raises:
             ConfigurationError: a topic name or an option is invalid, the group already has one of the topics, or the
-                handler does not accept ``(batch, ctx)``, the deserializer does not accept one argument, or one of them
-                is not a plain function (``async def``, generator); ``order="key"`` with ``manual_offsets``.
+                handler does not accept ``(batch, ctx)`` or is a generator, or the deserializer does not accept one
+                argument, or is no plain function; ``order="key"`` with ``manual_offsets``.
         """
         decode = as_deserializer(deserializer)
         refuse(
@@ -253,7 +260,7 @@ class Router:
         pointless = NO_RETRY if no_retry is None else no_retry if isinstance(no_retry, tuple) else (no_retry,)
         options = Options(manual_offsets, max_messages, batch_timeout_ms, backoff, budget=budget)
 
-        def register(handler: Callable[[Batch[Any], Context], R], /) -> Callable[[Batch[Any], Context], R]:
+        def register(handler: Any, /) -> Any:
             refuse(*function_mistakes("@app.topic", handler, ("batch", "ctx")))
             group = self._group if group_id is None else group_id
             taken = dict(self._root._routes_by_place())
@@ -339,7 +346,8 @@ class Router:
         """Register a function ``(ctx)`` for all routes of ``handler``; it is returned unchanged, so that hooks stack.
 
         Raises:
-            ConfigurationError: ``handler`` has no topic (yet), or the function is not a plain function of ``(ctx)``.
+            ConfigurationError: ``handler`` has no topic (yet), or it is no function of ``(ctx)``; or it is not ``async
+                def`` although ``handler`` is, or the other way round.
         """
         decorator = f"@app.{kind.value}"
         route = self._route_of(handler)
@@ -353,7 +361,7 @@ class Router:
             refuse(*int_mistakes("ms", ms))
 
         def register(function: HookT) -> HookT:
-            refuse(*function_mistakes(decorator, function, ("ctx",)))
+            refuse(*hook_mistakes(decorator, function, route.handler))
             known = [hook for hook in route.hooks if hook.kind is kind]
             again = self._root._replaceable(function, known)
             route.hooks[:] = [hook for hook in route.hooks if hook not in again]
@@ -368,7 +376,9 @@ class Router:
         Once per process and run, on the thread that starts the app. Where it raises, the app does not start:
         ``app.start()`` and ``app.drain()`` raise the same, ``app.run()`` and the command line end with exit code 1.
 
-        Raises ConfigurationError: it is not a plain function without arguments.
+        An ``async def`` function runs on the event loop of async handlers: open there what they use.
+
+        Raises ConfigurationError: it is not a function without arguments.
 
         Example::
 
@@ -384,7 +394,7 @@ class Router:
         Once per process and run, in the reverse order of registration, as ``atexit``; also where the start failed after
         a function of ``on_start`` had returned. An exception is logged, and the others are called.
 
-        Raises ConfigurationError: it is not a plain function without arguments.
+        Raises ConfigurationError: it is not a function without arguments.
         """
         return self._process_hook(ProcessHook("on_stop", function), function)
 
@@ -414,68 +424,6 @@ class Router:
 
     def _route_of(self, handler: Handler) -> Route | None:
         return next((route for route in self._all(Route) if route.handler == handler), None)
-
-
-@dataclass(eq=False)
-class Route:
-    """A handler with the topics and options of one ``@app.topic``; equal only to itself.
-
-    Attributes:
-        group_id: "" as long as it names none, and no App includes its router.
-        deserialize: ``bytes -> payload``; None: payloads stay bytes.
-        hooks: in the order of registration, shared by all routes of the handler.
-    """
-
-    topics: tuple[str, ...]
-    handler: Handler
-    group_id: str
-    options_without_hooks: Options
-    deserialize: Decode | None
-    hooks: list[RegisteredHook]
-    dead_letter: DeadLetter = None
-    no_retry: tuple[type[BaseException], ...] = NO_RETRY
-    concurrency: int | None = None
-    order: Order = "partition"
-
-    @functools.cached_property
-    def name(self) -> str:
-        """The handler's name in messages: its qualified name without the module."""
-        return name_of(self.handler)
-
-    def name_of_call(self, run: Run) -> str:
-        """What ``run`` calls, in messages: the handler, or hooks."""
-        return ", ".join([name_of(hook.function) for hook in run.hooks]) if run.hooks else self.name
-
-    @property
-    def options(self) -> Options:
-        """What the rules about offsets need to know, with the hooks registered so far."""
-        return self.options_without_hooks._replace(hooks=tuple(self.hooks))
-
-    def options_for(self, concurrency: int) -> Options:
-        """The same, for an App with this ``concurrency``."""
-        return self.options._replace(parts=(self.concurrency or concurrency) if self.order == "key" else 0)
-
-    def batch_of(self, run: Run) -> Batch:
-        """The messages of a call of the handler."""
-        return Batch.of_records(run.ownership.tp, run.records, run.chunk.end_offset, self.deserialize)
-
-    def call(self, run: Run, context: Context, now: Callable[[], float], hook_ended: HookEnded) -> BaseException | None:
-        """Call the handler, or each of the hooks that are due. Returns what the last one that failed raised.
-
-        ``hook_ended`` is told of each hook that does not come again.
-        """
-        failed: BaseException | None = None
-        functions: list[Callable[..., object]] = [hook.function for hook in run.hooks] or [self.handler]
-        arguments = (context,) if run.hooks else (self.batch_of(run), context)
-        for function in functions:
-            began, error = now(), None
-            try:
-                forks.call(function, *arguments)
-            except BaseException as raised:  # noqa: BLE001 - user code may raise anything
-                failed = error = raised
-            if not run.comes_again:
-                hook_ended(run, name_of(function), now() - began, error)
-        return failed
 
 
 def _taken_mistakes(

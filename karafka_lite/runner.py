@@ -2,7 +2,8 @@
 
     poller      one per group   the poll step in a loop, also while handlers run; at the end it winds down and leaves
     committer   one per group   the commit step in a loop: the only caller of ``Client.commit``
-    workers     per handler, up to its ``concurrency``: user code; they never touch a client
+    workers     per handler, up to its ``concurrency``: user code; they never touch a client. Coroutines are tasks on
+                an event loop instead (``loops``), with the same steps
     main                        waits for a reason to stop, and stops in order
     kafka-python's IO thread    calls ``on_assigned``, ``on_revoke`` and ``on_lost`` at a rebalance; must not be blocked
     kafka-python's sender       calls ``_answered`` for messages that user code has sent
@@ -32,15 +33,19 @@ from karafka_lite.ending import ExitRequest
 from karafka_lite.errors import CommitError, Exit, KarafkaLiteError, ProduceError
 from karafka_lite.lifespan import Lifespan
 from karafka_lite.messages import Addressed, TopicPartition, where
-from karafka_lite.observers.frames import stacks
+from karafka_lite.observers.frames import Place, stacks
 from karafka_lite.observers.news import DeadLetter, News
 from karafka_lite.observers.observed import Observed
-from karafka_lite.routing import Route, Router
+from karafka_lite.route import Route
+from karafka_lite.routing import Router
 from karafka_lite.settings import Config
+from karafka_lite.staff import Staff
 from karafka_lite.workers import THREAD_END_S, Workers
 
 if TYPE_CHECKING:
     from karafka_lite.client.protocol import Client, Outbox
+    from karafka_lite.loops import Side, Tasks
+    from karafka_lite.posts import Line
 
 LOOK_AGAIN_S = 0.1  # how late a thread that waits sees that the membership was lost
 TOPICS_CHECK_S = 1.0  # between two looks for missing topics, and two tries to connect again
@@ -70,12 +75,13 @@ class Shared(NamedTuple):
 
     config: Config
     system: System
-    workers_of: Callable[[Route], Workers]  # the same for all routes of a handler, in whatever group
-    inside: dict[int, Run]  # thread id -> the user code that it runs
+    workers_of: Callable[[Route], Workers | Tasks]  # the same for all routes of a handler, in whatever group
+    inside: dict[Place, Run]  # the user code that runs, by the id of its thread, or as a call on an event loop
     outbox: Outbox
     make_client: Callable[[Member], Client]
     emit: Callable[[events.Event], None]
     requests: queue.SimpleQueue[ExitRequest]
+    side: Callable[[], Side | None] = lambda: None  # of a member, on the event loop where there are coroutines
 
 
 # -- one group ---------------------------------------------------------------------------------------------------------
@@ -93,6 +99,8 @@ class Member:
         self.error: KarafkaLiteError | None = None
         self._routes, self.topics = routes, list(routes)
         self._workers = {topic: shared.workers_of(route) for topic, route in routes.items()}
+        self._posts = {topic: posts for topic, workers in self._workers.items() if (posts := workers.posts)}
+        self._side = shared.side()
         self._drain_s, self._client = config.drain_timeout_ms / 1000, shared.make_client(self)
         self._connected = self._closed = self.begun = self.positions_wanted = self._handing_over = False
         self._look_for_topics_at = self._wind_down_until = 0.0
@@ -142,6 +150,8 @@ class Member:
             self.group.changed = False
             self._changes += 1
             self._changed.notify_all()
+            if self._side is not None:
+                self._side.notify()
             if self._handing_over:
                 self._client.wake_rebalance()
         if self.group.poll_wanted:
@@ -293,17 +303,17 @@ class Member:
         self._connected, self.subscribed, self._look_for_topics_at = False, set(), 0.0
         broken.close()
 
-    # -- a call of user code, on a worker
+    # -- a call of user code: a coroutine, which on a worker's thread waits as any function does (``coroutines.drive``)
 
-    def run(self, ownership: Ownership, thread: int, inside: dict[int, Run]) -> None:
+    async def run(self, ownership: Ownership, place: Place, inside: dict[Place, Run]) -> None:
         """Call what is due for ``ownership``, wait for the answers to what it sent, and end the run."""
         run = None
         try:
             with self.locked() as now:  # it asks for the membership right before a batch is handed over
                 run = self.group.begin(ownership, now)
             if run is not None:
-                inside[thread] = run
-                self._run(run)
+                inside[place] = run
+                await self._run(run, place)
         except BaseException:  # a bug of ours: the partition does not stay in the hands of a dead thread
             with self.locked() as now:
                 left = run or ownership.run
@@ -311,29 +321,34 @@ class Member:
                     self.group.end(left, failed=True, now=now)
             raise
         finally:
-            inside.pop(thread, None)
+            inside.pop(place, None)
 
-    def _run(self, run: Run) -> None:
+    async def _run(self, run: Run, place: Place) -> None:
         route = self._routes[run.ownership.tp[0]]
-        context = Context(self, run, self.group_id, route.dead_letter, self._shared.config.serializer)
-        error, unsent = route.call(run, context, self._now, self._news.hook_ended), self._await_answers(run)
+        context = route.context(self, run, self.group_id, route.dead_letter, self._shared.config.serializer)
+        error = await route.call(run, context, self._now, self._news.hook_ended, place)
+        marks = run.marks
+        with self.lock:
+            unsent, waits = marks.failure, marks.in_flight
+        if waits:
+            unsent = await self._await_answers(run)
         if error is None and unsent is not None:
             error = unsent
             if not run.comes_again:
                 self._news.hook_ended(run, None, self._now() - run.began, unsent)
-        run.failed_with(error, pointless=isinstance(error, route.no_retry))
         gives_up = False
         if error is not None:
+            run.failed_with(error, pointless=isinstance(error, route.no_retry))
             with self.lock:
                 gives_up = run.ownership.gives_up(run)
         if gives_up and route.dead_letter:
-            self._send_dead_letter(run, route, context)
+            await self._send_dead_letter(run, route, context)
         else:
             self._end(run, gives_up)
         if isinstance(error, errors.CRITICAL) and run.comes_again:
             self._shared.requests.put(ExitRequest(Exit.ERROR))
 
-    def _await_answers(self, run: Run) -> BaseException | None:
+    async def _await_answers(self, run: Run) -> BaseException | None:
         """Wait until everything that was sent is acknowledged or has failed. Returns the first failure."""
         marks, outbox = run.marks, self._shared.outbox
         deadline = self._now() + (limit_s := outbox.answer_timeout_s + ANSWER_SLACK_S)
@@ -345,20 +360,27 @@ class Member:
                 if self._now() >= deadline:
                     marks.give_up_answers(ProduceError.unanswered(str(run), limit_s))
                     continue
-                self._changed.wait(LOOK_AGAIN_S)
+                await self._wait(run.ownership, LOOK_AGAIN_S, to_the_end=True)
             outbox.check()
 
-    def _send_dead_letter(self, run: Run, route: Route, context: Context) -> None:
+    async def _wait(self, ownership: Ownership, seconds: float, *, to_the_end: bool = False) -> None:
+        """Under the lock: wait until something has changed, and so that others on the event loop go on."""
+        if (side := self._side) is not None and self._routes[ownership.tp[0]].is_async and side.is_here:
+            await side.wait(self.lock, seconds, to_the_end)
+        else:
+            self._changed.wait(seconds)
+
+    async def _send_dead_letter(self, run: Run, route: Route, context: Context) -> None:
         """Give the culprit of ``run`` up once its dead letter is acknowledged; else the run has failed."""
 
-        def send(letter: Addressed) -> Sent:
+        async def send(letter: Addressed) -> Sent:
             sent = self.send(run, letter, after_failure=True)
-            self._await_answers(run)
+            await self._await_answers(run)
             return sent
 
         given_up: DeadLetter = None
         try:
-            given_up = give_up(context, route.batch_of(run), send)
+            given_up = await give_up(context, route.batch_of(run), send)
         except Exception as refused:  # noqa: BLE001 - whatever it is, the run has to end
             run.failed_with(ProduceError.of_dead_letter(refused, run.reason))
         self._end(run, given_up is not None, given_up)
@@ -407,7 +429,7 @@ class Member:
                 self.group.request_commit()
             return not ownership.over
 
-    def commit(self, ownership: Ownership, timeout_ms: int) -> bool:
+    async def commit(self, ownership: Ownership, timeout_ms: int) -> bool:
         marks = ownership.marks
         self._shared.outbox.hand_over()
         with self.locked() as now:
@@ -426,7 +448,7 @@ class Member:
                     raise CommitError.refused(where(*ownership.tp, marks.stored), marks.waits_for)
                 if now >= deadline:
                     raise CommitError.after(timeout_ms, where(*ownership.tp, marks.stored), marks.waits_for)
-                self._changed.wait(min(LOOK_AGAIN_S, deadline - now))
+                await self._wait(ownership, min(LOOK_AGAIN_S, deadline - now))
                 now = self._now()
         return True
 
@@ -441,7 +463,7 @@ class Member:
     def send(self, run: Run, message: Addressed, *, after_failure: bool = False) -> Sent:
         told = self._sending(run, 1, after_failure)
         try:
-            return self._shared.outbox.send(message, told)
+            return self._outbox_of(run).send(message, told)
         except BaseException:  # it cannot be a message: nothing has left
             told(1, None)
             raise
@@ -449,10 +471,17 @@ class Member:
     def send_many(self, run: Run, messages: Sequence[Addressed]) -> Future[list[tuple[int, int]]]:
         told = self._sending(run, len(messages))
         try:
-            return self._shared.outbox.send_many(messages, told)
+            return self._outbox_of(run).send_many(messages, told)
         except BaseException:  # one of them cannot be a message: nothing has left
             told(len(messages), None)
             raise
+
+    def _outbox_of(self, run: Run) -> Outbox | Line:
+        posts = self._posts.get(run.ownership.tp[0])
+        return posts.of(run) if posts is not None else self._shared.outbox
+
+    def hand_over(self) -> None:
+        self._shared.outbox.hand_over()
 
     def _sending(self, run: Run, count: int, after_failure: bool = False) -> Told:
         """Marks of ``run`` wait for ``count`` more messages from now on. Returns who is told of their answers."""
@@ -550,8 +579,10 @@ class Member:
             self._wind_down_until = self._wind_down_until or now + self._drain_s
             self.group.advance(now)
             self._news.slow(self.group.slow(now), now)
-            waits = self.group.owned or (self.group.leftovers and now < self._wind_down_until)
-            return LOOK_AGAIN_S if waits else None
+            leftovers, bound = self.group.leftovers, self._wind_down_until
+            if self._side is not None and leftovers and now >= bound:
+                bound += self._side.cancel_all(leftovers.values())
+            return LOOK_AGAIN_S if self.group.owned or (leftovers and now < bound) else None
 
     def _wind_down(self) -> Exit:
         """Stop in order; say what is stuck and what could not be committed; leave the group."""
@@ -582,24 +613,24 @@ class Runner:
         observed: Observed,
         leftovers: Leftovers,
         close_sender: Callable[[Exit], object],
+        loop: Any = None,
     ) -> None:
         from karafka_lite.client import consumer, outbox  # here: kafka-python takes 0.1 s to import
 
         system, self.observed, self._close_sender = System(), observed, close_sender
         emit = observed.emit
-        self._lifespan = Lifespan(router.process_hooks, emit, system.thread_id)
         self._requests: queue.SimpleQueue[ExitRequest] = queue.SimpleQueue()  # ``put`` may be called by signal handlers
-        self.inside, self._workers = dict[int, Run](), dict[int, Workers]()  # by the list of hooks that routes share
+        self.inside = dict[Place, Run]()
         self._outbox = outbox.Outbox(servers, config.settings, emit)
+        asked = self._requests.put
+        self._staff = Staff(system, config.concurrency, router, self.inside, self._outbox, emit, asked, loop)
+        self._lifespan = Lifespan(router.process_hooks, emit, system.thread_id, self._staff.call)
 
         def make_client(member: Member) -> Client:
             return consumer.Client(member.group_id, servers, config.settings, member, emit)
 
-        def workers_of(route: Route) -> Workers:
-            workers = Workers(system, route.name, route.concurrency or config.concurrency, self.inside)
-            return self._workers.setdefault(id(route.hooks), workers)
-
-        shared = Shared(config, system, workers_of, self.inside, self._outbox, make_client, emit, self._requests)
+        places = self._staff.of, self.inside, self._outbox
+        shared = Shared(config, system, *places, make_client, emit, self._requests, self._staff.side)
         self.members = [Member(shared, name, routes, leftovers.get(name, ())) for name, routes in router.groups.items()]
         self._counts, self.ended = ExitRequest(), threading.Event()  # ended: stuck handlers may run
         self._main = system.thread("karafka-main", self.serve)  # where nobody else serves
@@ -608,6 +639,7 @@ class Runner:
     def start(self) -> None:
         """Call ``on_start``, then start all threads; the pollers connect. Raises what ``on_start`` has raised."""
         self.observed.start()
+        self._staff.start()
         try:
             self._lifespan.start()
         except BaseException:
@@ -637,13 +669,13 @@ class Runner:
                 self._left.add(request.left)
                 request.left.poller.join(THREAD_END_S)
             for member in self.members:
-                member.begin_stop()
+                member.begin_stop(request.error)
                 if not member.connected.is_set():
                     self._left.add(member)  # nothing was joined: its thread ends by itself when the client gives up
-        for workers in self._workers.values():
-            workers.stop()
+        self._staff.stop()
         self._lifespan.stop()
         self._outbox.close()
+        self._staff.leave()
         self._close_sender(self._counts.exit)
         self.observed.stop()
         self.ended.set()
@@ -656,7 +688,8 @@ class Runner:
     def stop(self) -> Exit:
         """Stop and wait for the end. User code only asks: the end waits for it."""
         self.ask_to_stop()
-        if (thread := threading.get_ident()) in self.inside or thread == self._lifespan.thread:
+        thread = threading.get_ident()
+        if thread in self.inside or thread == self._lifespan.thread or self._staff.waits_for_us:
             return Exit.CLEAN
         self._main.join() if self._main.ident else self.ended.wait()
         return self._counts.exit

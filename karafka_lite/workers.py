@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, Protocol
 
-from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.core.ownership import Run
+from karafka_lite.coroutines import drive
 
 THREAD_END_S, STUCK_END_S = 5.0, 0.1  # for a thread of ours that has nothing to do any more, and for a stuck one
 
@@ -13,8 +14,8 @@ THREAD_END_S, STUCK_END_S = 5.0, 0.1  # for a thread of ours that has nothing to
 class Caller(Protocol):
     """Who knows what is due: a member of a group."""
 
-    def run(self, ownership: Ownership, thread: int, inside: dict[int, Run]) -> None:
-        """Call what is due for ``ownership``; entered into ``inside`` by ``thread`` while it runs."""
+    async def run(self, ownership: Any, place: Any, inside: dict[Any, Run], /) -> None:
+        """Call what is due for ``ownership``; entered into ``inside`` while it runs, by its thread or as a ``Call``."""
 
     def crash(self, thread: str, bug: BaseException) -> None:
         """A thread has met a bug of ours."""
@@ -26,11 +27,13 @@ class Workers:
     ``system``: has locks and threads, as the runner's.
     """
 
-    def __init__(self, system: Any, name: str, concurrency: int, inside: dict[int, Run]) -> None:
+    posts = None  # what a plain function sends, it may wait for
+
+    def __init__(self, system: Any, name: str, concurrency: int, inside: dict[Any, Run]) -> None:
         self._system, self._name, self._concurrency, self.inside = system, name, concurrency, inside
         self.jobs, self.threads, self._lock, self._idle = system.queue(), list[Any](), system.lock(), 0
 
-    def put(self, member: Caller, ownership: Ownership) -> None:
+    def put(self, member: Caller, ownership: Any) -> None:
         """There is something to run."""
         with self._lock:
             self.jobs.put((member, ownership))
@@ -53,7 +56,7 @@ class Workers:
         while (job := self.jobs.get()) is not None:
             member, ownership = job
             try:
-                member.run(ownership, self._system.thread_id(), self.inside)
+                drive(member.run(ownership, self._system.thread_id(), self.inside))
             except BaseException as bug:  # noqa: BLE001 - user code is caught further in, so this is a bug of ours
                 member.crash("worker", bug)  # the app stops; it still needs this thread for what is due before its end
             with self._lock:

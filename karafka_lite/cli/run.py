@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _serve(app: App, arguments: argparse.Namespace) -> int:
     if not arguments.until_end:
-        return app.serve()
+        return app.serve_here()
     progress = () if arguments.live else (console.draining,)  # there is one live display at a time
     return _drain(app, arguments.idle_timeout or IDLE_TIMEOUT_S, *progress)
 
@@ -192,7 +192,7 @@ def _tune_gc() -> None:
 
 def _drain(app: App, timeout_s: float, *progress: Progress) -> int:
     began = time.monotonic()
-    with closing(Drain(app, app.serve, timeout_s)) as drain:
+    with closing(Drain(app, app.serve_here, timeout_s)) as drain:
         try:
             with broker.sigterm_as_ctrl_c():
                 drain.prepare()

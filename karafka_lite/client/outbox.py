@@ -46,6 +46,11 @@ class Outbox:
         check_outgoing(message)  # at the call, also while no broker can be reached
         return self._by_living(lambda producer: producer.send_checked(message, told), [message], told)
 
+    def send_soon(self, message: Addressed, told: Told | None = None) -> Future[Receipt] | None:
+        """``send`` where nothing has to be waited for, as for most messages; None: it has to be looked at."""
+        producer = self._producer
+        return None if producer is None else producer.send_soon(message, told)
+
     def send_many(self, messages: Sequence[Addressed], told: Told | None = None) -> Future[list[Receipt]]:
         """As ``Producer.send_many``, and as ``send`` where no broker can be reached."""
         check_many(messages)

@@ -120,6 +120,9 @@ class Outbox(Protocol):
         ``told`` is called once the futures have their answers; one call may be for many messages.
         """
 
+    def send_soon(self, message: Addressed, told: Told | None = None) -> Future[tuple[int, int]] | None:
+        """``send`` where nothing has to be waited for; None, and nothing is sent, where it may have to."""
+
     def send_many(self, messages: Sequence[Addressed], told: Told | None = None) -> Future[list[tuple[int, int]]]:
         """``send`` for each, in this order; for none where one cannot be a message. Fails with the first failure."""
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from types import FrameType, TracebackType
 
 from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.coroutines import Call
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -20,11 +21,21 @@ def is_ours(frame: traceback.FrameSummary) -> bool:
     return frame.filename.startswith(PACKAGE) or frame.filename == threading.__file__
 
 
-def stacks(inside: Mapping[int, Run], ownerships: Collection[Ownership]) -> list[tuple[Run, str]]:
-    """The user code of ``ownerships`` that runs now, each with its stack; ``inside``: by the id of its thread."""
-    frames = sys._current_frames()
-    runs = [(run, frames.get(thread)) for thread, run in list(inside.items()) if run.ownership in ownerships]
-    return [(run, user_stack(frame) if frame else "") for run, frame in runs]
+Place = int | Call
+"""Where user code runs: the id of its thread, or a call on an event loop."""
+
+
+def stacks(inside: Mapping[Place, Run], ownerships: Collection[Ownership]) -> list[tuple[Run, str]]:
+    """The user code of ``ownerships`` that runs now, each with its stack."""
+    return [(run, stack_of(place)) for place, run in list(inside.items()) if run.ownership in ownerships]
+
+
+def stack_of(place: Place) -> str:
+    """The stack of the user code at ``place``, from the user's function on; empty where only the package is running."""
+    if isinstance(place, Call):
+        return "".join(traceback.StackSummary.extract(iter(place.frames)).format())
+    frame = sys._current_frames().get(place)
+    return user_stack(frame) if frame else ""
 
 
 def user_stack(frame: FrameType) -> str:

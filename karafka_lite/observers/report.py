@@ -177,6 +177,11 @@ class Report:
             text += "is True, make batches smaller (max_messages), or raise drain_timeout_ms"
             log.warning("%s " + text, what, event.what, event.limit_ms)
 
+    def _loopblocked(self, event: events.LoopBlocked) -> None:
+        text = "%s does not await, and the event loop has been blocked for %.0f s: no other coroutine goes on. Call it "
+        text += "with await asyncio.to_thread(...), or make the handler a plain def. It is here:\n%s"
+        log.warning(text, event.call or "a coroutine", event.seconds, event.stack)
+
     def _unmarked(self, event: events.Unmarked) -> None:
         text = "group %s: %s has processed %s messages since its last mark; they come again after a restart. With "
         text += "manual_offsets=True only what it marks is committed: ctx.mark_as_consumed(message)"

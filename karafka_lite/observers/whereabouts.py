@@ -13,7 +13,7 @@ from types import FrameType
 
 from karafka_lite import signals
 from karafka_lite.core.ownership import Run
-from karafka_lite.observers.frames import user_stack
+from karafka_lite.observers.frames import Place, stack_of
 from karafka_lite.observers.health import Health, Watched
 from karafka_lite.observers.stats import PartitionStats, Stats
 
@@ -50,18 +50,20 @@ class Whereabouts:
 
 
 def look(
-    health: Health, stats: Stats, members: Collection[Watched], inside: Mapping[int, Run], now: float
+    health: Health, stats: Stats, members: Collection[Watched], inside: Mapping[Place, Run], now: float
 ) -> Whereabouts:
-    """``inside``: by the id of its thread, the user code that runs."""
+    """``inside``: the user code that runs."""
     runs, frames = dict(inside), sys._current_frames()
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     due = {name: _step(left - now) for member in members for name, left in _due(member).items()}
     me = threading.get_ident()
     places = [
-        _place(names.get(ident, f"{ident}"), frame, runs.get(ident), members, due, now)
+        _place(names.get(ident, f"{ident}"), frame, ident, runs.get(ident), members, due, now)
         for ident, frame in frames.items()
         if ident != me
     ]
+    calls = [(place, run) for place, run in runs.items() if not isinstance(place, int)]
+    places += [_place("event loop, a coroutine", None, place, run, members, due, now) for place, run in calls]
     return Whereabouts(health, stats.partitions, tuple(sorted(places, key=lambda place: (not place.doing, place.name))))
 
 
@@ -84,14 +86,21 @@ def _step(rest_s: float) -> str:
 
 
 def _place(
-    name: str, frame: FrameType, run: Run | None, members: Collection[Watched], due: Mapping[str, str], now: float
+    name: str,
+    frame: FrameType | None,
+    place: Place,
+    run: Run | None,
+    members: Collection[Watched],
+    due: Mapping[str, str],
+    now: float,
 ) -> ThreadPlace:
     if run is None:
+        assert frame is not None
         return ThreadPlace(name, due.get(name, ""), _innermost(frame))
     owned = ((member, member.group) for member in members)
     its = [m for m, group in owned if run.ownership in (group.owned.get(run.ownership.tp), *group.leftovers.values())]
     whose = its[0].name_of(run) if its else "a handler"
-    stack = user_stack(frame) or "  (its function has returned; what it sent is not acknowledged yet)\n"
+    stack = stack_of(place) or "  (its function has returned; what it sent is not acknowledged yet)\n"
     return ThreadPlace(name, f"{run}: in {whose} for {now - run.began:.1f} s", stack)
 
 

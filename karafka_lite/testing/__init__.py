@@ -4,6 +4,6 @@
 """
 
 from karafka_lite.testing.client import Run, TestClient
-from karafka_lite.testing.plain import RecordingContext, context
+from karafka_lite.testing.plain import AsyncRecordingContext, RecordingContext, context
 
-__all__ = ["RecordingContext", "Run", "TestClient", "context"]
+__all__ = ["AsyncRecordingContext", "RecordingContext", "Run", "TestClient", "context"]

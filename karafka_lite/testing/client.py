@@ -20,6 +20,7 @@ from karafka_lite.observers.observed import Observed
 from karafka_lite.observers.report import Report
 from karafka_lite.runner import System
 from karafka_lite.testing.cluster import Cluster
+from karafka_lite.testing.loop import TestLoop
 from karafka_lite.testing.member import Sent, TestMember
 
 ROUNDING_S = 1e-9  # sums of milliseconds as seconds
@@ -49,6 +50,8 @@ class Run(NamedTuple):
 class TestClient:
     """Runs an app's handlers in the thread of the test. Its clock moves only with ``advance``.
 
+    A coroutine of an async handler runs to its end, on an event loop of the client's own: the test is a plain function.
+
     All partitions are assigned at the start of the block; its end stops the app: ``on_shutdown`` hooks, final commit.
     ``on_start`` is called before (and may raise), ``on_stop`` after it.
     ``partitions``: how many each topic has; a number, or ``{topic: number}`` (1 for the others).
@@ -73,6 +76,7 @@ class TestClient:
         self._members: list[TestMember] = []
         self._runs: list[Run] = []
         self._working = self._stopping = False
+        self._loop = TestLoop()
 
     def __enter__(self) -> Self:
         groups = self._app.groups
@@ -84,14 +88,15 @@ class TestClient:
             raise ConfigurationError("this app runs already; stop() it first")
         self._app._runner = _Runner(self)  # type: ignore[assignment]
         self._sender, self._app._sender = self._app._sender, Sent(self._cluster)  # type: ignore[assignment]
-        self._lifespan = Lifespan(self._app.process_hooks, self._report, System.thread_id)
+        self._lifespan = Lifespan(self._app.process_hooks, self._report, System.thread_id, self._loop.call)
         try:
             self._lifespan.start()
         except BaseException:
             self._app._runner, self._app._sender = None, self._sender
             raise
         self._members = [
-            TestMember(self._cluster, self._app, group_id, topics, self._keep) for group_id, topics in groups.items()
+            TestMember(self._cluster, self._app, group_id, topics, self._keep, self._loop)
+            for group_id, topics in groups.items()
         ]
         for member in self._members:
             member.assign([tp for tp in self._cluster.logs if tp[0] in member.topics])
@@ -99,7 +104,10 @@ class TestClient:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.stop()
+        try:
+            self.stop()
+        finally:
+            self._loop.close()
         self._app._runner, self._app._sender = None, self._sender
 
     # -- messages

@@ -14,16 +14,20 @@ from karafka_lite.core.answers import Commit, PollPlan
 from karafka_lite.core.marks import Marks, Refusal, Told
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run
-from karafka_lite.core.starts import Note, Place, Stray
+from karafka_lite.core.starts import Note, Stray
+from karafka_lite.core.starts import Place as Start
+from karafka_lite.coroutines import drive
 from karafka_lite.ending import ExitRequest
 from karafka_lite.errors import StrayedError
 from karafka_lite.events import CallEnded, Event
 from karafka_lite.messages import Addressed, TopicPartition
 from karafka_lite.observers.delivery import deliver
+from karafka_lite.observers.frames import Place
 from karafka_lite.observers.report import Report
-from karafka_lite.routing import Route
+from karafka_lite.route import Route
 from karafka_lite.runner import Member, Shared, System
 from karafka_lite.testing.cluster import Cluster
+from karafka_lite.testing.loop import TestLoop
 
 POLL_RECORDS = 2000  # as App's max_poll_records
 THREAD = 0  # the id of the only one
@@ -38,8 +42,17 @@ class TestMember(Member):
 
     __test__ = False
 
-    def __init__(self, cluster: Cluster, app: App, group_id: str, routes: Mapping[str, Route], ended: Ended) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        app: App,
+        group_id: str,
+        routes: Mapping[str, Route],
+        ended: Ended,
+        loop: TestLoop,
+    ) -> None:
         config = app.config
+        self._loop = loop
         self.cluster: Cluster = cluster
         self.memory: MemoryClient = MemoryClient(
             cluster, group_id, str(config.settings.get("auto_offset_reset", "earliest"))
@@ -86,7 +99,10 @@ class TestMember(Member):
         if ownership is None:
             return self.commit_what_is_due()
         with _hooks_first(ownership, batches):
-            self.run(ownership, THREAD, self._jobs.inside)
+            if self._routes[ownership.tp[0]].is_async:
+                self._loop.run(lambda call: self.run(ownership, call, self._jobs.inside))
+            else:
+                drive(self.run(ownership, THREAD, self._jobs.inside))
         return True
 
     def commit_what_is_due(self) -> bool:
@@ -122,14 +138,15 @@ class TestMember(Member):
             self._app._runner.observed.keep(event)
         deliver(event, self._app._observers)
 
-    def _run(self, run: Run) -> None:
+    async def _run(self, run: Run, place: Place) -> None:
         if not run.hooks:
             self._calls.append(run)
-        super()._run(run)
+        await super()._run(run, place)
 
     def _call_of(self, event: CallEnded) -> Run:
         if event.hook is not None:
-            return self._jobs.inside[THREAD]
+            (run,) = self._jobs.inside.values()
+            return run
         ended = (
             run for run in self._calls if (run.ownership.tp, run.records[0].offset) == (event.tp, event.first_offset)
         )
@@ -194,8 +211,10 @@ class _Changed:
 class Jobs:
     """In the place of workers: ownerships with something to run."""
 
+    posts = None
+
     def __init__(self) -> None:
-        self.inside: dict[int, Run] = {}
+        self.inside: dict[Place, Run] = {}
         self._waiting: deque[Ownership] = deque()
 
     def put(self, member: Member, ownership: Ownership) -> None:
@@ -224,6 +243,8 @@ class Sent:
         if told is not None:
             told(1, future.exception())
         return future
+
+    send_soon = send
 
     def send_many(self, messages: Sequence[Addressed], told: Told | None = None) -> Future[list[tuple[int, int]]]:
         """The answers are there at once."""
@@ -275,13 +296,13 @@ class MemoryClient:
     def missing_topics(self, topics: Collection[str]) -> set[str]:
         return set()
 
-    def places(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, Place]:
+    def places(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, Start]:
         return {tp: self._place(*tp) for tp in tps}
 
-    def _place(self, topic: str, partition: int) -> Place:
+    def _place(self, topic: str, partition: int) -> Start:
         end, count = len(self._cluster.logs[topic, partition]), self._cluster.count(topic)
         committed = {tp: Note("", count) for tp in self.committed if tp[0] == topic}
-        return Place(
+        return Start(
             *(0, end, end, self.committed.get((topic, partition)), Note("", count), "", count),
             siblings=tuple(committed.values()),
         )

@@ -87,12 +87,15 @@ class Size:
     sleeps: int = 60  # batches of each partition
     starts: int = 10  # processes of each kind
     very_many: int = 500  # partitions
+    many_asleep: int = 100  # partitions whose handlers all wait for something else
+    alone: int = 20_000  # batches of one message
     crossed: bool = True  # each handler with each decoder and each start; or each of them once
 
 
 QUICK = Size(
     runs=1, small=24_000, large=12_000, marks=1_000, commits=20, idle_s=0.5, settle_s=0.5, retries=3, ticks=20,
-    sleeps=5, starts=1, very_many=60, sent=2_000, sent_alone=600, forwarded=4_000, crossed=False,
+    sleeps=5, starts=1, very_many=60, many_asleep=10, alone=500, sent=2_000, sent_alone=600, forwarded=4_000,
+    crossed=False,
 )  # fmt: skip
 
 # How our app is started, with which decoder, and what its handler does, by data set.
@@ -269,6 +272,12 @@ class Bench:
             probes[f"partitions-{count}"] = functools.partial(self._partitions, count)
         for count in (1, 8):
             probes[f"parts-{count}"] = functools.partial(self._parts, count)
+        many = size.many_asleep
+        for name, asynchronous in (("threads", False), ("async", True)):
+            options: dict[str, object] = {"concurrency": many, "asynchronous": asynchronous}
+            probes[f"partitions-many-{name}"] = functools.partial(self._partitions, many, **options)
+            alone = {"messages": size.alone, "asynchronous": asynchronous}
+            probes[f"alone-{name}"] = functools.partial(self._alone, **alone)
         return probes
 
     def _throughput(self, dataset: str) -> Iterator[tuple[str, Probe]]:
@@ -422,9 +431,13 @@ class Bench:
         seconds = {"settle": self.size.settle_s, "seconds": self.size.idle_s}
         return self._probe(name, self.topic(partitions, partitions), partitions=partitions, **seconds)
 
-    def _partitions(self, count: int) -> Figures:
+    def _partitions(self, count: int, **options: object) -> Figures:
         topic = self.topic(count, count * (self.size.sleeps + 2) * SLEEPY_BATCH)
-        return self._probe("partitions", topic, partitions=count, batches=self.size.sleeps)
+        return self._probe("partitions", topic, partitions=count, batches=self.size.sleeps, **options)
+
+    def _alone(self, *, messages: int, asynchronous: bool) -> Figures:
+        topic = self.topic(1, messages + messages // SPARE)
+        return self._probe("alone", topic, messages=messages, asynchronous=asynchronous)
 
     def _parts(self, count: int) -> Figures:
         messages = self.size.sleeps * count

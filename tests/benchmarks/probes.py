@@ -9,6 +9,7 @@ another checkout, too.
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import gc
 import importlib
@@ -108,20 +109,57 @@ def parser(where: Where, module: str, messages: int) -> dict[str, float]:
     return {"cpu_us": spent / messages * 1e6, "per_s": messages / spent}
 
 
-def partitions(where: Where, partitions: int, batches: int) -> dict[str, float]:
+def alone(where: Where, messages: int, *, asynchronous: bool) -> dict[str, float]:
+    """One message a batch, and a handler that does nothing: the CPU time of the process for each."""
+    app, done, begun = where.app(), threading.Event(), list[float]()
+    left = messages + 1  # the first one begins
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if not begun:
+            begun.append(time.process_time())
+        elif not left:
+            begun.append(time.process_time())
+            done.set()
+
+    def plain(batch: Batch, ctx: Context) -> None:
+        count()
+
+    async def coroutine(batch: Batch, ctx: Context) -> None:
+        count()
+
+    app.topic(where.topic, max_messages=1)(coroutine if asynchronous else plain)
+    app.start()
+    done.wait()
+    app.stop()
+    return {"cpu_us": (begun[1] - begun[0]) / messages * 1e6}
+
+
+def partitions(
+    where: Where, partitions: int, batches: int, concurrency: int = SLEEPERS, *, asynchronous: bool = False
+) -> dict[str, float]:
     """A handler that waits for something else, on one partition or on many: the rate while all of them are at work."""
-    app = where.app(concurrency=SLEEPERS)
+    app = where.app(concurrency=concurrency)
     runs: dict[int, list[tuple[float, float, int]]] = collections.defaultdict(list)  # begin, end, messages
     done = threading.Event()
 
-    @app.topic(where.topic, max_messages=SLEEPY_BATCH)
-    def handle(batch: Batch, ctx: Context) -> None:
-        begin = time.perf_counter()
-        time.sleep(SLEEP_S)
+    def ended(batch: Batch, begin: float) -> None:
         runs[batch.partition].append((begin, time.perf_counter(), len(batch)))
         if len(runs[batch.partition]) == batches:
             done.set()
 
+    def plain(batch: Batch, ctx: Context) -> None:
+        begin = time.perf_counter()
+        time.sleep(SLEEP_S)
+        ended(batch, begin)
+
+    async def coroutine(batch: Batch, ctx: Context) -> None:
+        begin = time.perf_counter()
+        await asyncio.sleep(SLEEP_S)
+        ended(batch, begin)
+
+    app.topic(where.topic, max_messages=SLEEPY_BATCH)(coroutine if asynchronous else plain)
     app.start()
     done.wait()
     app.stop()
@@ -133,7 +171,7 @@ def partitions(where: Where, partitions: int, batches: int) -> dict[str, float]:
         for its in runs.values()
         for its_begin, its_end, messages in its
     )
-    return {"per_s": messages / (end - begin)}
+    return {"per_s": messages / (end - begin), "ideal_per_s": partitions * SLEEPY_BATCH / SLEEP_S}
 
 
 def parts(where: Where, parts: int, messages: int) -> dict[str, float]:
@@ -393,7 +431,7 @@ def _batches(consumer: Any) -> Iterator[list[Any]]:
 PROBES: dict[str, Callable[..., dict[str, Any]]] = {
     probe.__name__: probe
     for probe in (
-        *(loop, parser, partitions, parts),
+        *(loop, parser, alone, partitions, parts),
         *(mark, sync_mark, bare_commit, retry),
         *(idle, idle_loop),
         *(first_message, first_message_loop),

@@ -219,6 +219,15 @@ def _times_one(partitions: int) -> Callable[[Round], float]:
     return lambda run: run[f"partitions-{partitions}"]["per_s"] / run["partitions-1"]["per_s"]
 
 
+def _of_ideal(name: str) -> Callable[[Round], float]:
+    """Of what handlers that take nothing but their sleep would do."""
+    return lambda run: run[name]["per_s"] / run[name]["ideal_per_s"]
+
+
+def _alone(name: str) -> Callable[[Round], float]:
+    return lambda run: run[f"alone-{name}"]["cpu_us"]
+
+
 PARTITIONS = [
     Row("1 partition", "messages/s", lambda run: run["partitions-1"]["per_s"]),
     Row("2 partitions / 1", "x", _times_one(2)),
@@ -226,6 +235,10 @@ PARTITIONS = [
     Row("8 partitions / 1", "x", _times_one(8), at_least=7.5),
     Row('order="key", 1 part', "messages/s", lambda run: run["parts-1"]["per_s"]),
     Row("8 parts / 1", "x", lambda run: run["parts-8"]["per_s"] / run["parts-1"]["per_s"], at_least=7.5),
+    Row("100 partitions, 100 threads / ideal", "x", _of_ideal("partitions-many-threads")),
+    Row("100 partitions, async, concurrency=100 / ideal", "x", _of_ideal("partitions-many-async"), at_least=0.8),
+    Row("a batch of one message", "us of CPU", lambda run: run["alone-threads"]["cpu_us"]),
+    Row("a batch of one message, async / plain", "x", _ratio(_alone("async"), _alone("threads")), at_most=1.6),
 ]
 
 

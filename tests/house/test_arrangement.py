@@ -35,6 +35,12 @@ ELSEWHERE = {
     "cli/child.py": "kafka/test_children.py",
     # It is there for what sends.
     "cli/interrupt.py": "unit/test_feed.py",
+    # What is promised on an event loop, a running App shows.
+    "loops.py": "kafka/test_async.py",
+    "staff.py": "kafka/test_async.py",
+    # The one call of user code, and which Apps are twins, decorators and Apps show.
+    "route.py": "unit/test_routing.py",
+    "twins.py": "unit/test_app.py",
     # What it sends, and what it does with an answer, is seen by a broker only.
     "client/producer.py": "kafka/test_sending.py",
     # Why a broker refuses a client, a real one says.
@@ -66,6 +72,7 @@ ELSEWHERE = {
     # The parts of karafka_lite.testing, as a user's tests meet them.
     "testing/client.py": "unit/test_testing.py",
     "testing/cluster.py": "unit/test_testing.py",
+    "testing/loop.py": "unit/test_testing.py",
     "testing/member.py": "unit/test_testing.py",
     "testing/plain.py": "unit/test_testing.py",
 }

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 # Each line of ``mistakes`` is one.
 WRONG = """\
-from karafka_lite import App, Batch, Context, Message, Outgoing, Router
+from karafka_lite import App, AsyncContext, Batch, Context, Message, Outgoing, Router
 from karafka_lite.testing import TestClient
 
 app = App("group")
@@ -93,8 +93,21 @@ def mistakes(batch: Batch, ctx: Context) -> None:
     App("group", serializer=as_text)
     App("group", serializer=of_nothing)
     router.run()
+    app.topic("orders")(plain_of_async_context)
+    app.topic("orders", deserializer=as_order)(async_of_invoices)
+    app.topic("orders")(async_of_a_list)
+    marked: bool = async_ctx.mark_as_consumed(batch.last, sync=True)
+    committed: bool = async_ctx.commit_offsets(sync=True)
+    async_ctx.produce("orders", 1).result(timeout=1)
+    code: int = app.serve()
 
 
+async_ctx: AsyncContext
+
+
+def plain_of_async_context(batch: Batch, ctx: AsyncContext) -> None: ...
+async def async_of_invoices(batch: Batch[Invoice], ctx: AsyncContext) -> None: ...
+async def async_of_a_list(batch: list[Message], ctx: AsyncContext) -> None: ...
 def wants_a_list(batch: list[Message], ctx: Context) -> None: ...
 def wants_another_context(batch: Batch, ctx: int) -> None: ...
 def of_invoices(batch: Batch[Invoice], ctx: Context) -> None: ...

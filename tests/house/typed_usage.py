@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import pickle
@@ -13,6 +14,7 @@ from typing_extensions import Self
 
 from karafka_lite import (
     App,
+    AsyncContext,
     Batch,
     BrokerUnavailableError,
     CommitError,
@@ -29,7 +31,7 @@ from karafka_lite import (
     to_json,
 )
 from karafka_lite.broker.embedded import EmbeddedBroker
-from karafka_lite.testing import RecordingContext, Run, TestClient, context
+from karafka_lite.testing import AsyncRecordingContext, RecordingContext, Run, TestClient, context
 
 T = TypeVar("T")
 version: str = __version__
@@ -274,6 +276,47 @@ def ask(batch: Batch, ctx: Context) -> None:
     targets: list[bool] = [ctx.seek(0), ctx.seek("earliest"), ctx.seek("latest"), ctx.seek(datetime.now(timezone.utc))]
     rests: list[bool] = [ctx.pause(500), ctx.pause(0.5, offset=batch.first_offset), ctx.resume()]
     print(targets, rests)
+
+
+# -- async handlers ----------------------------------------------------------------------------------------------------
+
+
+@app.topic("async", deserializer=Order.model_validate_json, manual_offsets=True, concurrency=100)
+async def awaited(batch: Batch[Order], ctx: AsyncContext) -> None:
+    for message in ctx.each(batch):
+        total: int = message.payload.total
+        ours: bool = ctx.mark_as_consumed(message)
+        ours = await ctx.mark_as_consumed(message, sync=True, timeout_ms=1000) and ours
+        ours = ours and ctx.commit_offsets() and await ctx.commit_offsets(sync=True)
+        sent: asyncio.Future[tuple[int, int]] = ctx.produce("answers", total, key="me")
+        partition, offset = await sent
+        many: list[tuple[int, int]] = await ctx.produce_many("answers", [1, Outgoing(2, key="me")])
+        print(partition + offset, many, await ctx.dead_letter(message, "no id"), ctx.revoked, ctx.state)
+
+
+@router.topic("async.plain")
+async def takes_a_context(batch: Batch, ctx: Context) -> int:
+    return len(batch)
+
+
+@app.every(awaited, ms=1000)
+@app.on_assigned(awaited)
+@app.on_shutdown(awaited)
+async def awaited_hook(ctx: AsyncContext) -> None:
+    await ctx.commit_offsets(sync=True)
+
+
+@app.on_start
+async def open_pool() -> None: ...
+
+
+async def on_a_loop() -> int:
+    async with app as entered:
+        print(entered.health(), app.stop(wait=False))
+    await awaited(Batch([Message("async", 0, 5)]), context("async", asynchronous=True))
+    made: AsyncRecordingContext = context("async", 1, asynchronous=True, revoked=True)
+    print(made.marks)
+    return await app.serve()
 
 
 # -- running and testing -----------------------------------------------------------------------------------------------

@@ -1,10 +1,14 @@
-"""TestClient and Kafka do the same: the same runs, marks, hooks, dead letters and commits, for any program."""
+"""TestClient and Kafka do the same: the same runs, marks, hooks, dead letters and commits, for any program.
+
+And so do plain and async handlers.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +19,7 @@ from support.harness import evict, make_app
 from support.observer import Observer, wait_until
 
 from karafka_lite import App, Batch, Context
+from karafka_lite.coroutines import drive
 from karafka_lite.testing import TestClient
 
 PARTITIONS = 2
@@ -35,6 +40,7 @@ class Program(NamedTuple):
     acts: dict[Place, str]
     steps: list[tuple[Any, ...]]
     order: Literal["partition", "key"] = "partition"
+    asynchronous: bool = False  # on Kafka; TestClient runs both
 
 
 KEYS = ["a", "b", "a", "c", None]  # of messages, again and again
@@ -59,6 +65,7 @@ PROGRAMS = st.builds(
         lambda steps: [("send", 0, 3), *steps]
     ),
     order=st.sampled_from(["partition", "key"]),
+    asynchronous=st.booleans(),
 )
 
 
@@ -85,17 +92,17 @@ def register(program: Program, app: App, topic: str, dead: str, told: Told) -> N
     if program.order == "key":
         options |= {"order": "key", "concurrency": PARTS}
 
-    def handle(batch: Batch, ctx: Context) -> None:
+    async def work(batch: Batch, ctx: Context) -> None:
         if program.order == "partition":
-            process(batch, ctx, told.events[ctx.partition].append)
+            await process(batch, ctx, told.events[ctx.partition].append)
             return
         said: list[object] = []  # parts run side by side: of each what it said
         try:
-            process(batch, ctx, said.append)
+            await process(batch, ctx, said.append)
         finally:
             told.events[ctx.partition].append(tuple(map(str, said)))
 
-    def process(batch: Batch, ctx: Context, say: Callable[[object], None]) -> None:
+    async def process(batch: Batch, ctx: Context, say: Callable[[object], None]) -> None:
         state = sorted(ctx.state) if program.order == "partition" else []
         say(("run", [message.offset for message in batch], ctx.attempt, state))
         if program.order == "partition":
@@ -106,7 +113,9 @@ def register(program: Program, app: App, topic: str, dead: str, told: Told) -> N
                 act = program.acts.get((ctx.partition, message.offset, visits[ctx.partition, message.offset]))
                 if program.order == "key" and act not in ACTS_OF_PARTS:
                     continue
-                if act and perform(act, ctx, batch, message, say):
+                if program.asynchronous:
+                    await asyncio.sleep(0)
+                if act and await perform(act, ctx, batch, message, say):
                     break
             else:
                 if is_manual(program) and not program.each and batch.last_offset % 2:
@@ -116,26 +125,32 @@ def register(program: Program, app: App, topic: str, dead: str, told: Told) -> N
             raise
         say("ended")
 
+    handle = as_handler(program, work)
     app.topic(
         topic, manual_offsets=is_manual(program), max_messages=program.max_messages, batch_timeout_ms=200,
         backoff_ms=10, backoff_max_ms=20, **options,
     )(handle)  # fmt: skip
 
-    def hook(name: str) -> Callable[[Context], None]:
-        def run(ctx: Context) -> None:
+    def hook(name: str) -> Any:
+        async def run(ctx: Context) -> None:
             said: list[object] = [name, ctx.revoked]
             if program.hooks_mark and "last" in ctx.state:
                 said.append(ctx.mark_as_consumed(ctx.state["last"]))
             told.events[ctx.partition].append(tuple(said))
 
-        return run
+        return as_handler(program, run)
 
     app.on_shutdown(handle)(hook("on_shutdown"))
     app.before_revoke(handle)(hook("before_revoke"))
     app.on_revoked(handle)(hook("on_revoked"))
 
 
-def perform(act: str, ctx: Context, batch: Batch, message: Any, say: Callable[[object], None]) -> bool:
+def as_handler(program: Program, work: Callable[..., Coroutine[Any, Any, None]]) -> Any:
+    """What is written once, as a plain function or as a coroutine function."""
+    return work if program.asynchronous else lambda *arguments: drive(work(*arguments))
+
+
+async def perform(act: str, ctx: Context, batch: Batch, message: Any, say: Callable[[object], None]) -> bool:
     """Do it; True where the handler returns."""
     if act in ("mark", "mark and fail"):
         say((act, message.offset, ctx.mark_as_consumed(message)))
@@ -144,7 +159,8 @@ def perform(act: str, ctx: Context, batch: Batch, message: Any, say: Callable[[o
     if act == "mark older":
         say((act, batch.first_offset, ctx.mark_as_consumed(batch.first)))
     if act == "sync":
-        say((act, message.offset, ctx.mark_as_consumed(message, sync=True)))
+        ours: Any = ctx.mark_as_consumed(message, sync=True)
+        say((act, message.offset, ours if isinstance(ours, bool) else await ours))
     if act == "back":
         say((act, ctx.seek(max(0, message.offset - 1))))
     if act == "earliest":
@@ -242,15 +258,18 @@ def sources(letters: Iterator[dict[str, bytes]]) -> Iterator[tuple[str, str]]:
 
 def compare(program: Program, kafka: Observer) -> None:
     topic, dead = kafka.topic(PARTITIONS), kafka.topic()
-    expected, seen = by_kafka(program, topic, dead, kafka), by_test_client(program, topic, dead)
-    if program.order == "key":
-        for told in (expected, seen):
-            for events in told.events.values():
-                events.sort(key=str)
-    for name, theirs in vars(expected).items():
-        ours = getattr(seen, name)
-        if ours != theirs:
-            raise AssertionError(f"{name} of TestClient: {dict(ours)}\nof Kafka: {dict(theirs)}\nfor {program}")
+    expected = by_kafka(program, topic, dead, kafka)
+    for asynchronous in (False, True):
+        seen = by_test_client(program._replace(asynchronous=asynchronous), topic, dead)
+        if program.order == "key":
+            for told in (expected, seen):
+                for events in told.events.values():
+                    events.sort(key=str)
+        for name, theirs in vars(expected).items():
+            ours, kind = getattr(seen, name), "async" if asynchronous else "plain"
+            if ours != theirs:
+                text = f"{name} of TestClient, {kind}: {dict(ours)}\nof Kafka: {dict(theirs)}\nfor {program}"
+                raise AssertionError(text)
 
 
 # What once differed, or did not come to rest.
@@ -276,7 +295,9 @@ KEPT = {
 @pytest.mark.parametrize("name", KEPT)
 def test_test_client_and_kafka_do_the_same_for(kafka: Observer, caplog: pytest.LogCaptureFixture, name: str) -> None:
     caplog.set_level(logging.CRITICAL, "karafka_lite")
-    compare(KEPT[name], kafka)
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(compare, KEPT[name]._replace(asynchronous=kind), kafka) for kind in (False, True)]:
+            done.result()
 
 
 @pytest.mark.slow

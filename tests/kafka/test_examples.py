@@ -12,8 +12,9 @@ import sqlite3
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def test_the_buffer_writes_by_size_and_the_rest_at_the_end() -> None:
 
 EXAMPLES = sorted((ROOT / "examples").glob("e*_*.py"))
 INSIDE = sorted((ROOT / "examples").glob("e1[678]_*.py"))  # another program
+ASYNC_WEB = ROOT / "examples" / "e25_async_web.py"
 PROGRAMS = {
     "karafka-lite": ["-m", "karafka_lite"],
     "pytest": ["-m", "pytest"],
@@ -124,10 +126,17 @@ SHOWS = {
     "e20": [r"reported: ValueError\('explosion, not an earthquake'\) \{'message': 'earthquakes-\d@\d+", " 0 unmarked"],
     "e21": ["500 earthquakes", " 0 unmarked"],
     "e24": [r"1707 calls for \d+ towns: \d+ s of work in \d+ s"],
+    "e23": [
+        r"alert \d+ of partition \d: 22km NNE of Hualian",
+        r"partition \d is committed: True; 5 alerts so far",
+        " 0 unmarked",
+    ],
 }
 
 
-@pytest.mark.parametrize("path", [path for path in EXAMPLES if path not in INSIDE], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in EXAMPLES if path not in [*INSIDE, ASYNC_WEB]], ids=lambda path: path.stem
+)
 def test_the_command_of_its_docstring_runs_it_to_its_end_and_shows_what_it_promises(path: Path, tmp_path: Path) -> None:
     done = typed(path, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -169,8 +178,10 @@ def broker() -> Iterator[Observer]:
         observer.forget_clients()
 
 
-def test_the_web_service_sends_reads_and_stops_in_good_order(broker: Observer) -> None:
-    (port,), (path, _, _) = free_ports(1), INSIDE
+@contextmanager
+def served(path: Path, broker: Observer, ready: str) -> Iterator[Callable[[str, str], Any]]:
+    """A web service, which can be asked; behind the block it is stopped, and must have ended in good order."""
+    (port,) = free_ports(1)
     environment = {**os.environ, "KARAFKA_LITE_BOOTSTRAP_SERVERS": broker.bootstrap_servers}
     command = [*command_of(path), "--port", str(port)]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
@@ -182,14 +193,13 @@ def test_the_web_service_sends_reads_and_stops_in_good_order(broker: Observer) -
 
     def answers() -> bool:
         with suppress(OSError):
-            return ask("GET", "/felt") == []
+            ask("GET", ready)
+            return True
         return False
 
     try:
         wait_until(answers, 30, "it serves")
-        assert ask("POST", "/felt/Lima") == {"offset": 0}
-        assert ask("POST", "/felt/Lima") == {"offset": 1}
-        wait_until(lambda: ask("GET", "/felt") == ["Lima", "Lima"], message="both are read")
+        yield ask
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate(timeout=30)
         assert "Traceback" not in told
@@ -197,8 +207,28 @@ def test_the_web_service_sends_reads_and_stops_in_good_order(broker: Observer) -
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_web_service_sends_reads_and_stops_in_good_order(broker: Observer) -> None:
+    with served(INSIDE[0], broker, "/felt") as ask:
+        assert ask("POST", "/felt/Lima") == {"offset": 0}
+        assert ask("POST", "/felt/Lima") == {"offset": 1}
+        wait_until(lambda: ask("GET", "/felt") == ["Lima", "Lima"], message="both are read")
     assert broker.committed("felt-earthquakes", "earthquakes.felt") == 2
     assert broker.members("felt-earthquakes") == []
+
+
+def test_the_async_web_service_has_endpoints_that_wait_for_its_handlers_and_stops_in_good_order(
+    broker: Observer,
+) -> None:
+    topic = broker.topic(name="earthquakes.felt")
+    broker.produce(topic, [{"place": "Lima"}])
+    with served(ASYNC_WEB, broker, "/felt/after/0") as ask, ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(ask, "GET", "/felt/after/1")
+        broker.produce(topic, [{"place": "Cusco"}])
+        assert waits.result(20) == ["Cusco"]
+    assert broker.committed("felt-earthquakes-live", topic) == 2
+    assert broker.members("felt-earthquakes-live") == []
 
 
 NOTEBOOK = """

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Iterable
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ledger import violated
+from simulated_loop import SimulatedAsyncContext, as_coroutine
 
 from karafka_lite.context import Context
 from karafka_lite.core.options import Hook, Options, RegisteredHook
 from karafka_lite.core.ownership import Run
 from karafka_lite.errors import CommitError, KarafkaLiteError, ProduceError
 from karafka_lite.messages import Batch, Message
-from karafka_lite.routing import Route
+from karafka_lite.route import Route
 
 if TYPE_CHECKING:
     from ledger import Book
@@ -43,7 +46,7 @@ class Bug(Exception):
     """The world has put it into our code."""
 
 
-EXPECTED = Failed, CommitError, ProduceError, SystemExit, Unwanted, type(None)
+EXPECTED = CancelledError, Failed, CommitError, ProduceError, SystemExit, Unwanted, type(None)
 
 
 class Handlers:
@@ -328,6 +331,10 @@ class SimulatedRoute(Route):
     def __init__(self, life: Life, *args: Any) -> None:
         super().__init__(*args)
         self._life = life
+        if life.world.settings.asynchronous:
+            self.context = SimulatedAsyncContext
+            self.handler = as_coroutine(life.world, self.handler)
+            self.hooks[:] = [replace(hook, function=as_coroutine(life.world, hook.function)) for hook in self.hooks]
         self._seen: set[Run] = set()
 
     def batch_of(self, run: Run) -> Batch:

@@ -14,6 +14,7 @@ from unittest.mock import patch
 from handlers import EXPECTED, Bug, Handlers
 from ledger import EPSILON, Books, require, violated
 from simulated_client import SimulatedClient
+from simulated_loop import SimulatedStaff
 from simulated_system import SimulatedQueue, SimulatedSystem
 from steps import Process
 
@@ -88,6 +89,8 @@ class Life(Runner):
                 "runner.threading.Event": system.event,
             }.items():
                 stack.enter_context(patch(f"karafka_lite.{name}", made))
+            if settings.asynchronous:
+                stack.enter_context(patch("karafka_lite.runner.Staff", partial(SimulatedStaff, self)))
             router: Any = SimpleNamespace(groups={GROUP: self.handlers.routes}, process_hooks=())
             observed: Any = Observed(self)
             left = {GROUP: list(leftovers)}
@@ -233,6 +236,8 @@ class SimulatedOutbox:
     def send(self, message: Addressed, told: Told | None = None) -> Future[tuple[int, int]]:
         self._begin_to_send(1)
         return self._put(told)
+
+    send_soon = send
 
     def send_many(self, messages: Sequence[Addressed], told: Told | None = None) -> Future[list[tuple[int, int]]]:
         self._begin_to_send(len(messages))

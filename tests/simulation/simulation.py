@@ -44,6 +44,9 @@ CALM_EVENTS = 60_000  # more than ever needed
 CALM_SECONDS = 300.0
 REMEMBERED = 60
 
+# With coroutines, too.
+ASYNC_SITUATIONS = ("a coroutine was cancelled", "a coroutine swallowed a cancellation")
+
 # Every one of these has to be reached, else the simulation has gone blind.
 SITUATIONS = (
     "a backward mark was committed",
@@ -184,6 +187,7 @@ class Settings(NamedTuple):
     favourite: str  # threads with this in their name often go first
     bugs: float  # of batches: a bug of ours hits the worker
     by_key: bool = False  # topics that are not manual may be in the order of their keys
+    asynchronous: bool = False  # all handlers are coroutines
 
     @classmethod
     def drawn(cls, rng: random.Random) -> Settings:

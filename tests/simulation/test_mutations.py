@@ -142,11 +142,11 @@ def _(patch: Patch) -> None:
 
 @wrong("a bug in a worker leaves the partition in its hands")
 def _(patch: Patch) -> None:
-    def run_without_care(member: Member, ownership: Ownership, thread: int, inside: dict[int, Run]) -> None:
+    async def run_without_care(member: Member, ownership: Ownership, place: int, inside: dict[Any, Run]) -> None:
         with member.locked() as now:
             run = member.group.begin(ownership, now)
         if run is not None:
-            member._run(run)
+            await member._run(run, place)
 
     patch.setattr(Member, "run", run_without_care)
 
@@ -308,9 +308,9 @@ def _(patch: Patch) -> None:
 
 @wrong("a sync mark that was not acknowledged in time returns True")
 def _(patch: Patch) -> None:
-    def commit(method: Callable[..., Any], member: Member, *args: Any) -> Any:
+    async def commit(method: Callable[..., Any], member: Member, *args: Any) -> Any:
         try:
-            return method(member, *args)
+            return await method(member, *args)
         except CommitError:
             return True
 
@@ -328,9 +328,9 @@ def _(patch: Patch) -> None:
     first_seed=43_000,
 )
 def _(patch: Patch) -> None:
-    def commit(method: Callable[..., Any], member: Member, ownership: Ownership, timeout_ms: int) -> Any:
+    async def commit(method: Callable[..., Any], member: Member, ownership: Ownership, timeout_ms: int) -> Any:
         failure, ownership.marks.failure = ownership.marks.failure, None
-        result = method(member, ownership, timeout_ms)
+        result = await method(member, ownership, timeout_ms)
         ownership.marks.failure = ownership.marks.failure or failure
         return result
 

@@ -13,7 +13,7 @@ from functools import partial
 
 import pytest
 from ledger import Violation
-from simulation import EVENTS_PER_WORLD, World, simulate
+from simulation import ASYNC_SITUATIONS, EVENTS_PER_WORLD, World, simulate
 
 ENOUGH = 500_000  # to come upon every situation
 EVENTS = int(os.environ.get("KARAFKA_LITE_SIM_EVENTS", ENOUGH))
@@ -27,6 +27,12 @@ def test_every_promise_holds_in_any_order_of_events() -> None:
     assert logging.getLogger("karafka_lite").level == logging.NOTSET, "other tests look for warnings"
     if EVENTS >= ENOUGH:
         assert not report.missed, f"the simulation never came upon: {report.missed}"
+
+
+def test_every_promise_holds_with_coroutines() -> None:
+    report = simulate(SEED, EVENTS // 10, asynchronous=True, hanging=0.05)
+    missed = [name for name in ASYNC_SITUATIONS if not report.reached[name]]
+    assert not missed, f"the simulation never came upon: {missed}"
 
 
 def test_a_seed_always_makes_the_same_world() -> None:

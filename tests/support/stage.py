@@ -16,6 +16,7 @@ from karafka_lite.core.marks import Refusal, Told
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.starts import Place
+from karafka_lite.coroutines import drive
 from karafka_lite.ending import ExitRequest
 from karafka_lite.errors import Exit
 from karafka_lite.events import Crashed, Event
@@ -152,6 +153,8 @@ class FakeOutbox:
         if told is not None:
             future.add_done_callback(lambda done: told(1, done.exception()))
         return future
+
+    send_soon = send
 
     def send_many(self, messages: Sequence[Addressed], told: Told | None = None) -> Future[list[tuple[int, int]]]:
         return together([self.send(message, told) for message in messages])
@@ -311,7 +314,7 @@ class Stage:
         inside: Any = Noted(runs)
         while not self.workers.jobs.empty():
             member, ownership = self.workers.jobs.get()
-            member.run(ownership, threading.get_ident(), inside)
+            drive(member.run(ownership, threading.get_ident(), inside))
         return runs
 
 

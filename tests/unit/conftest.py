@@ -31,7 +31,7 @@ def write(tmp_path: Path) -> Write:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """``karafka-lite run …`` in ``tmp_path``, with an App.serve that only notes which App it was."""
+    """``karafka-lite run …`` in ``tmp_path``, with an App that only notes which App it was."""
     started: list[App] = []
 
     def note(app: App) -> int:
@@ -47,7 +47,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         captured = capsys.readouterr()
         return Ended(code, captured.err, captured.out, started[-1] if started else None)
 
-    monkeypatch.setattr(App, "serve", note)
+    monkeypatch.setattr(App, "serve_here", note)
     monkeypatch.delenv("KARAFKA_LITE_BOOTSTRAP_SERVERS", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])

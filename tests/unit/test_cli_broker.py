@@ -78,7 +78,7 @@ def brokers(monkeypatch: pytest.MonkeyPatch) -> Brokers:
     monkeypatch.setattr(importer, "load_app", lambda target: app)
     monkeypatch.setattr(console, "configure_logging", lambda level: None)
     monkeypatch.setattr(console, "logging_of_the_users_module", lambda level: nullcontext())
-    monkeypatch.setattr(App, "serve", lambda app: brokers.run(app))
+    monkeypatch.setattr(App, "serve_here", lambda app: brokers.run(app))
     return brokers
 
 

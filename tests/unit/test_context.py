@@ -43,7 +43,7 @@ class Shell:
         self.asked.append("request_commit")
         return self.owns(ownership)
 
-    def commit(self, ownership: Ownership, timeout_ms: int) -> bool:
+    async def commit(self, ownership: Ownership, timeout_ms: int) -> bool:
         self.asked.append(("commit", timeout_ms))
         if isinstance(self.commits, Exception):
             raise self.commits
@@ -56,6 +56,9 @@ class Shell:
     def pause(self, ownership: Ownership, ms: float) -> bool:
         self.asked.append(("pause", ms))
         return self.owns(ownership)
+
+    def hand_over(self) -> None:
+        self.asked.append("hand_over")
 
     def dead_letter(
         self, run: Run, message: Addressed, offset: int, attempts: int, reason: str

@@ -20,6 +20,7 @@ from karafka_lite.app import App
 from karafka_lite.core.backoff import Backoff
 from karafka_lite.core.options import Hook, Options
 from karafka_lite.errors import ConfigurationError, DeserializationError
+from karafka_lite.functions import name_of
 from karafka_lite.messages import Batch, Message, PlainRecord
 from karafka_lite.routing import Router
 from karafka_lite.settings import Config
@@ -425,12 +426,16 @@ class LazyGenerator:
         yield
 
 
-LAZY = [
-    *(coroutine, generator, async_generator),
-    *(functools.partial(coroutine), functools.partial(functools.partial(generator))),
-    *(Lazy(), Lazy().method, Lazy.of_class, Lazy.static, Lazy.__dict__["static"], LazyGenerator()),
+COROUTINES = [
+    *(coroutine, functools.partial(coroutine)),
+    *(Lazy(), Lazy().method, Lazy.of_class, Lazy.static, Lazy.__dict__["static"]),
     *(functools.partial(Lazy()), functools.partial(Lazy().method)),
 ]
+GENERATORS = [generator, async_generator, functools.partial(functools.partial(generator)), LazyGenerator()]
+
+
+def in_short(function: object) -> str:
+    return re.sub(" at 0x[0-9a-f]+", "", repr(function))
 
 
 def register_handler(function: Any) -> Any:
@@ -443,20 +448,37 @@ def register_hook(function: Any) -> Any:
     return router.hook(Hook.ON_SHUTDOWN, store)(function)
 
 
-@pytest.mark.parametrize("function", LAZY, ids=lambda function: re.sub(" at 0x[0-9a-f]+", "", repr(function)))
+@pytest.mark.parametrize("function", COROUTINES, ids=in_short)
+def test_a_coroutine_function_is_an_async_handler_whatever_is_around_it(function: Any) -> None:
+    app = App("group")
+    assert app.topic("orders")(function) is function
+    assert app.groups["group"]["orders"].is_async
+
+
+@pytest.mark.parametrize(("handler", "hook"), [(store, coroutine), (coroutine, store), (coroutine, print)])
+def test_hooks_are_async_where_their_handler_is_and_plain_where_it_is_not(handler: Any, hook: Any) -> None:
+    router: Any = App("group")
+    router.topic("orders")(handler)
+    its = "async def" if handler is coroutine else "def"
+    hook = functools.partial(hook, None) if hook is store else hook
+    for register in (router.on_assigned(handler), router.every(handler, ms=1), router.on_revoked(handler)):
+        assert f" must be {its}, as its handler {name_of(handler)} is" in refusal(
+            lambda register=register: register(hook)
+        )
+    assert not router.groups["group"]["orders"].hooks
+
+
+@pytest.mark.parametrize("function", GENERATORS, ids=in_short)
 @pytest.mark.parametrize(
     ("register", "wanted"),
-    [
-        (register_handler, "handlers must be plain functions of (batch, ctx)"),
-        (register_hook, "hooks must be plain functions of (ctx)"),
-    ],
+    [(register_handler, "handlers have no yield"), (register_hook, "hooks have no yield")],
     ids=["handler", "hook"],
 )
 def test_a_function_whose_call_would_run_nothing_is_refused(
     register: Callable[[Any], Any], wanted: str, function: Any
 ) -> None:
     text = refusal(lambda: register(function))
-    assert "is an async or generator function; " in text
+    assert "is a generator function, of which a call runs nothing; " in text
     assert text.endswith(wanted)
 
 
@@ -852,8 +874,8 @@ def test_a_process_hook_takes_nothing(kind: str) -> None:
     assert f"@app.{kind}: flush(ctx: 'Any') -> 'None' must accept no arguments: ()" in refusal(
         lambda: getattr(app, kind)(flush)
     )
-    assert "is an async or generator function; hooks must be plain functions of ()" in refusal(
-        lambda: getattr(app, kind)(later)
+    assert "is a generator function, of which a call runs nothing; hooks have no yield" in refusal(
+        lambda: getattr(app, kind)(generator)
     )
     assert f"@app.{kind} must decorate a function of (), got None" in refusal(lambda: getattr(app, kind)(None))
     assert not app.process_hooks

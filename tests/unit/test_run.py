@@ -182,7 +182,7 @@ def test_a_library_call_leaves_the_collector_alone() -> None:
 @pytest.mark.parametrize("code", [0, 1, 2, 3])
 def test_the_exit_code_is_that_of_the_run(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     write("orders.py", ORDERS)
-    monkeypatch.setattr(App, "serve", lambda self: code)
+    monkeypatch.setattr(App, "serve_here", lambda self: code)
     assert run("orders").code == code
 
 
@@ -196,7 +196,7 @@ def test_a_mistake_that_shows_at_run_time_is_one_message_without_a_traceback(
         raise error
 
     write("orders.py", ORDERS)
-    monkeypatch.setattr(App, "serve", fail)
+    monkeypatch.setattr(App, "serve_here", fail)
     ended = run("orders")
     assert ended.code == code
     assert f"karafka-lite: {error}\n" in ended.err
@@ -239,7 +239,7 @@ def test_feeds_are_sent_to_the_apps_brokers_with_its_settings_before_it_runs(
     run: Run, write: Write, fed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write("orders.py", ORDERS.replace('"event-store"', '"event-store", security_protocol="SSL"'))
-    monkeypatch.setattr(App, "serve", lambda app: len(fed) + 40)
+    monkeypatch.setattr(App, "serve_here", lambda app: len(fed) + 40)
     ended = run("orders", "--feed", "user_events=a=b", "--broker", "kafka-1:9092", "--feed", "user_events=-")
     assert ended.code == 41, ended.err
     feeds = [Feed("user_events", "a=b"), Feed("user_events", "-")]

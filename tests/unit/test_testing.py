@@ -15,6 +15,7 @@ import pytest
 
 from karafka_lite import (
     App,
+    AsyncContext,
     Batch,
     CommitError,
     ConfigurationError,
@@ -987,3 +988,126 @@ def test_a_stop_inside_a_part_lets_the_others_run() -> None:
         assert [run.offsets for run in client.run()] == [[0], [1], [2]]
     assert stopping == [False, True, True], "it only asks"
     assert client.committed(TOPIC, 0) == 3
+
+
+# -- async handlers
+
+
+def test_a_coroutine_runs_to_its_end_with_its_hooks_its_sends_and_its_marks() -> None:
+    app, said, loops = App("group"), list[Any](), set[Any]()
+
+    @app.topic(TOPIC, manual_offsets=True, dead_letter="dead", max_retries=0)
+    async def store(batch: Batch, ctx: AsyncContext) -> None:
+        loops.add(asyncio.get_running_loop())
+        for message in ctx.each(batch):
+            await asyncio.sleep(0)
+            if message.payload == "bad":
+                raise Flaky
+            said.append(await ctx.produce("out", message.payload))
+        said.append(await ctx.mark_as_consumed(batch.last, sync=True))
+
+    @app.every(store, ms=1000)
+    async def flush(ctx: AsyncContext) -> None:
+        said.append(await ctx.commit_offsets(sync=True))
+
+    @app.on_shutdown(store)
+    async def last(ctx: AsyncContext) -> None:
+        await asyncio.sleep(0)
+        said.append("last")
+
+    @app.on_start
+    async def connect() -> None:
+        loops.add(asyncio.get_running_loop())
+        said.append("start")
+
+    @app.on_stop
+    async def disconnect() -> None:
+        said.append("stop")
+
+    with TestClient(app) as client:
+        client.send_many(TOPIC, [1, "bad", 2])
+        assert [(run.offsets, run.outcome) for run in client.run()] == [([0, 1, 2], "failed"), ([2], "done")]
+        assert client.committed(TOPIC, 0) == 3
+        assert [message.payload for message in client.produced("out")] == [1, 2]
+        assert len(client.dead_letters("dead")) == 1
+        client.advance(ms=1000)
+    assert said == ["start", (0, 0), (0, 1), True, True, "last", "stop"]
+    (loop,) = loops
+    assert loop.is_closed()
+
+
+def test_inside_a_coroutine_the_partition_may_be_lost_and_the_app_be_stopped() -> None:
+    said: list[Any] = []
+
+    async def store(batch: Batch, ctx: AsyncContext) -> None:
+        if not said:
+            client.lose(TOPIC, 0)
+            said.append((ctx.revoked, ctx.mark_as_consumed(batch.first), await ctx.commit_offsets(sync=True)))
+            client.assign(TOPIC, 0)
+        elif batch.first_offset == 1:
+            assert app.stop(), "it asks, and does not wait for itself"
+        said.append(batch.first_offset)
+
+    app = given(store, max_messages=1)
+    with TestClient(app) as client:
+        client.send_many(TOPIC, range(3))
+        client.run()
+    assert said == [(True, False, False), 0, 0, 1]
+    assert client.committed(TOPIC, 0) == 2
+
+
+def test_where_a_loop_runs_already_the_sentence_says_how_to_write_the_test() -> None:
+    async def store(batch: Batch, ctx: AsyncContext) -> None: ...
+
+    async def main() -> None:
+        with TestClient(given(store)) as client:
+            client.send(TOPIC, 1)
+            with pytest.raises(ConfigurationError, match="make the test a plain function"):
+                client.run()
+
+    asyncio.run(main())
+
+
+def test_what_a_coroutine_leaves_on_the_loop_is_cancelled_at_the_end() -> None:
+    said: list[str] = []
+
+    async def for_ever() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            said.append("cancelled")
+
+    async def store(batch: Batch, ctx: AsyncContext) -> None:
+        tasks.append(asyncio.create_task(for_ever()))
+        await asyncio.sleep(0)
+
+    tasks: list[Any] = []
+    with TestClient(given(store)) as client:
+        client.send(TOPIC, 1)
+        client.run(raise_errors=True)
+    assert said == ["cancelled"]
+
+
+def test_a_plain_handler_that_returns_a_coroutine_has_failed() -> None:
+    """Nobody would run it, and the batch would be marked."""
+
+    async def store(batch: Batch, ctx: Context) -> None: ...
+
+    with TestClient(given(lambda batch, ctx: store(batch, ctx))) as client:
+        client.send(TOPIC, 1)
+        (run,) = client.run()
+        assert "has returned a coroutine, which nobody runs" in str(run.exception)
+        assert client.stored(TOPIC, 0) is None
+
+
+def test_a_context_for_an_async_handler_as_a_plain_function() -> None:
+    async def store(batch: Batch, ctx: AsyncContext) -> None:
+        for message in batch:
+            await ctx.produce("out", message.value)
+            if not await ctx.mark_as_consumed(message, sync=True):
+                return
+
+    for revoked, marks in ((False, [6, 7]), (True, [])):
+        ctx = context(TOPIC, asynchronous=True, revoked=revoked)
+        asyncio.run(store(Batch([Message(TOPIC, 0, offset, value=b"{}") for offset in (5, 6)]), ctx))
+        assert ctx.marks == marks

@@ -61,7 +61,7 @@ def test_where_python_starts_no_thread_any_more_those_that_there_are_do_all_the_
             return thread
 
     class Job:
-        def run(self, number: int, thread: int, inside: dict[int, Any]) -> None:
+        async def run(self, number: int, place: int, inside: dict[Any, Any]) -> None:
             gate.wait(PATIENCE_S)
             done.append(number)
 
