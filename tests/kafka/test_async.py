@@ -290,13 +290,18 @@ def test_each_call_has_a_copy_of_the_context_of_the_start(kafka: Observer) -> No
 # -- the ends
 
 
-def test_past_the_bound_a_coroutine_is_cancelled_once_and_what_it_marked_is_committed(kafka: Observer) -> None:
+@pytest.mark.parametrize("end", ["stop", "rebalance"])
+def test_past_the_bound_a_coroutine_is_cancelled_once_and_what_it_marked_is_committed(
+    kafka: Observer, end: str
+) -> None:
     topic, group = kafka.topic(), kafka.group()
     app, said = make_app(kafka, group, drain_timeout_ms=400), list[Any]()
     kafka.produce(topic, range(3))
 
     @app.topic(topic, manual_offsets=True)
     async def store(batch: Batch, ctx: AsyncContext) -> None:
+        if said:
+            return
         ctx.mark_as_consumed(batch.first)
         try:
             said.append("begun")
@@ -307,6 +312,9 @@ def test_past_the_bound_a_coroutine_is_cancelled_once_and_what_it_marked_is_comm
 
     with app:
         wait_until(lambda: said, message="it runs")
+        if end == "rebalance":
+            app.members[0]._client.rejoin()  # type: ignore[attr-defined]
+            wait_until(lambda: len(said) == 2, message="it was cancelled")
         assert app.stop(), "it has ended when it was cancelled: nothing is stuck"
     assert said == ["begun", (True, False)]
     assert kafka.committed(group, topic) == 1
