@@ -26,6 +26,7 @@ HookFunction = Callable[["AsyncContext"], object]
 HookEnded = Callable[[Run, str, float, BaseException | None], object]
 """Is told which function has ended, of what call, after how many seconds, and what it raised."""
 DeadLetter = str | Literal[False] | None
+Order = Literal["partition", "key"]
 NO_RETRY: tuple[type[BaseException], ...] = (DeserializationError,)
 
 
@@ -48,6 +49,7 @@ class Route:
     dead_letter: DeadLetter = None
     no_retry: tuple[type[BaseException], ...] = NO_RETRY
     concurrency: int | None = None
+    order: Order = "partition"
 
     @functools.cached_property
     def name(self) -> str:
@@ -76,6 +78,10 @@ class Route:
     def options(self) -> Options:
         """What the rules about offsets need to know, with the hooks registered so far."""
         return self.options_without_hooks._replace(hooks=tuple(self.hooks))
+
+    def options_for(self, concurrency: int) -> Options:
+        """The same, for an App with this ``concurrency``."""
+        return self.options._replace(parts=(self.concurrency or concurrency) if self.order == "key" else 0)
 
     def batch_of(self, run: Run) -> Batch:
         """The messages of a call of the handler."""

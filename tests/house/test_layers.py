@@ -137,7 +137,7 @@ CORE = {
         "workers.py",
     ),
 }
-MAX_LINES_OF_THE_CORE = 7_800
+MAX_LINES_OF_THE_CORE = 8_100
 MAX_LINES_OF_A_FILE = 500
 MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 

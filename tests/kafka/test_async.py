@@ -635,3 +635,24 @@ def test_a_hanging_stop_is_seen_from_outside(kafka: Observer) -> None:
     with stopped_aside(app) as answer:
         assert answer()
     assert said == ["begun", "ended"]
+
+
+def test_parts_of_a_batch_in_the_order_of_their_keys_are_coroutines_side_by_side(kafka: Observer) -> None:
+    topic, group = kafka.topic(), kafka.group()
+    app, inside, most, seen = make_app(kafka, group), list[int](), list[int](), defaultdict[bytes, list[int]](list)
+    kafka.produce(topic, range(24), keys=[f"k{n % 8}" for n in range(24)])
+
+    @app.topic(topic, order="key", concurrency=4)
+    async def store(batch: Batch, ctx: AsyncContext) -> None:
+        inside.append(1)
+        most.append(len(inside))
+        for message in batch:
+            await asyncio.sleep(0.01)
+            seen[message.key or b""].append(message.offset)
+        inside.pop()
+
+    with app:
+        wait_until(lambda: sum(map(len, seen.values())) == 24, message=f"{dict(seen)}")
+    assert max(most) == 4
+    assert all(offsets == sorted(offsets) for offsets in seen.values())
+    assert kafka.committed(group, topic) == 24
