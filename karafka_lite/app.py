@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from karafka_lite import exits, forks
 from karafka_lite.addressing import none_sent, outgoing, outgoing_many
-from karafka_lite.checks import check_function
+from karafka_lite.checks import check_function, isolation_mistakes
 from karafka_lite.draining import Drain, Drained
 from karafka_lite.errors import ConfigurationError, Exit
 from karafka_lite.functions import is_again
@@ -458,6 +458,7 @@ class App(Watching):
             raise ConfigurationError('no topic is registered: decorate a function with @app.topic("name")')
         if self._is_running:
             raise ConfigurationError("this app runs already; stop() it first")
+        refuse(*isolation_mistakes(self.config.settings, self.groups))
         from karafka_lite.client.reader import choose_reader
 
         choose_reader()  # raises here, before anything is started

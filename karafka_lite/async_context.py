@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Literal, NoReturn, TypeVar, overload
@@ -143,6 +143,7 @@ class Answer(asyncio.Future[T]):
         super().__init__(loop=asyncio.get_running_loop())
         self._sent: Future[T] | None = sent
         self._hand_over = hand_over
+        self._check_wait: Callable[[], object] = getattr(sent, "check_wait", lambda: None)  # with exactly_once
 
     def _ask(self) -> None:
         if (sent := self._sent) is not None:
@@ -163,8 +164,17 @@ class Answer(asyncio.Future[T]):
         else:
             self.set_result(sent.result())
 
+    def __await__(self) -> Generator[Any, None, T]:
+        self._check_wait()
+        return super().__await__()
+
     def add_done_callback(self, *arguments: Any, **more: Any) -> None:
-        """As ``asyncio.Future`` has it, and so for the following."""
+        """As ``asyncio.Future`` has it, and so for the following. Who adds one waits: ``asyncio.gather``, for example.
+
+        Raises:
+            RuntimeError: with ``exactly_once``, inside the run: there is no answer before the next mark.
+        """
+        self._check_wait()
         self._ask()
         super().add_done_callback(*arguments, **more)
 

@@ -5,8 +5,9 @@ A check yields its mistakes as text, so that one exception can report all of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 from karafka_lite.functions import is_coroutine, is_generator, is_lazy, name_of, only_parameter, signature_without
 from karafka_lite.messages import TOPIC, FromMessage
@@ -62,7 +63,7 @@ def dead_letter_mistakes(
         yield from topic_mistakes((dead_letter,))
 
 
-def order_mistakes(order: object, manual_offsets: bool) -> Iterator[str]:
+def order_mistakes(order: object, manual_offsets: bool, exactly_once: bool = False) -> Iterator[str]:
     if order not in ORDERS:
         close = get_close_matches(order, ORDERS, 1, 0.4) if isinstance(order, str) else ()
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -71,6 +72,18 @@ def order_mistakes(order: object, manual_offsets: bool) -> Iterator[str]:
         yield (
             "order='key' cannot have manual_offsets=True: what one part of a batch holds back would hold up all "
             "others; leave manual_offsets out, or use order='partition'"
+        )
+    elif order == "key" and exactly_once:
+        yield "order='key' cannot have exactly_once=True yet: choose one of the two for this topic"
+
+
+def isolation_mistakes(settings: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """``groups``: the routes, by group and topic."""
+    names = [topic for routes in groups.values() for topic, route in routes.items() if route.options.exactly_once]
+    if names and settings.get("isolation_level") == "read_uncommitted":
+        yield (
+            f"isolation_level='read_uncommitted' cannot be with exactly_once (of {', '.join(names)}): a new owner "
+            f"would begin too early, and repeat messages; remove it, or give that topic a group of another App"
         )
 
 

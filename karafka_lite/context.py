@@ -101,7 +101,7 @@ class Context:
         ``message.next_offset`` is stored at once and committed with the next interval, hand-over or stop. A batch that
         fails later is repeated from the last mark on. An older message than the last mark is stored too: the last mark
         wins, later messages are delivered again. With ``order="key"`` "everything before it" is of this call's batch,
-        and an older message changes nothing.
+        and an older message changes nothing. With ``exactly_once`` what was sent before leaves with it.
 
         Args:
             sync: wait until the broker has acknowledged it, also when it had been marked before without ``sync``.
@@ -280,6 +280,14 @@ class Context:
         and marks made after it are void: the batch comes again, and with it what else it sends. Messages sent after the
         partition was lost are still delivered.
 
+        With ``exactly_once`` it **leaves with the next mark** of this partition (a mark, a step of ``each``, the end of
+        an automatic batch), in one transaction with it, and is dropped where its messages come again: in Kafka both are
+        there once; what a handler does elsewhere may happen again. Who reads it has to read with
+        ``isolation_level="read_committed"``, else what was undone is read, too; this group does. The future has no
+        answer inside the run: ``result`` and ``exception`` raise RuntimeError. Once the partition is lost nothing is
+        sent. It needs brokers from 2.5, and the rights ``Write`` and ``Describe`` on transactional ids that begin with
+        the group's id.
+
         Args:
             value: ``bytes`` as they are; None is a tombstone; of anything else the App's ``serializer`` makes bytes
                 (JSON in UTF-8, see ``to_json``).
@@ -328,7 +336,9 @@ class Context:
     def dead_letter(self, message: Message, reason: str = "") -> Future[tuple[int, int]]:
         """Send ``message`` to the route's dead-letter topic, by hand: it counts as done.
 
-        In automatic mode nothing more is needed. In manual mode it is marked as soon as everything before it is.
+        In automatic mode nothing more is needed. In manual mode it is marked as soon as everything before it is. With
+        ``exactly_once`` it leaves with the mark that passes ``message``; in manual mode with something unmarked before
+        it, at once and by itself, and after a crash perhaps twice.
 
         It keeps key, value and headers, and gets the headers ``source-topic``, ``source-partition``, ``source-offset``,
         ``source-timestamp`` (milliseconds), ``source-group``, ``attempts`` (this try included) and ``error``

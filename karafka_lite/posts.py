@@ -8,8 +8,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from karafka_lite.core.marks import Told
 from karafka_lite.core.ownership import Run
+from karafka_lite.core.sends import Told
 from karafka_lite.errors import ProduceError, describe
 from karafka_lite.messages import Addressed
 from karafka_lite.workers import Workers

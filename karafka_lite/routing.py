@@ -56,6 +56,7 @@ class TopicOptions(TypedDict, total=False):
     dead_letter: DeadLetter
     no_retry: type[BaseException] | tuple[type[BaseException], ...] | None
     order: Order
+    exactly_once: bool
 
 
 class Registers(Protocol[T]):
@@ -198,6 +199,7 @@ class Router:
         dead_letter: DeadLetter = None,
         no_retry: type[BaseException] | tuple[type[BaseException], ...] | None = None,
         order: Order = "partition",
+        exactly_once: bool = False,
     ) -> Registers[Any]:
         """Register a handler for ``topics``; returns the function unchanged.
 
@@ -228,17 +230,18 @@ class Router:
                 each part, with a batch and a context of its own. Messages of one key stay in order, those without a key
                 go anywhere. ``ctx.state`` is one dict, which all parts use at once. What is committed never passes a
                 message that is not done. If a part raises, the others end, then what is not done comes again.
+            exactly_once: commit what the handler sends and the offset of what it was made from together, or neither
+                (``ctx.produce`` says how). **Who reads what is sent has to read with** ``read_committed``.
 
         An ``async def`` handler gets an ``AsyncContext`` and runs on an event loop: the caller's in ``await
         app.serve()`` and ``async with app:``, else one in a thread of ours. All else is the same for it.
 
-        In a notebook or a REPL a function takes the place of one of the same name, and of its hooks, for a topic and a
-        group that this one has already: a cell runs twice.
+        In a notebook or a REPL a function takes the place of one of the same name, and of its hooks: a cell runs twice.
 
         Raises:
             ConfigurationError: a topic name or an option is invalid, the group already has one of the topics, or the
                 handler does not accept ``(batch, ctx)`` or is a generator, or the deserializer does not accept one
-                argument, or is no plain function; ``order="key"`` with ``manual_offsets``.
+                argument, or is no plain function; ``order="key"`` with what it excludes.
         """
         decode = as_deserializer(deserializer)
         refuse(
@@ -254,11 +257,12 @@ class Router:
         if concurrency is not None:
             refuse(*int_mistakes("concurrency", concurrency))
         refuse(*dead_letter_mistakes(dead_letter, max_retries, no_retry, topics))
-        refuse(*checks.order_mistakes(order, manual_offsets))
+        refuse(*checks.order_mistakes(order, manual_offsets, exactly_once))
         backoff = Backoff(backoff_ms, backoff_max_ms)
         budget = None if dead_letter is None else 1 + (DEFAULT_MAX_RETRIES if max_retries is None else max_retries)
         pointless = NO_RETRY if no_retry is None else no_retry if isinstance(no_retry, tuple) else (no_retry,)
-        options = Options(manual_offsets, max_messages, batch_timeout_ms, backoff, budget=budget)
+        first = manual_offsets, max_messages, batch_timeout_ms, backoff
+        options = Options(*first, (), budget, exactly_once=exactly_once)
 
         def register(handler: Any, /) -> Any:
             refuse(*function_mistakes("@app.topic", handler, ("batch", "ctx")))

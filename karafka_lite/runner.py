@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from karafka_lite import errors, events, forks
 from karafka_lite.context import Context, give_up
 from karafka_lite.core.group import Group
-from karafka_lite.core.marks import Marks, Send, Told
+from karafka_lite.core.marks import Marks
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Leftovers, Ownership, Run, State
 from karafka_lite.ending import ExitRequest
@@ -38,21 +38,19 @@ from karafka_lite.observers.news import DeadLetter, News
 from karafka_lite.observers.observed import Observed
 from karafka_lite.route import Route
 from karafka_lite.routing import Router
+from karafka_lite.sending import Holding, Sending, Sent, resolve
 from karafka_lite.settings import Config
 from karafka_lite.staff import Staff
 from karafka_lite.workers import THREAD_END_S, Workers
 
 if TYPE_CHECKING:
-    from karafka_lite.client.protocol import Client, Outbox
+    from karafka_lite.client.protocol import Client, Outbox, Transactions
     from karafka_lite.loops import Side, Tasks
-    from karafka_lite.posts import Line
 
 LOOK_AGAIN_S = 0.1  # how late a thread that waits sees that the membership was lost
 TOPICS_CHECK_S = 1.0  # between two looks for missing topics, and two tries to connect again
 SIGNALS_S = 0.5  # how late a signal may be seen that came at a bad moment
 SPINS = 1000  # tries of a mark to get the lock before it waits in the lock's queue
-ANSWER_SLACK_S = 5.0  # beyond delivery_timeout_ms: then nothing waits for an answer any longer
-Sent = Future[tuple[int, int]]  # (partition, offset) of what was sent
 
 
 class System:
@@ -79,6 +77,7 @@ class Shared(NamedTuple):
     inside: dict[Place, Run]  # the user code that runs, by the id of its thread, or as a call on an event loop
     outbox: Outbox
     make_client: Callable[[Member], Client]
+    make_transactions: Callable[[str], Transactions]
     emit: Callable[[events.Event], None]
     requests: queue.SimpleQueue[ExitRequest]
     side: Callable[[], Side | None] = lambda: None  # of a member, on the event loop where there are coroutines
@@ -99,9 +98,11 @@ class Member:
         self.error: KarafkaLiteError | None = None
         self._routes, self.topics = routes, list(routes)
         self._workers = {topic: shared.workers_of(route) for topic, route in routes.items()}
-        self._posts = {topic: posts for topic, workers in self._workers.items() if (posts := workers.posts)}
         self._side = shared.side()
-        self._drain_s, self._client = config.drain_timeout_ms / 1000, shared.make_client(self)
+        self._drain_s = config.drain_timeout_ms / 1000
+        self.exactly_once = {topic for topic, route in routes.items() if route.options.exactly_once}
+        self._sendings = {topic: self._new_sending(topic) for topic in routes}
+        self._transactions, self._client = shared.make_transactions(group_id), shared.make_client(self)
         self._connected = self._closed = self.begun = self.positions_wanted = self._handing_over = False
         self._look_for_topics_at = self._wind_down_until = 0.0
         # ``due``: by thread, when its next step begins. ``_at_stop``: what was ours when the stop began.
@@ -136,8 +137,11 @@ class Member:
         try:
             self._dispatch()
         finally:
+            settled, self.group.settled = self.group.settled, []
             self.lock.release()
             self._news.emit()
+            for held in settled:
+                resolve(held)
 
     def _check_membership(self, now: float) -> None:
         """See whether everything was lost; asked live, before ``poll`` knows."""
@@ -209,6 +213,8 @@ class Member:
         topics = {route.dead_letter for route in self._routes.values() if route.dead_letter}
         if topics and (created := self._client.ensure_topics(topics)):
             self._news.emit_now(events.TopicsCreated, tuple(sorted(created)))
+        if self.exactly_once:
+            self._transactions.check()
         self.connected.set()
         self._repeat("poller", self.poll_step)
 
@@ -327,11 +333,7 @@ class Member:
         route = self._routes[run.ownership.tp[0]]
         context = route.context(self, run, self.group_id, route.dead_letter, self._shared.config.serializer)
         error = await route.call(run, context, self._now, self._news.hook_ended, place)
-        marks = run.marks
-        with self.lock:
-            unsent, waits = marks.failure, marks.in_flight
-        if waits:
-            unsent = await self._await_answers(run)
+        unsent = await self._sendings[run.ownership.tp[0]].ended(run, failed=error is not None)
         if error is None and unsent is not None:
             error = unsent
             if not run.comes_again:
@@ -348,22 +350,7 @@ class Member:
         if isinstance(error, errors.CRITICAL) and run.comes_again:
             self._shared.requests.put(ExitRequest(Exit.ERROR))
 
-    async def _await_answers(self, run: Run) -> BaseException | None:
-        """Wait until everything that was sent is acknowledged or has failed. Returns the first failure."""
-        marks, outbox = run.marks, self._shared.outbox
-        deadline = self._now() + (limit_s := outbox.answer_timeout_s + ANSWER_SLACK_S)
-        outbox.hand_over()
-        while True:
-            with self.lock:
-                if not marks.in_flight:
-                    return marks.failure
-                if self._now() >= deadline:
-                    marks.give_up_answers(ProduceError.unanswered(str(run), limit_s))
-                    continue
-                await self._wait(run.ownership, LOOK_AGAIN_S, to_the_end=True)
-            outbox.check()
-
-    async def _wait(self, ownership: Ownership, seconds: float, *, to_the_end: bool = False) -> None:
+    async def wait(self, ownership: Ownership, seconds: float, *, to_the_end: bool = False) -> None:
         """Under the lock: wait until something has changed, and so that others on the event loop go on."""
         if (side := self._side) is not None and self._routes[ownership.tp[0]].is_async and side.is_here:
             await side.wait(self.lock, seconds, to_the_end)
@@ -372,12 +359,7 @@ class Member:
 
     async def _send_dead_letter(self, run: Run, route: Route, context: Context) -> None:
         """Give the culprit of ``run`` up once its dead letter is acknowledged; else the run has failed."""
-
-        async def send(letter: Addressed) -> Sent:
-            sent = self.send(run, letter, after_failure=True)
-            await self._await_answers(run)
-            return sent
-
+        send = partial(self._sendings[run.ownership.tp[0]].last_letter, run)
         given_up: DeadLetter = None
         try:
             given_up = await give_up(context, route.batch_of(run), send)
@@ -448,7 +430,7 @@ class Member:
                     raise CommitError.refused(where(*ownership.tp, marks.stored), marks.waits_for)
                 if now >= deadline:
                     raise CommitError.after(timeout_ms, where(*ownership.tp, marks.stored), marks.waits_for)
-                await self._wait(ownership, min(LOOK_AGAIN_S, deadline - now))
+                await self.wait(ownership, min(LOOK_AGAIN_S, deadline - now))
                 now = self._now()
         return True
 
@@ -460,53 +442,24 @@ class Member:
         with self.locked() as now:
             return self.group.pause(ownership, now + ms / 1000, now)
 
-    def send(self, run: Run, message: Addressed, *, after_failure: bool = False) -> Sent:
-        told = self._sending(run, 1, after_failure)
-        try:
-            return self._outbox_of(run).send(message, told)
-        except BaseException:  # it cannot be a message: nothing has left
-            told(1, None)
-            raise
-
-    def send_many(self, run: Run, messages: Sequence[Addressed]) -> Future[list[tuple[int, int]]]:
-        told = self._sending(run, len(messages))
-        try:
-            return self._outbox_of(run).send_many(messages, told)
-        except BaseException:  # one of them cannot be a message: nothing has left
-            told(len(messages), None)
-            raise
-
-    def _outbox_of(self, run: Run) -> Outbox | Line:
-        posts = self._posts.get(run.ownership.tp[0])
-        return posts.of(run) if posts is not None else self._shared.outbox
+    def _new_sending(self, topic: str) -> Sending:
+        how = (self, self._shared.outbox, self._workers[topic].posts)
+        return Holding(*how, self._drain_s) if topic in self.exactly_once else Sending(*how)
 
     def hand_over(self) -> None:
         self._shared.outbox.hand_over()
 
-    def _sending(self, run: Run, count: int, after_failure: bool = False) -> Told:
-        """Marks of ``run`` wait for ``count`` more messages from now on. Returns who is told of their answers."""
-        marks = run.marks
-        with self.lock:
-            if run.over:
-                raise RuntimeError(f"cannot produce after the handler has returned ({run})")
-            if marks.failure is not None and not after_failure:
-                raise ProduceError.from_failure(marks.failure)
-            send = marks.sending(count)
-            send.told = send.told or partial(self._answered, run, send)
-            return send.told
+    def send(self, run: Run, message: Addressed) -> Sent:
+        return self._sendings[run.ownership.tp[0]].send(run, message)
+
+    def send_many(self, run: Run, messages: Sequence[Addressed]) -> Future[list[tuple[int, int]]]:
+        return self._sendings[run.ownership.tp[0]].send_many(run, messages)
 
     def dead_letter(self, run: Run, message: Addressed, offset: int, attempts: int, reason: str) -> Sent:
-        future = self.send(run, message)
-        with self.lock:
-            run.ownership.mark_alone(run, offset)
+        future = self._sendings[run.ownership.tp[0]].dead_letter(run, message, offset)
         tell = partial(self._news.given_up, run, offset, attempts, reason)
         future.add_done_callback(lambda done: done.exception() or tell(((message.topic, *done.result()), ())))
         return future
-
-    def _answered(self, run: Run, send: Send, count: int, failure: BaseException | None) -> None:
-        with self.lock:  # on the producer's thread, which does not emit either
-            self.group.answered(run, send, failure, self._now(), count)
-            self._dispatch()
 
     # -- the commit step
 
@@ -518,10 +471,15 @@ class Member:
             if not commits:
                 return None if self._closed else max(0.0, self.group.wake_at(now) - now)
             client, generation = self._client, self._client.generation()
-        refusals = client.commit(commits, generation)
-        with self.locked() as now:
-            self.group.committed(commits, refusals, now)
-            self._news.committed(commits, refusals)
+        if alone := [commit for commit in commits if not commit.sends]:
+            refusals = client.commit(alone, generation)
+            with self.locked() as now:
+                self.group.committed(alone, refusals, now)
+                self._news.committed(alone, refusals)
+        if with_sends := [commit for commit in commits if commit.sends]:
+            ended = self._transactions.commit(client, with_sends, generation)
+            with self.locked() as now:
+                self._news.transacted(with_sends, ended, self.group.transacted(with_sends, ended, now))
         return 0.0
 
     # -- a rebalance, on the client's IO thread. Calls of a replaced client change nothing; nothing is emitted.
@@ -597,6 +555,7 @@ class Member:
             self.group.close(now)
         if self._committer.ident is not None:
             self._committer.join(self._drain_s)
+            self._transactions.close()
             unmarked, error = {o.tp: o.unmarked for o in self._at_stop}, self._client.close()
             self._news.emit_now(events.Left, unmarked, error, self._shared.config.instance_id)
         return Exit.FORCED if stuck or uncommitted else Exit.CLEAN
@@ -615,7 +574,7 @@ class Runner:
         close_sender: Callable[[Exit], object],
         loop: Any = None,
     ) -> None:
-        from karafka_lite.client import consumer, outbox  # here: kafka-python takes 0.1 s to import
+        from karafka_lite.client import consumer, outbox, transactions  # here: kafka-python takes 0.1 s to import
 
         system, self.observed, self._close_sender = System(), observed, close_sender
         emit = observed.emit
@@ -627,10 +586,15 @@ class Runner:
         self._lifespan = Lifespan(router.process_hooks, emit, system.thread_id, self._staff.call)
 
         def make_client(member: Member) -> Client:
-            return consumer.Client(member.group_id, servers, config.settings, member, emit)
+            reads = {"isolation_level": "read_committed"} if member.exactly_once else {}
+            return consumer.Client(member.group_id, servers, {**config.settings, **reads}, member, emit)
+
+        def make_transactions(group_id: str) -> Transactions:
+            return transactions.Transactions(group_id, servers, config.settings, emit)
 
         places = self._staff.of, self.inside, self._outbox
-        shared = Shared(config, system, *places, make_client, emit, self._requests, self._staff.side)
+        made = make_client, make_transactions
+        shared = Shared(config, system, *places, *made, emit, self._requests, self._staff.side)
         self.members = [Member(shared, name, routes, leftovers.get(name, ())) for name, routes in router.groups.items()]
         self._counts, self.ended = ExitRequest(), threading.Event()  # ended: stuck handlers may run
         self._main = system.thread("karafka-main", self.serve)  # where nobody else serves

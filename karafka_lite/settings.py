@@ -110,7 +110,7 @@ ARGUMENTS: dict[str, type] = {
 
 TOPIC_OPTIONS = {
     *("manual_offsets", "concurrency", "max_messages", "batch_timeout_ms", "deserializer"),
-    *("backoff_ms", "backoff_max_ms", "max_retries", "dead_letter", "no_retry", "order"),
+    *("backoff_ms", "backoff_max_ms", "max_retries", "dead_letter", "no_retry", "order", "exactly_once"),
 }
 """Options of ``@app.topic``, which are sometimes passed to App by mistake."""
 

@@ -29,7 +29,7 @@ from kafka.structs import TopicPartition
 from karafka_lite.client.batches import Batch, Owner
 from karafka_lite.client.encoding import Unencoded
 from karafka_lite.client.outgoing import partition_of
-from karafka_lite.core.marks import Told
+from karafka_lite.core.sends import Told
 
 KEYS = 8192  # of each topic, whose partition is remembered
 REST_S = 0.05  # between two looks of its thread at a broker that takes nothing now, or a partition without a leader

@@ -24,7 +24,7 @@ import kafka.errors
 from kafka.producer.producer_batch import ProducerBatch
 
 from karafka_lite.client.encoding import State, Unencoded, encode, size_of
-from karafka_lite.core.marks import Told
+from karafka_lite.core.sends import Told
 from karafka_lite.errors import ProduceError
 
 Receipt = tuple[int, int]

@@ -39,7 +39,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import kafka.errors
-from kafka import KafkaConsumer, OffsetAndMetadata
+from kafka import KafkaConsumer
 from kafka import TopicPartition as KafkaTP
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.net.wakeup_notifier import WakeupNotifier
@@ -50,7 +50,7 @@ from karafka_lite.client.codecs import MAX_DECOMPRESSED_BYTES
 from karafka_lite.client.connection import RECONNECT_MAX_MS, Connection, Emit
 from karafka_lite.client.fetching import Fetching
 from karafka_lite.client.leaving import Leaving
-from karafka_lite.client.offsets import Offsets, RefusedError, encode, strays_of, topic_id_of
+from karafka_lite.client.offsets import Offsets, RefusedError, Stamped, stamped, strays_of, topic_id_of
 from karafka_lite.client.protocol import Fetched, Rebalance
 from karafka_lite.client.reader import POLL_BYTES, PollIsFullError, choose_reader
 from karafka_lite.client.refusals import explained, refused_topics, topics_refused
@@ -63,7 +63,6 @@ from karafka_lite.errors import (
     AccessError,
     BrokerUnavailableError,
     ClientBrokenError,
-    ClusterError,
     ConfigurationError,
     FetchError,
     KarafkaLiteError,
@@ -385,14 +384,8 @@ class Client:
         refusals: dict[TopicPartition, Refusal] = {}
 
         async def send() -> None:  # the checks and the stamp on the request are one step of the IO thread
-            if coordinator._generation.generation_id != generation:
-                raise kafka.errors.IllegalGenerationError("the membership has changed since the offsets were marked")
-            wanted = {}
-            for ownership, offset, _ in commits:
-                if ownership.note.is_of(topic_id_of(consumer._cluster, ownership.tp[0])):
-                    wanted[KafkaTP(*ownership.tp)] = OffsetAndMetadata(offset, encode(ownership.note), -1)
-                else:
-                    refusals[ownership.tp] = Refusal(ClusterError("the topic was deleted and made anew"), "gone")
+            _, wanted, refused = self.stamped(commits, generation)
+            refusals.update(refused)
             await coordinator._send_offset_commit_request(wanted)
 
         async def attempt() -> None:
@@ -406,8 +399,12 @@ class Client:
         except RefusedError as answer:
             return {**refusals, **answer.refusals}
         except Exception as error:  # noqa: BLE001 - also what a dying IO thread throws: nothing is committed
-            return {**dict.fromkeys((ownership.tp for ownership, _, _ in commits), Refusal(error)), **refusals}
+            return {**dict.fromkeys((ownership.tp for ownership, *_ in commits), Refusal(error)), **refusals}
         return refusals
+
+    def stamped(self, commits: Collection[Commit], generation: int) -> Stamped:
+        """As ``offsets.stamped``; of memory only."""
+        return stamped(self._consumer, self._coordinator, commits, generation)
 
     # -- from any thread
 

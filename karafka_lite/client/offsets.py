@@ -24,19 +24,23 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import UUID
 
 import kafka.errors
-from kafka import IsolationLevel, OffsetSpec
+from kafka import IsolationLevel, OffsetAndMetadata, OffsetSpec
 from kafka import TopicPartition as KafkaTP
 from kafka.protocol.consumer import ListOffsetsRequest, OffsetFetchRequest
+from kafka.structs import ConsumerGroupMetadata
 
 from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.starts import Note, Place, Stray
-from karafka_lite.errors import describe
+from karafka_lite.errors import ClusterError, describe
 from karafka_lite.messages import TopicPartition
+
+if TYPE_CHECKING:
+    from karafka_lite.core.answers import Commit
 
 REQUEST_MS = 5000  # bound of one request; what failed is asked again
 WAIT_MS = 1000  # how long the poller waits for the answers to a new question; later ones come with a later poll
@@ -73,6 +77,30 @@ def decode(metadata: str | None) -> Note:
     if found is None:
         return Note()
     return Note(found[1] or "", None if found[2] is None else int(found[2]))
+
+
+class Stamped(NamedTuple):
+    """``offsets`` as ``member`` commits them; and what is not committed."""
+
+    member: Any
+    offsets: dict[Any, OffsetAndMetadata]
+    refusals: dict[TopicPartition, Refusal]
+
+
+def stamped(consumer: Any, coordinator: Any, commits: Collection[Commit], generation: int) -> Stamped:
+    """What is sent for ``commits``. Raises IllegalGenerationError: the group is not in ``generation`` any more."""
+    known = coordinator._generation
+    if known.generation_id != generation:
+        raise kafka.errors.IllegalGenerationError("the membership has changed since the offsets were marked")
+    offsets, refusals = dict[Any, OffsetAndMetadata](), dict[TopicPartition, Refusal]()
+    for ownership, offset, *_ in commits:
+        if ownership.note.is_of(topic_id_of(consumer._cluster, ownership.tp[0])):
+            offsets[KafkaTP(*ownership.tp)] = OffsetAndMetadata(offset, encode(ownership.note), -1)
+        else:
+            refusals[ownership.tp] = Refusal(ClusterError("the topic was deleted and made anew"), "gone")
+    place = consumer.config["group_instance_id"]
+    member = ConsumerGroupMetadata(coordinator.group_id, generation, known.member_id, place)
+    return Stamped(member, offsets, refusals)
 
 
 def topic_id_of(cluster: Any, topic: str) -> str:

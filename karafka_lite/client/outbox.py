@@ -15,7 +15,7 @@ from karafka_lite.client.producer import Producer
 from karafka_lite.errors import KarafkaLiteError, ProduceError
 
 if TYPE_CHECKING:
-    from karafka_lite.core.marks import Told
+    from karafka_lite.core.sends import Told
     from karafka_lite.messages import Addressed
 
 

@@ -40,7 +40,7 @@ from karafka_lite.client.outgoing import check_outgoing
 from karafka_lite.errors import ProduceError, in_message
 
 if TYPE_CHECKING:
-    from karafka_lite.core.marks import Told
+    from karafka_lite.core.sends import Told
     from karafka_lite.messages import Addressed
 
 log = logging.getLogger("karafka_lite")
@@ -476,7 +476,7 @@ class Producer:
             failure.collateral = True
             return failure
         size = len(value or b"") + len(key or b"")
-        failure = ProduceError(_explained(topic, size, self._right_to_write() or error))
+        failure = ProduceError(why_refused(topic, size, self._right_to_write() or error))
         failure.too_large = isinstance(error, TOO_LARGE)
         return failure
 
@@ -488,7 +488,7 @@ class Producer:
         return why if isinstance(why, kafka.errors.AuthorizationError) else None
 
 
-def _explained(topic: str, size: int, error: Exception) -> str:
+def why_refused(topic: str, size: int, error: Exception) -> str:
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, TOO_LARGE):
         return f"a message of {size} bytes is too large for topic {topic}; raise its max.message.bytes, or send less"

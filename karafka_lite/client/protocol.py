@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from karafka_lite.messages import Addressed, Record, TopicPartition
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from karafka_lite.core.answers import Commit, PollPlan
-    from karafka_lite.core.marks import Refusal, Told
+    from karafka_lite.core.answers import Commit, Ended, PollPlan
+    from karafka_lite.core.marks import Refusal
     from karafka_lite.core.options import SeekTarget
+    from karafka_lite.core.sends import Told
     from karafka_lite.core.starts import Place
 
 
@@ -91,6 +92,9 @@ class Client(Protocol):
     def commit(self, commits: Collection[Commit], generation: int) -> Mapping[TopicPartition, Refusal]:
         """Commit if the group is still in ``generation``; one attempt. Returns what the broker does not have now."""
 
+    def stamped(self, commits: Collection[Commit], generation: int) -> Any:
+        """What ``Transactions`` of the same kind need to know of ``commits``. Raises errors of Kafka's."""
+
     def generation(self) -> int:
         """Of the group, as the client knows it: what is owned now is owned in it."""
 
@@ -107,8 +111,21 @@ class Client(Protocol):
         """Leave the group at once. Returns why the broker could not be informed."""
 
 
+class Transactions(Protocol):
+    """Where offsets of one group are committed together with messages; the committer's. ``check``: the poller's."""
+
+    def check(self) -> None:
+        """Reach a broker. Raises AccessError: a right is missing; ConfigurationError, BrokerUnavailableError."""
+
+    def commit(self, client: Client, commits: Collection[Commit], generation: int) -> Ended:
+        """Send what is in ``commits`` and commit it, in one transaction, if the group is still in ``generation``."""
+
+    def close(self) -> None:
+        """Nothing of it is left."""
+
+
 class Outbox(Protocol):
-    """Where messages leave."""
+    """Where messages leave at once."""
 
     @property
     def answer_timeout_s(self) -> float:

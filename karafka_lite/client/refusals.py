@@ -30,6 +30,15 @@ def writes_refused(topics: Collection[str]) -> str:
     )
 
 
+def ids_refused(group_id: str) -> str:
+    """No transactional id of the group may be used."""
+    rights = f"--operation Write --operation Describe --transactional-id {group_id} --resource-pattern-type prefixed"
+    return (
+        f"group {group_id}: transactional ids that begin with {group_id} may not be used, which exactly_once needs "
+        f"(TransactionalIdAuthorizationFailed); use {ACL} {rights}"
+    )
+
+
 def explained(error: kafka.errors.KafkaError, group_id: str, settings: Mapping[str, Any]) -> Exception:
     """What a join or a fetch has raised, as an error of this package: AccessError or ConfigurationError for good."""
     if isinstance(error, kafka.errors.TopicAuthorizationFailedError) and error.args:

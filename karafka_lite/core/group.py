@@ -7,7 +7,7 @@ Pure: no I/O, no clock, no threads, no user code. The caller holds one lock arou
     -----------------------------------------------------  ------------------------------  ------------
     assigned, placed, found, fetched, fetch_failed, stray  unplaced, sought, poll_plan     poller
     begin, end, give_up, redirect, pause, answered         take_ready                      all: for workers
-    request_commit, committed                              commit_batch                    committer
+    request_commit, committed, transacted                  commit_batch                    committer
     revoke, lose, stop, close, advance (time has passed)   wake_at, changed                who waits
 
 An answer is given again until its result is reported: ``poll_plan`` until ``applied``, ``unplaced`` until ``placed``,
@@ -16,14 +16,15 @@ An answer is given again until its result is reported: ``poll_plan`` until ``app
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from karafka_lite.core.answers import Commit, Outcome, PollPlan, Slow
+from karafka_lite.core.answers import Outcome, PollPlan, Slow, slow_of
+from karafka_lite.core.commits import Commits
 from karafka_lite.core.intake import BufferLimits
-from karafka_lite.core.marks import Refusal, Send
 from karafka_lite.core.options import Options, SeekTarget
 from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.core.parts import owner
+from karafka_lite.core.sends import Held, Send
 from karafka_lite.core.starts import Note, NowhereError, Place, Start, Stray, begin, note_of, nowhere
 from karafka_lite.core.strays import go_on, is_void
 from karafka_lite.core.timers import NEVER, Timers
@@ -32,10 +33,9 @@ from karafka_lite.messages import Record, TopicPartition, where
 BUFFER_LIMITS = BufferLimits(messages=100_000, size_bytes=64 << 20)  # shared by the queues of all partitions
 FINAL_COMMIT_S = 5.0  # a last commit is tried at least so long, also when the handlers used up the whole drain
 FOREIGN_S = 0.2  # how late it is noticed that a handler of an earlier run of the app has returned
-SLOW_POLL, SLOW_DRAIN = 0.8, 0.5  # parts of max_poll_interval_ms and drain_timeout_ms after which a call takes long
 
 
-class Group:
+class Group(Commits):
     """The rules about offsets and ownership.
 
     ``options`` by topic; ``reset`` is ``auto_offset_reset``; ``leftovers`` are ownerships of an earlier start of
@@ -57,28 +57,23 @@ class Group:
     ) -> None:
         self._name = name
         self._options = options
-        self._interval = commit_interval_ms / 1000
+        super().__init__(commit_interval_ms / 1000, now)
         self._drain = drain_timeout_ms / 1000
         self._max_poll = max_poll_interval_ms / 1000
         self._reset = reset
         self._limits = limits
-        self.owned: dict[TopicPartition, Ownership] = {}
         self.leftovers: dict[TopicPartition, Ownership] = {o.tp: o for o in leftovers}
         self.stopping = False
-        self.changed = False  # who waits should look again
         self.poll_wanted = False  # the poller has something else to do than to wait for messages
         self._rejoin = False
         self._losses = 0
         self._ready: list[Ownership] = []
         self._unknown: dict[Ownership, None] = {}  # only the cluster knows where they go on
         self._to_plan: dict[Ownership, None] = {}  # may need a seek, a pause or a resume
-        self._leaving: dict[Ownership, None] = {}  # DRAINING or RELEASING
         self._running: dict[Run, None] = {}
         self._timers = Timers()
-        self._commit_at = now + self._interval
-        self._commit_requested = False
-        self._refused: dict[Ownership, None] = {}  # whose last commit was refused
         self.untold: dict[Run, Outcome] = {}  # calls that have failed, of which is to be told
+        self.settled: list[Held] = []  # messages that have an answer, for whoever sent them
         self._notes: dict[str, Note] = {}  # by topic: what commits say of it
 
     # -- assignment
@@ -208,9 +203,6 @@ class Group:
             ownership.drain(now + self._drain, stopping_app=stopping_app)
             self._leaving[ownership] = None
         self._settle(ownership, now)
-
-    def _is_ours(self, ownership: Ownership) -> bool:
-        return self.owned.get(ownership.tp) is ownership
 
     # -- messages
 
@@ -365,19 +357,7 @@ class Group:
 
     def slow(self, now: float) -> list[Slow]:
         """Runs that take so long that they get in the way; each once."""
-        slow = []
-        for run in self._running:
-            ownership, what = run.ownership, None
-            if run.reported:
-                continue
-            if ownership.state is State.DRAINING and ownership.deadline - now < SLOW_DRAIN * self._drain:
-                what = Slow(run, "stop" if ownership.stopping_app else "rebalance", self._drain * 1000)
-            elif ownership.state is State.ASSIGNED and now - run.began > SLOW_POLL * self._max_poll:
-                what = Slow(run, "poll", self._max_poll * 1000)
-            if what is not None:
-                run.reported = True
-                slow.append(what)
-        return slow
+        return [slow for run in self._running if (slow := slow_of(run, now, self._drain, self._max_poll))]
 
     def _note_unknown(self, ownership: Ownership) -> None:
         intake = ownership.intake
@@ -388,11 +368,6 @@ class Group:
 
     # -- offsets
 
-    def request_commit(self) -> None:
-        """Commit what is stored without waiting for the interval."""
-        self._commit_requested = True
-        self.changed = True
-
     def answered(self, run: Run, send: Send, failure: BaseException | None, now: float, count: int) -> None:
         """Messages that ``run`` has sent are acknowledged, or have failed."""
         ownership = run.ownership
@@ -400,31 +375,6 @@ class Group:
         waited_for = ownership.state is State.RELEASING or self._commit_requested
         self.changed |= waited_for or failure is not None or not run.marks.in_flight
         self._settle(ownership, now)
-
-    def commit_batch(self, now: float) -> list[Commit]:
-        """What has to be committed now; empty when nothing has to."""
-        due = now >= self._commit_at
-        ready = [o for o in self._to_commit(due or self._commit_requested) if now >= o.marks.commit_at]
-        if due:
-            self._commit_at = now + self._interval
-        # A request waits for what has yet to be acknowledged.
-        self._commit_requested &= any(o.marks.version != o.marks.commit_point[1] for o in self.owned.values())
-        points = ((o, *o.marks.commit_point) for o in ready)
-        return [Commit(o, offset, version) for o, offset, version in points if offset is not None]
-
-    def committed(self, commits: Iterable[Commit], refusals: Mapping[TopicPartition, Refusal], now: float) -> None:
-        """The broker has acknowledged ``commits``, but for ``refusals``: these stay pending, and are tried again."""
-        for ownership, offset, version in commits:
-            if not self._is_ours(ownership):
-                continue
-            if (refusal := refusals.get(ownership.tp)) is None:
-                ownership.marks.acknowledged(offset, version)
-                self._refused.pop(ownership, None)
-            else:
-                ownership.marks.refused(version, refusal, now)
-                self._refused[ownership] = None
-            self._settle(ownership, now)
-        self.changed = True
 
     # -- time
 
@@ -441,15 +391,10 @@ class Group:
         times += [o.marks.commit_at for o in self._to_commit(self._commit_requested)]
         return max(now, min(times))
 
-    def _to_commit(self, all_of_them: bool) -> Iterator[Ownership]:
-        """Who has something to commit: all, or those that do not wait for the interval."""
-        for ownership in self.owned.values() if all_of_them else {**self._leaving, **self._refused}:
-            waits = all_of_them or ownership.state is State.RELEASING or ownership in self._refused
-            if waits and ownership.marks.committable:
-                yield ownership
-
     def _settle(self, ownership: Ownership, now: float) -> None:
         """Move a draining or releasing ownership on, call for a worker where one is needed, and set the timer."""
+        if ownership.marks.sends.settled:
+            self._pass_on(ownership)
         if ownership.predecessor is not None and not ownership.predecessor.busy:
             ownership.predecessor = None
         if ownership.state is State.DRAINING and (not ownership.busy or now >= ownership.deadline):
@@ -482,8 +427,9 @@ class Group:
     def _finish(self, ownership: Ownership, state: State, now: float) -> None:
         ownership.finish(state)
         self._close(ownership, now)
+        self._pass_on(ownership)
         del self.owned[ownership.tp]
-        for waiting in (self._unknown, self._leaving, self._refused):
+        for waiting in (self._unknown, self._leaving, self._soon):
             waiting.pop(ownership, None)
         if ownership.busy:
             self.leftovers[ownership.tp] = ownership
@@ -493,6 +439,10 @@ class Group:
     def _close(self, ownership: Ownership, now: float) -> None:
         self.untold |= {run: self._outcome(run, now, failed=True) for run in ownership.untold}
         ownership.untold = ()
+
+    def _pass_on(self, ownership: Ownership) -> None:
+        self.settled, ownership.marks.sends.settled = [*self.settled, *ownership.marks.sends.settled], []
+        self.changed = True
 
     def _forget_leftover(self, ownership: Ownership) -> None:
         if self.leftovers.get(ownership.tp) is ownership:

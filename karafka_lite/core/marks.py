@@ -12,21 +12,20 @@ never succeed (``Refusal.lasting``) is tried again from time to time, and nobody
 A message may be *done out of order*, while one before it is not: in manual mode a dead letter, and with ``order="key"``
 what one part of a batch has come to. It counts as marked once all before it is, and is not handed over again.
 
-A mark may be committed only when every message that was sent before it is acknowledged (``commit_point``). When a send
-fails, the marks made after it are void.
+A mark may be committed only when every message that was sent before it is acknowledged, or goes with it (``sends``).
+When a send fails, the marks made after it are void.
 """
 
 from __future__ import annotations
 
 import sys
 from bisect import bisect_left, bisect_right
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from karafka_lite.core.backoff import Backoff
-from karafka_lite.errors import describe, is_collateral
+from karafka_lite.core.sends import Held, Mark, Send, Sends
+from karafka_lite.errors import ProduceError, describe, is_collateral
 
 COMMIT_RETRY = Backoff(100, 1000)
 LASTING_RETRY_S = 5.0
@@ -43,35 +42,12 @@ class Refusal(NamedTuple):
     lasting: Literal["gone", "denied"] | None = None
 
 
-class Mark(NamedTuple):
-    """The last mark of an ownership, as it is, or was when a message was sent."""
-
-    stored: int | None
-    version: int
-    retry_position: int
-    done: list[tuple[int, int]]
-
-
-Told = Callable[[int, BaseException | None], None]
-"""Is called with how many messages have an answer, and why they have failed; None: they are acknowledged."""
-
-
-@dataclass(eq=False)
-class Send:
-    """Messages on their way that were sent one after another, without a mark in between; ``told``: for the runner."""
-
-    mark: Mark
-    unanswered: int = 0
-    told: Told | None = None
-
-
 class Marks:
     """The ledger of offsets of one ownership. Changed under the group's lock only."""
 
     __slots__ = (
-        "_done", "_open", "_refused_version", "_sends", "_tries", "_versions", "closed", "commit_at", "committed",
-        "committed_version", "delivered", "failure", "in_flight", "last_failure", "lowest", "refusal",
-        "retry_position", "stored", "version"
+        "_done", "_refused_version", "_tries", "_versions", "closed", "commit_at", "committed", "committed_version",
+        "delivered", "failure", "last_failure", "lowest", "refusal", "retry_position", "sends", "stored", "version"
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -87,12 +63,10 @@ class Marks:
         self.last_failure: BaseException | None = None  # of any send
         self.refusal: Refusal | None = None  # of the last commit; None after one that succeeded
         self.commit_at: float = 0.0  # not before that, after a refusal
+        self.sends: Sends = Sends()
         self._tries = 0  # since a commit succeeded
         self._refused_version = -1  # for good
         self._versions = 0
-        self.in_flight: int = 0  # messages that the running code has sent, and that have no answer
-        self._open: set[Send] = set()  # with messages that have no answer
-        self._sends: deque[Send] = deque()  # from the oldest one without an answer on
         self._done: list[tuple[int, int]] = []  # ranges [from, to), sorted, never changed but replaced
 
     # -- marking
@@ -126,7 +100,7 @@ class Marks:
         if self._done:
             offset = self.past_done(offset)
         self.retry_position = offset
-        if offset != self.stored:
+        if offset != self.stored or (self.sends.held and self.sends.waits(self.version)):
             self.stored = offset
             self.version = self._versions = self._versions + 1
         return True
@@ -151,13 +125,13 @@ class Marks:
     @property
     def commit_point(self) -> tuple[int | None, int]:
         """The newest offset, and its version, before which every send is acknowledged."""
-        mark = self._sends[0].mark if self._sends else self
+        mark = self.sends.point or self
         return mark.stored, mark.version
 
     @property
     def done(self) -> list[tuple[int, int]]:
         """What is done out of order, as far as every send before that is acknowledged."""
-        return self._sends[0].mark.done if self._sends else self._done
+        return self.sends.point.done if self.sends.point else self._done
 
     @property
     def committable(self) -> bool:
@@ -169,13 +143,15 @@ class Marks:
         """Why what is stored is not committed yet."""
         if self.refusal is not None:
             return describe(self.refusal.error)
-        return "a message that was sent before it has no answer yet" if self._open else "no answer yet"
+        return "a message that was sent before it has no answer yet" if self.sends.open else "no answer yet"
 
     def acknowledged(self, offset: int, version: int) -> None:
         """The broker has ``offset``, which was stored as ``version``."""
         self.committed = offset
         self.committed_version = version
         self.refusal, self.commit_at, self._tries = None, 0.0, 0
+        if self.sends.held:
+            self.sends.committed(version)
 
     def refused(self, version: int, refusal: Refusal, now: float) -> None:
         """The broker does not have what was stored as ``version``; it is tried again."""
@@ -195,49 +171,79 @@ class Marks:
 
     # -- sends
 
+    @property
+    def in_flight(self) -> int:
+        """How many messages the running code has sent that have no answer."""
+        return self.sends.in_flight
+
+    @property
+    def last(self) -> Mark:
+        """The last mark."""
+        return Mark(self.stored, self.version, self.retry_position, self._done)
+
     def sending(self, count: int = 1) -> Send:
         """The running code sends ``count`` messages: marks from now on are not committed before they are acknowledged.
 
         It is the same ``Send`` as before, where nothing was marked since.
         """
-        send = self._sends[-1] if self._sends else None
-        if send is None or not send.unanswered or not self._is_at(send.mark):
-            send = Send(Mark(self.stored, self.version, self.retry_position, self._done))
-            self._sends.append(send)
-            self._open.add(send)
-        send.unanswered += count
-        self.in_flight += count
-        return send
-
-    def _is_at(self, mark: Mark) -> bool:
-        same = mark.version == self.version and mark.retry_position == self.retry_position
-        return same and mark.done is self._done
+        return self.sends.sending(self.last, count)
 
     def answered(self, send: Send, failure: BaseException | None, count: int = 1) -> None:
         """``count`` messages of ``send`` are acknowledged; or they have failed, and the marks made after them are void.
 
         An answer after the last one is none.
         """
-        if send not in self._open:
+        if not self.sends.is_open(send):
             return
-        send.unanswered -= count
-        self.in_flight -= count
-        if not send.unanswered:
-            self._open.remove(send)
+        back = self.sends.answered(send, count, failed=failure is not None)
         if failure is not None:
-            if self.failure is None or (is_collateral(self.failure) and not is_collateral(failure)):
-                self.failure = failure  # a fault of its own counts before that of another, in whichever order they come
-            self.last_failure = failure
-            if send in self._sends:  # else an older one has failed, and this one went with it
-                while self._sends.pop() is not send:
-                    pass
-                self.stored, self.version, self.retry_position, self._done = send.mark
-        while self._sends and not self._sends[0].unanswered:
-            self._sends.popleft()
+            self._failed(failure, back)
+
+    def _failed(self, failure: BaseException, back: Mark | None) -> None:
+        if self.failure is None or (is_collateral(self.failure) and not is_collateral(failure)):
+            self.failure = failure  # a fault of its own counts before that of another, in whichever order they come
+        self.last_failure = failure
+        if back is not None:
+            self.stored, self.version, self.retry_position, self._done = back
+
+    # -- sends that wait for the next mark
+
+    def hold(self) -> Held:
+        """What is put into the answer leaves with the next mark."""
+        return self.sends.held_since(self.version, self.retry_position) or self.sends.hold(self.last)
+
+    @property
+    def released(self) -> list[Held]:
+        """What leaves with the commit of the last mark."""
+        return self.sends.released(self.version) if self.sends.held else []
+
+    @property
+    def owes(self) -> bool:
+        """A run cannot end yet: what it has sent has no answer, or what it has released is not committed."""
+        return self.in_flight > 0 or bool(self.released)
+
+    def drop(self, *, of_run: bool) -> None:
+        """What was sent after the last mark never leaves; ``of_run``: only what the last run has sent."""
+        self._take_back(self.sends.drop(self.version, of_run=of_run))
+
+    def refused_with(self, held: Held, error: ProduceError) -> None:
+        """``held`` was refused: the marks made after it are void."""
+        by_run = self.sends.is_of_run(held)
+        if dropped := self.sends.void(held, error):
+            failure = ProduceError.from_failure(error)
+            failure.collateral = not by_run  # what an earlier run has sent is no fault of this one
+            self._failed(failure, held.mark)
+            self._take_back(dropped)
+
+    def _take_back(self, dropped: Sequence[Held]) -> None:
+        """What counts as done because of a dead letter that is dropped comes again."""
+        for begin, end in [held.letter for held in dropped if held.letter is not None]:
+            outside = [(b, min(e, begin)) for b, e in self._done] + [(max(b, end), e) for b, e in self._done]
+            self._done = sorted((b, e) for b, e in outside if b < e)
 
     def give_up_answers(self, failure: BaseException) -> None:
         """Nothing waits any longer for answers: what has none has failed."""
-        for send in list(self._open):
+        for send in self.sends.open:
             self.answered(send, failure, send.unanswered)
 
     # -- messages that are done out of order: before others that are before them

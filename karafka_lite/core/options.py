@@ -44,7 +44,8 @@ class Options(NamedTuple):
 
     ``hooks``: in the order of their registration. ``budget``: how often a message may be tried before it is given up;
     None: as often as it takes. ``parts``: into how many a batch is dealt by key, at the most; 0: it is not
-    dealt, and keeps the order of the partition.
+    dealt, and keeps the order of the partition. ``exactly_once``:
+    what it sends is committed together with its offsets.
     """
 
     manual_offsets: bool = False
@@ -54,6 +55,7 @@ class Options(NamedTuple):
     hooks: tuple[RegisteredHook, ...] = ()
     budget: int | None = None
     parts: int = 0
+    exactly_once: bool = False
 
     def hooks_of(self, kind: Hook) -> tuple[RegisteredHook, ...]:
         """The hooks of one kind, in the order of their registration."""

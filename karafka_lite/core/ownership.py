@@ -275,6 +275,7 @@ class Ownership:
 
     def redirect(self, target: SeekTarget) -> None:
         """The user wants the next batch to start there, and to be repeated from there."""
+        self.marks.sends.keep()
         self.intake.go_to(target)
         if isinstance(target, int):
             self.sought = self.marks.retry_position = target
@@ -296,6 +297,7 @@ class Ownership:
         elif (hook := self._most_overdue(now)) is not None:
             hooks = (hook,)
         self.run = Run(self, self.retries.attempt, now, hooks=hooks) if hooks else self._begin_batch(now)
+        self.marks.sends.begin()
         return self.run
 
     def _begin_batch(self, now: float) -> Run:
@@ -311,6 +313,14 @@ class Ownership:
             marks.retry_position = intake.next_offset
         attempt = self.retries.attempt_at(first)
         return Run(self, attempt, now, chunk, begin_offset=intake.next_offset, version=marks.version)
+
+    def _drop_what_comes_again(self, run: Run, failed: bool) -> None:
+        """Where messages wait for a mark."""
+
+    def _come_again(self) -> None:  # although no run of theirs has failed
+        self._reset_state()
+        if self.state is State.ASSIGNED and self.intake.target is None:
+            self.intake.go_to(self.marks.retry_position)
 
     def gives_up(self, run: Run) -> bool:
         """The handler has failed: count the try. True: the culprit of ``run`` is known, and has no tries left."""
@@ -351,6 +361,7 @@ class Ownership:
         if run.hook:
             self._end_hooks(run, failed, unsent, now)
         elif failed:
+            self._drop_what_comes_again(run, failed)
             if not run.excused:
                 self.retries.failed(now, run.attempt, run.culprit, wait=not self._is_found_at_once(run))
             self._repeat(run)
@@ -365,6 +376,7 @@ class Ownership:
         return (run,)
 
     def _end_hooks(self, run: Run, failed: bool, unsent: bool, now: float) -> None:
+        self._drop_what_comes_again(run, failed)
         for hook in run.hooks:
             if hook in self.every_at:  # from its end on, so that one that takes long leaves room for batches
                 self.every_at[hook] = now + hook.every_ms / 1000
@@ -373,9 +385,7 @@ class Ownership:
         if unsent and self.state is State.ASSIGNED:  # user code may have forgotten what it could not send
             if not run.excused:
                 self.retries.back_off(now)
-            self._reset_state()
-            if self.intake.target is None:
-                self.intake.go_to(self.marks.retry_position)
+            self._come_again()
 
     def _end_opening(self, run: Run, failed: bool, now: float) -> None:
         """A function of ``on_assigned`` has ended: the next one is due, or the same one again after its back-off."""
@@ -449,6 +459,7 @@ class Ownership:
         """The ownership is over: ``state`` is REVOKED or LOST. A stop in good order runs no ``on_revoked``."""
         self.state, self.hook_due = state, None
         self.marks.closed = True
+        self.marks.sends.end()
         self.intake.clear()
         self._make_due()
 
@@ -468,8 +479,7 @@ class Ownership:
         return where(*self.tp)
 
     def __repr__(self) -> str:
-        marks = self.marks
-        return f"<Ownership {self} {self.state.name} stored={marks.stored} committed={marks.committed}>"
+        return f"<Ownership {self} {self.state.name} stored={self.marks.stored} committed={self.marks.committed}>"
 
 
 Leftovers = Mapping[str, Iterable[Ownership]]

@@ -29,9 +29,11 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from karafka_lite.core.marks import Marks, Send
+from karafka_lite.core.exact import ExactOwnership
+from karafka_lite.core.marks import Marks
 from karafka_lite.core.options import Options
 from karafka_lite.core.ownership import Ownership, Run, State
+from karafka_lite.core.sends import Send
 from karafka_lite.errors import CRITICAL
 from karafka_lite.messages import Record, TopicPartition, next_offset_after
 
@@ -276,4 +278,5 @@ def _tells(part: Part) -> tuple[bool, int]:
 
 def owner(tp: TopicPartition, options: Options, predecessor: Ownership | None) -> Ownership:
     """A new ownership, as ``options`` want it."""
-    return (KeyOwnership if options.parts else Ownership)(tp, options, predecessor)
+    kind = KeyOwnership if options.parts else ExactOwnership if options.exactly_once else Ownership
+    return kind(tp, options, predecessor)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from karafka_lite import events
-from karafka_lite.core.answers import Commit, Outcome, Slow
+from karafka_lite.core.answers import Commit, Committed, Ended, Outcome, Slow, Undecided
 from karafka_lite.core.marks import Refusal
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.starts import Start
@@ -65,7 +65,7 @@ class News:
 
     def committed(self, commits: Collection[Commit], refusals: Mapping[TopicPartition, Refusal]) -> None:
         """``commits`` are answered, some by ``refusals``."""
-        offsets = {ownership.tp: offset for ownership, offset, _ in commits}
+        offsets = {ownership.tp: offset for ownership, offset, *_ in commits}
         if done := {tp: offset for tp, offset in offsets.items() if tp not in refusals}:
             self.add(events.Committed, done)
         failed: dict[tuple[str, str | None], list[TopicPartition]] = defaultdict(list)
@@ -73,6 +73,14 @@ class News:
             failed[describe(refusal.error), refusal.lasting].append(tp)
         for (_, lasting), tps in failed.items():
             self.add(events.CommitFailed, {tp: offsets[tp] for tp in tps}, refusals[tps[0]].error, lasting)
+
+    def transacted(self, commits: Collection[Commit], ended: Ended, lost: Collection[Ownership]) -> None:
+        """The transaction with ``commits`` has ended. A message that was refused is said by its run."""
+        if isinstance(ended, Committed):
+            self.committed(commits, ended.refusals)
+        elif isinstance(ended, Undecided):
+            self.committed(commits, {commit.ownership.tp: Refusal(ended.error) for commit in commits})
+        self.lost(lost)
 
     def handed_over(self, ownerships: Collection[Ownership], seconds: float) -> None:
         """A rebalance has got ``ownerships``."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 from karafka_lite.client.outgoing import check_many, check_outgoing, partition_of
+from karafka_lite.errors import ProduceError
 from karafka_lite.messages import Addressed, Message, PlainRecord, TopicPartition
 from karafka_lite.runner import System
 
@@ -75,13 +76,31 @@ class Cluster:
         with self._sending:
             if refusing := self.refusing.get(message.topic):
                 future.set_exception(refusing.pop(0))
-                return future
-            partition, offset = self.append(message)
-            record = self.logs[message.topic, partition][offset]
-            sent = Message.of_record((message.topic, partition), record, json.loads)
-            self.sent.setdefault(message.topic, []).append(sent)
-        future.set_result((partition, offset))
+            else:
+                future.set_result(self._write(message))
         return future
+
+    def refusal_of(self, message: Addressed) -> ProduceError | None:
+        """Why ``message``, which is part of a transaction, is refused; None: it can be written."""
+        try:
+            self.check(message)
+        except ValueError as no_such_partition:
+            return ProduceError(str(no_such_partition))
+        with self._sending:
+            refusing = self.refusing.get(message.topic)
+            return ProduceError.from_failure(refusing.pop(0)) if refusing else None
+
+    def write(self, message: Addressed) -> tuple[int, int]:
+        """The app has sent ``message``."""
+        with self._sending:
+            return self._write(message)
+
+    def _write(self, message: Addressed) -> tuple[int, int]:
+        partition, offset = self.append(message)
+        record = self.logs[message.topic, partition][offset]
+        sent = Message.of_record((message.topic, partition), record, json.loads)
+        self.sent.setdefault(message.topic, []).append(sent)
+        return partition, offset
 
 
 def together(futures: Sequence[Future[tuple[int, int]]]) -> Future[list[tuple[int, int]]]:

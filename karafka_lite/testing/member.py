@@ -10,10 +10,11 @@ from typing import Any
 
 from karafka_lite.app import App
 from karafka_lite.client.protocol import Client, Fetched
-from karafka_lite.core.answers import Commit, PollPlan
-from karafka_lite.core.marks import Marks, Refusal, Told
+from karafka_lite.core.answers import Commit, Committed, Ended, PollPlan, Refused
+from karafka_lite.core.marks import Marks, Refusal
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.core.sends import Told
 from karafka_lite.core.starts import Note, Stray
 from karafka_lite.core.starts import Place as Start
 from karafka_lite.coroutines import drive
@@ -33,7 +34,7 @@ POLL_RECORDS = 2000  # as App's max_poll_records
 THREAD = 0  # the id of the only one
 
 
-Ended = Callable[["TestMember", Run, CallEnded, list[int]], None]
+OnEnded = Callable[["TestMember", Run, CallEnded, list[int]], None]
 """A batch was handled: by whom, which, how it ended, and the offsets that were marked."""
 
 
@@ -48,7 +49,7 @@ class TestMember(Member):
         app: App,
         group_id: str,
         routes: Mapping[str, Route],
-        ended: Ended,
+        ended: OnEnded,
         loop: TestLoop,
     ) -> None:
         config = app.config
@@ -70,7 +71,8 @@ class TestMember(Member):
         client: Any = self.memory
         system = StepSystem(self)
         inside, sent = self._jobs.inside, Sent(cluster)
-        shared = Shared(config, system, lambda _: jobs, inside, sent, lambda _: client, self._observe, requests)
+        made = sent, lambda _: client, lambda _: MemoryTransactions(cluster)
+        shared = Shared(config, system, lambda _: jobs, inside, *made, self._observe, requests)
         super().__init__(shared, group_id, routes)
 
     # -- what happens to it
@@ -339,7 +341,7 @@ class MemoryClient:
         return {}  # nobody asks
 
     def commit(self, commits: Collection[Commit], generation: int) -> Mapping[TopicPartition, Refusal]:
-        self.committed.update((ownership.tp, offset) for ownership, offset, _ in commits)
+        self.committed.update((ownership.tp, offset) for ownership, offset, *_ in commits)
         return {}
 
     def generation(self) -> int:
@@ -347,6 +349,28 @@ class MemoryClient:
 
     def lost(self, now: float) -> bool:
         return False  # ``TestClient.lose`` says so itself
+
+    def stamped(self, commits: Collection[Commit], generation: int) -> None: ...
+
+
+class MemoryTransactions:
+    """Transactions of ``cluster.logs``: all of one at once."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def check(self) -> None: ...
+    def close(self) -> None: ...
+
+    def commit(self, client: Client, commits: Collection[Commit], generation: int) -> Ended:
+        """Refused where one of the messages is, and then none is written."""
+        for held in [held for commit in commits for held in commit.sends]:
+            for message in held.messages:
+                if (refusal := self._cluster.refusal_of(message)) is not None:
+                    return Refused(held, refusal)
+        receipts = {held: list(map(self._cluster.write, held.messages)) for commit in commits for held in commit.sends}
+        client.commit(commits, generation)
+        return Committed(receipts, {})
 
 
 _: type[Client] = MemoryClient

@@ -1,5 +1,7 @@
 """The independent eye of the forwarding: ``python auditor.py GROUP FOLDER SOURCE TARGET PARTITIONS``.
 
+With EXACTLY_ONCE=1 it reads what is committed.
+
 Again and again: what is committed, **then** everything in TARGET, **then** whether each input below what was committed
 has its outputs. Each round is a line of ``FOLDER/audits.jsonl``. A leader that was elected a moment ago may not know
 yet how much of its log everybody has, and show less than was acknowledged; asked for its end, it refuses until it knows
@@ -38,9 +40,10 @@ class Auditor:
             {
                 **quiet,
                 "group.id": "auditor",
-                "isolation.level": "read_uncommitted",
+                "isolation.level": "read_committed" if os.environ.get("EXACTLY_ONCE") else "read_uncommitted",
                 "auto.offset.reset": "error",  # what was read once cannot go
                 "fetch.wait.max.ms": 50,
+                "enable.partition.eof": True,  # the end of a transaction has an offset, and is no message
             }
         )
         self._reader.assign([TopicPartition(self._target, *place) for place in self._positions.items()])
@@ -75,6 +78,9 @@ class Auditor:
             if (error := message.error()) is None:
                 self.outputs.read(message.value())
                 self._positions[message.partition()] = message.offset() + 1
+            elif error.code() == KafkaError._PARTITION_EOF:
+                place, at = message.partition(), message.offset()
+                self._positions[place] = max(self._positions[place], at or 0)
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:
                 raise RuntimeError(f"what {self._target} held is gone: {error}")
 

@@ -1,5 +1,7 @@
 """A member of the forwarding group: ``python forwarder.py NAME KIND GROUP FOLDER SOURCE TARGET``.
 
+With EXACTLY_ONCE=1 its routes are of that kind; who waits for answers does not then.
+
 It sends one to three messages to TARGET for each one of SOURCE, in one of the ways that people may write it
 (``KINDS``), and says in each which message it was made from, so that nobody but the two topics and the committed
 offsets is needed to tell what is missing. On purpose it stumbles now and then, in the middle of a message as well, and
@@ -29,6 +31,8 @@ from karafka_lite.errors import ProduceError
 LARGEST = 20_000  # what TARGET takes, in bytes
 HELD_MS, MOST_HELD = 150, 30  # how long, and about how many, messages are held back by a buffering member
 ANSWER_S = 150  # longer than a producer tries
+EXACTLY_ONCE = bool(os.environ.get("EXACTLY_ONCE"))
+COMMON: dict[str, Any] = {"max_messages": 20, "backoff_ms": 200, "exactly_once": EXACTLY_ONCE}
 
 
 class Stumble(Exception):
@@ -94,14 +98,14 @@ class Sender:
 
 
 def automatic(app: App, source: str, sender: Sender) -> None:
-    @app.topic(source, max_messages=20, backoff_ms=200)
+    @app.topic(source, **COMMON)
     def handle(batch: Any, ctx: Any) -> None:
         for message in batch:
             sender.forward(message, ctx)
 
 
 def each(app: App, source: str, sender: Sender) -> None:
-    @app.topic(source, max_messages=20, backoff_ms=200)
+    @app.topic(source, **COMMON)
     def handle(batch: Any, ctx: Any) -> None:
         for message in ctx.each(batch):
             sender.forward(message, ctx)
@@ -110,7 +114,7 @@ def each(app: App, source: str, sender: Sender) -> None:
 def manual(app: App, source: str, sender: Sender) -> None:
     """A mark behind each message, now and then one that waits."""
 
-    @app.topic(source, manual_offsets=True, max_messages=20, backoff_ms=200)
+    @app.topic(source, manual_offsets=True, **COMMON)
     def handle(batch: Any, ctx: Any) -> None:
         for message in batch:
             sender.forward(message, ctx)
@@ -121,7 +125,7 @@ def manual(app: App, source: str, sender: Sender) -> None:
 def careless(app: App, source: str, sender: Sender) -> None:
     """Takes no notice of failed sends."""
 
-    @app.topic(source, manual_offsets=True, max_messages=20, backoff_ms=200)
+    @app.topic(source, manual_offsets=True, **COMMON)
     def handle(batch: Any, ctx: Any) -> None:
         for message in batch:
             with suppress(ProduceError):
@@ -133,7 +137,7 @@ def careless(app: App, source: str, sender: Sender) -> None:
 def buffering(app: App, source: str, sender: Sender, *, waits: bool = True) -> None:
     """Holds messages back, sends and marks them by size or by time; forgets them when they are acknowledged."""
 
-    @app.topic(source, manual_offsets=True, max_messages=20, backoff_ms=200)
+    @app.topic(source, manual_offsets=True, **COMMON)
     def handle(batch: Any, ctx: Any) -> None:
         held = ctx.state.setdefault("held", [])
         held.extend(batch)
@@ -147,7 +151,7 @@ def buffering(app: App, source: str, sender: Sender, *, waits: bool = True) -> N
         held = ctx.state.get("held")
         if held:
             futures = [future for message in held for future in sender.forward(message, ctx)]
-            for future in futures if waits else ():
+            for future in futures if waits and not EXACTLY_ONCE else ():
                 future.result(ANSWER_S)
             ctx.mark_as_consumed(held[-1])
             held.clear()

@@ -15,11 +15,13 @@ from support.observer import BreakableKafka
 @pytest.mark.slow
 @pytest.mark.xdist_group("one hog at a time")
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("exactly_once", [False, True])
 def test_while_brokers_and_members_die_no_committed_input_lacks_its_output(
-    private_kafka: BreakableKafka, tmp_path: Path
+    private_kafka: BreakableKafka, tmp_path: Path, exactly_once: bool
 ) -> None:
     seed, messages = randrange(10**6), 400  # 5 s: time for a disaster or two
-    verdict = Forwarding(private_kafka, private_kafka.server, [1], tmp_path, seed).run(messages)
+    run = Forwarding(private_kafka, private_kafka.server, [1], tmp_path, seed, exactly_once=exactly_once)
+    verdict = run.run(messages)
     print(report(verdict, seed))
     assert not guilty(verdict), f"{report(verdict, seed)}\nfacts in {tmp_path}"
     assert verdict.figures["inputs"] >= messages

@@ -17,6 +17,9 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 # Why a module has no file of its name, and where its tests are.
 ELSEWHERE = {
     "version.py": "house/test_metadata.py",
+    # Parts of a group and of an ownership, which are tested as wholes.
+    "core/commits.py": "unit/test_group.py",
+    "core/exact.py": "simulation/test_transacting.py",
     # Its answers are those of observers, which have their tests; that they are of the run, a running App shows.
     "watching.py": "kafka/test_operations.py",
     "__main__.py": "unit/test_main.py",

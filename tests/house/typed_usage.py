@@ -220,7 +220,7 @@ class Registry:
 
 
 @router.topic("orders.messages", deserializer=Registry().decode)
-@app.topic("orders.headers", deserializer=of_message, dead_letter="orders.dead")
+@app.topic("orders.headers", deserializer=of_message, dead_letter="orders.dead", exactly_once=True)
 def from_messages(batch: Batch[Order], ctx: Context) -> None:
     totals: list[int] = [order.total for order in batch.payloads]
     print(totals)

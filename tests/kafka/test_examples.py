@@ -125,6 +125,7 @@ SHOWS = {
     "e19": ['"name": "process earthquakes"', '"name": "handler_seconds"', r'"value": 1707\b', " 0 unmarked"],
     "e20": [r"reported: ValueError\('explosion, not an earthquake'\) \{'message': 'earthquakes-\d@\d+", " 0 unmarked"],
     "e21": ["500 earthquakes", " 0 unmarked"],
+    "e22": [r"\d+ earthquakes of earthquakes-\d, each counted once", " 0 unmarked"],
     "e24": [r"1707 calls for \d+ towns: \d+ s of work in \d+ s"],
     "e23": [
         r"alert \d+ of partition \d: 22km NNE of Hualian",

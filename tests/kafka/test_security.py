@@ -179,12 +179,12 @@ class Plot:
         self.group = self.as_root.group()
         self.values: list[tuple[str, object]] = []
 
-    def app(self, *topics: str, dead_letter: str | None = None, **settings: Any) -> App:
+    def app(self, *topics: str, dead_letter: str | None = None, exactly_once: bool = False, **settings: Any) -> App:
         given = {**QUICK, "auto_commit_interval_ms": 200, **sasl(SCRAM), **settings}
         app = App(self.group, bootstrap_servers=self.kafka.address("SASL"), **given)
         options: Any = {"dead_letter": dead_letter, "max_retries": 0} if dead_letter else {}
 
-        @app.topic(*topics or (self.topic,), backoff_ms=100, **options)
+        @app.topic(*topics or (self.topic,), backoff_ms=100, exactly_once=exactly_once, **options)
         def work(batch: Any, ctx: Any) -> None:
             if dead_letter:
                 raise ValueError("bad")
@@ -237,6 +237,18 @@ def test_a_right_that_is_missing_at_the_start_is_one_line_and_exit_1(
     (line,) = told(caplog)
     for words in says:
         assert words.format(topic=plot.topic, group=plot.group) in line
+
+
+def test_with_exactly_once_the_right_to_transactional_ids_is_checked_at_the_start_and_enough(
+    plot: Plot, caplog: pytest.LogCaptureFixture
+) -> None:
+    plot.allow("GROUP", plot.group, "READ")
+    for operation in ("READ", "WRITE"):
+        plot.allow("TOPIC", plot.topic, operation)
+    assert plot.app(exactly_once=True).run() == 1
+    (line,) = told(caplog)
+    assert f"transactional ids that begin with {plot.group} may not be used, which exactly_once needs" in line
+    assert f"--transactional-id {plot.group} --resource-pattern-type prefixed" in line
 
 
 def test_a_dead_letter_topic_that_may_not_be_seen_is_not_said_to_be_missing(

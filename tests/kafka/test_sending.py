@@ -19,7 +19,7 @@ from support.observer import BreakableKafka, Observer, wait_until
 from karafka_lite import App, Batch, CommitError, Context, Outgoing, ProduceError
 from karafka_lite.client.outbox import Outbox
 from karafka_lite.client.producer import Producer
-from karafka_lite.core.marks import Told
+from karafka_lite.core.sends import Told
 from karafka_lite.messages import Addressed
 
 QUICKLY = {"backoff_ms": 20, "backoff_max_ms": 20}

@@ -20,9 +20,10 @@ from steps import FOREVER
 
 from karafka_lite.core.answers import Commit, Outcome, PollPlan
 from karafka_lite.core.group import FINAL_COMMIT_S, Group
-from karafka_lite.core.marks import Refusal, Send
+from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import Hook, RegisteredHook
 from karafka_lite.core.ownership import Ownership, Run, State
+from karafka_lite.core.sends import Send
 from karafka_lite.core.starts import Place, Start, Stray
 from karafka_lite.errors import CRITICAL, ProduceError
 from karafka_lite.messages import TopicPartition
@@ -329,7 +330,7 @@ class Books:
 
     def on_the_way(self, commits: Iterable[Commit]) -> list[Sent]:
         """The client is to make ``commits``."""
-        offsets = {ownership.tp: offset for ownership, offset, _ in commits}
+        offsets = {ownership.tp: offset for ownership, offset, *_ in commits}
         batch = {one.book.tp: one.offset for one in self._batch}
         require(batch == offsets, "what is due is committed", self.life, batch, offsets)
         return self._batch

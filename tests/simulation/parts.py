@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
-from karafka_lite.core.marks import Send
 from karafka_lite.core.ownership import Run
+from karafka_lite.core.sends import Send
 from karafka_lite.errors import CRITICAL, ProduceError
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from simulated_system import SimulatedQueue, SimulatedSystem
 from steps import Process
 
 from karafka_lite import events
-from karafka_lite.core.marks import Told
 from karafka_lite.core.options import Hook
 from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.core.sends import Told
 from karafka_lite.errors import ClientBrokenError, Exit, ProduceError
 from karafka_lite.messages import Addressed, TopicPartition
 from karafka_lite.runner import Member, Runner

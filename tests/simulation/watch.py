@@ -18,10 +18,11 @@ from simulated_runner import make_client
 
 from karafka_lite.core.answers import Commit, Outcome, PollPlan
 from karafka_lite.core.group import Group
-from karafka_lite.core.marks import Marks, Refusal, Send
+from karafka_lite.core.marks import Marks, Refusal
 from karafka_lite.core.options import Options, SeekTarget
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.parts import KeyMarks, KeyOwnership, PartMarks
+from karafka_lite.core.sends import Send
 from karafka_lite.core.starts import Place, Start, Stray
 from karafka_lite.messages import TopicPartition
 
@@ -316,7 +317,7 @@ class WatchedGroup(Group):
         commits = super().commit_batch(now)
         self.books.batched(commits, now)
         if commits:
-            self.say("commits", *(f"{o}:{offset}" for o, offset, _ in commits))
+            self.say("commits", *(f"{o}:{offset}" for o, offset, *_ in commits))
         return commits
 
     def wake_at(self, now: float) -> float:

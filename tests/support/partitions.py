@@ -130,10 +130,10 @@ class Partitions:
         commits: list[Commit] = self.group.commit_batch(self.now)
         if commits:
             self.group.committed(commits, {}, self.now)
-        return {one.tp: offset for one, offset, _ in commits}
+        return {one.tp: offset for one, offset, *_ in commits}
 
     def refuse(self, *, lasting: Literal["gone", "denied"] | None = None) -> dict[tuple[str, int], int]:
         """One turn of the committer, whose broker takes nothing."""
         commits: list[Commit] = self.group.commit_batch(self.now)
-        self.group.committed(commits, {one.tp: Refusal(OSError("no"), lasting) for one, _, _ in commits}, self.now)
-        return {one.tp: offset for one, offset, _ in commits}
+        self.group.committed(commits, {one.tp: Refusal(OSError("no"), lasting) for one, *_ in commits}, self.now)
+        return {one.tp: offset for one, offset, *_ in commits}

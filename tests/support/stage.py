@@ -11,10 +11,11 @@ from typing import Any
 
 from karafka_lite.app import App
 from karafka_lite.client.protocol import Client, Fetched, Outbox
-from karafka_lite.core.answers import Commit, PollPlan
-from karafka_lite.core.marks import Refusal, Told
+from karafka_lite.core.answers import Commit, Committed, Ended, PollPlan
+from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.core.sends import Told
 from karafka_lite.core.starts import Place
 from karafka_lite.coroutines import drive
 from karafka_lite.ending import ExitRequest
@@ -114,7 +115,7 @@ class FakeClient:
         return {tp: len(self.cluster.logs[tp]) for tp in self.positions_}
 
     def commit(self, commits: Collection[Commit], generation: int) -> Mapping[TopicPartition, Refusal]:
-        self.cluster.committed.update((ownership.tp, offset) for ownership, offset, _ in commits)
+        self.cluster.committed.update((ownership.tp, offset) for ownership, offset, *_ in commits)
         return {}
 
     def generation(self) -> int:
@@ -244,6 +245,26 @@ class Steps(Threads):
         return changed
 
 
+class FakeTransactions:
+    """Each is committed; a test replaces ``commit``."""
+
+    def __init__(self) -> None:
+        self.sent: list[Addressed] = []
+        self.closed = self.checked = False
+
+    def check(self) -> None:
+        self.checked = True
+
+    def commit(self, client: Any, commits: Collection[Commit], generation: int) -> Ended:
+        client.commit(commits, generation)
+        sends = [held for commit in commits for held in commit.sends]
+        self.sent += [message for held in sends for message in held.messages]
+        return Committed({held: [(0, 0)] * len(held.messages) for held in sends}, {})
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class Stage:
     """One member, its client and its cluster."""
 
@@ -259,9 +280,13 @@ class Stage:
         self.seen_requests: list[ExitRequest] = []
         self.workers = Workers(system, "worker", concurrency or app.config.concurrency, {})
         places = (lambda _: self.workers), self.workers.inside, self.outbox
-        shared = Shared(app.config, system, *places, self._make_client, self._emit, self.requests)
+        shared = Shared(app.config, system, *places, self._make_client, self._transact, self._emit, self.requests)
         self.member = Member(shared, self.group_id, routes)
         self.lock: Any = self.member.lock
+
+    def _transact(self, _group_id: str) -> FakeTransactions:
+        self.transactions = FakeTransactions()
+        return self.transactions
 
     def _make_client(self, member: Member) -> FakeClient:
         self.clients.append(FakeClient(member, self.cluster))

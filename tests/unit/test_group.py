@@ -589,7 +589,7 @@ def test_a_failed_commit_stays_pending_and_is_tried_soon() -> None:
     waits = []
     for _ in range(6):
         commits = scene.group.commit_batch(scene.now)
-        assert [offset for _, offset, _ in commits] == [1]
+        assert [offset for _, offset, *_ in commits] == [1]
         scene.group.committed(commits, {TP: Refusal(OSError("no"))}, scene.now)
         assert scene.group.commit_batch(scene.now) == []
         waits.append(scene.group.wake_at(scene.now) - scene.now)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from karafka_lite.core.marks import Marks, Send
+from karafka_lite.core.marks import Marks
+from karafka_lite.core.sends import Send
 from karafka_lite.errors import ProduceError
 
 STEPS = 7
@@ -257,7 +258,7 @@ def test_acknowledged_sends_are_forgotten() -> None:
     for offset in range(1000):
         marks.answered(marks.sending(), None)
         marks.mark(offset)
-    assert (len(marks._sends), marks.in_flight) == (0, 0)
+    assert (len(marks.sends._sends), marks.in_flight) == (0, 0)
 
 
 # -- messages that are done out of order

@@ -37,7 +37,7 @@ from karafka_lite.core.starts import Place, Stray
 from karafka_lite.ending import ExitRequest
 from karafka_lite.errors import ClientBrokenError, Exit, FetchError, PollError, StrayedError
 from karafka_lite.observers.observed import Observed
-from karafka_lite.runner import ANSWER_SLACK_S
+from karafka_lite.sending import ANSWER_SLACK_S
 
 TP = ("t", 0)
 BUG = ZeroDivisionError("a bug of ours")

@@ -1111,3 +1111,29 @@ def test_a_context_for_an_async_handler_as_a_plain_function() -> None:
         ctx = context(TOPIC, asynchronous=True, revoked=revoked)
         asyncio.run(store(Batch([Message(TOPIC, 0, offset, value=b"{}") for offset in (5, 6)]), ctx))
         assert ctx.marks == marks
+
+
+# -- exactly once ------------------------------------------------------------------------------------------------------
+
+
+def test_with_exactly_once_nothing_is_visible_before_the_commit_and_then_all_of_it() -> None:
+    app, seen = App("g", auto_commit_interval_ms=600_000), list[tuple[int, int | None]]()
+
+    @app.topic(TOPIC, exactly_once=True, manual_offsets=True, backoff_ms=1)
+    def forward(batch: Batch, ctx: Context) -> None:
+        for message in batch:
+            ctx.produce("out", message.payload)
+            seen.append((len(client.produced("out")), client.committed(TOPIC, 0)))
+        ctx.mark_as_consumed(batch.last)
+
+    with TestClient(app) as client:
+        client.refuse("out", RuntimeError("full"))
+        client.send_many(TOPIC, range(3))
+        (failed,) = client.run()
+        assert isinstance(failed.exception, ProduceError)
+        assert (client.produced("out"), client.committed(TOPIC, 0)) == ([], None)
+        client.advance(ms=10)
+        (done,) = client.run()
+        assert (done.outcome, done.attempt) == ("done", 2)
+        assert ([m.payload for m in client.produced("out")], client.committed(TOPIC, 0)) == ([0, 1, 2], 3)
+    assert seen == [(0, None)] * 6

@@ -1,0 +1,53 @@
+"""A partition whose messages leave with its marks: ``exactly_once``.
+
+What user code sends waits (``core.sends``) for the next mark, and leaves with the commit of that mark. So an automatic
+run makes its mark when user code has returned, and ends when that is committed. What a failed run has sent after its
+last mark never leaves, as its messages come again.
+"""
+
+from __future__ import annotations
+
+from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.core.sends import Held
+from karafka_lite.errors import ProduceError
+from karafka_lite.messages import Addressed, next_offset_after
+
+
+class ExactOwnership(Ownership):
+    """One ownership of such a partition."""
+
+    __slots__ = ()
+
+    def returned(self, run: Run, *, failed: bool) -> None:
+        """User code has returned, but the run is not over. Where messages wait for its mark, that is made now."""
+        if not self.marks.sends.held:
+            return
+        self._drop_what_comes_again(run, failed)
+        goes_on = not failed and run.redirect is None and run.in_hand is None
+        if goes_on and not run.hook and not self.options.manual_offsets:
+            self.marks.mark(next_offset_after(run.records[-1].offset))
+
+    def _drop_what_comes_again(self, run: Run, failed: bool) -> None:
+        left = run.in_hand is not None and run.redirect is None
+        if failed or left:  # a failed batch is repeated from the last mark on; of all others what was before them stays
+            self.marks.drop(of_run=not failed or bool(run.hook) or run.redirect is not None)
+
+    def hold_letter(self, run: Run, letter: Addressed, future: object, offset: int) -> Held | None:
+        """The message at ``offset`` is given up, and ``letter`` leaves with the mark that passes it. None: not all
+        before it is marked, which may take long, so the dead letter has to leave at once."""
+        begin, last = run.begin_of(offset), run.error is not None  # then no user code will mark anything after it
+        if (last or self.options.manual_offsets) and begin > self.marks.retry_position:
+            return None
+        self.marks.failure = None if last else self.marks.failure
+        held = self.marks.sends.hold(self.marks.last, (begin, next_offset_after(offset)))
+        held.messages, held.futures = [letter], [(future, 0, 1)]
+        self.mark_alone(run, offset)
+        return held
+
+    def refused(self, held: Held, error: ProduceError, now: float) -> None:
+        """``held`` was refused: the run fails; where that is over, its messages come again all the same."""
+        self.marks.refused_with(held, error)
+        if self.run is None and self.marks.failure is not None:
+            self.marks.failure = None
+            self.retries.back_off(now)
+            self._come_again()

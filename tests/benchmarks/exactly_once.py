@@ -1,0 +1,93 @@
+"""What ``exactly_once`` costs beside ``ctx.produce`` alone, in one run.
+
+    python tests/benchmarks/exactly_once.py
+    python tests/benchmarks/exactly_once.py --partitions 4 --concurrency 4 --broker localhost:9092
+
+A handler sends one message of 100 bytes for each that it reads. Each figure is the best of three, taken in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support.kafka_server import JavaKafka
+from support.observer import Observer
+
+from karafka_lite import App, Batch, Context
+
+SIZES = {500: 60_000, 10: 4_000, 1: 600}  # messages in a batch -> in all
+ROUNDS = 3
+
+
+class Row(NamedTuple):
+    """Messages per second."""
+
+    batch: int
+    plain: float
+    exactly_once: float
+
+    def __str__(self) -> str:
+        ratio = self.exactly_once / self.plain
+        return f"{self.batch:>7} {self.plain:>12,.0f}/s {self.exactly_once:>14,.0f}/s {ratio:>8.2f}"
+
+
+def forward(
+    kafka: Observer, batch: int, messages: int, *, exactly_once: bool, partitions: int, concurrency: int
+) -> float:
+    """Messages per second, from the first batch to the end of the app: by then all is committed."""
+    topic, out, each = kafka.topic(partitions), kafka.topic(partitions), messages // partitions
+    for partition in range(partitions):
+        kafka.produce(topic, [b"x" * 100] * each, partition)
+    app = App(kafka.group(), bootstrap_servers=kafka.bootstrap_servers, concurrency=concurrency)
+    began, done, counted, lock = list[float](), threading.Event(), [0], threading.Lock()
+
+    @app.topic(topic, max_messages=batch, exactly_once=exactly_once)
+    def send(batch: Batch, ctx: Context) -> None:
+        began.append(time.perf_counter())
+        for message in batch:
+            ctx.produce(out, message.value)
+        with lock:
+            counted[0] += len(batch)
+            if counted[0] == each * partitions:
+                done.set()
+
+    with app:
+        assert done.wait(300), f"{counted[0]} of {messages} messages in 300 s"
+    return each * partitions / (time.perf_counter() - began[0])
+
+
+def measure(kafka: Observer, sizes: dict[int, int], rounds: int = ROUNDS, **how: Any) -> list[Row]:
+    rows = []
+    for batch, messages in sizes.items():
+        taken: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(rounds):
+            for exactly_once, speeds in taken.items():
+                speeds.append(forward(kafka, batch, messages, exactly_once=exactly_once, **how))
+        rows.append(Row(batch, max(taken[False]), max(taken[True])))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--partitions", type=int, default=1)
+    parser.add_argument("--concurrency", type=int, default=1)
+    parser.add_argument("--broker", help="HOST:PORT; else one is started")
+    options = parser.parse_args()
+    with JavaKafka() if options.broker is None else nullcontext() as server:
+        kafka = Observer(options.broker or server.bootstrap_servers)  # type: ignore[union-attr]
+        print(f"{'batch':>7} {'ctx.produce':>14} {'exactly_once':>16} {'ratio':>8}")
+        for row in measure(kafka, SIZES, partitions=options.partitions, concurrency=options.concurrency):
+            print(row, flush=True)
+        kafka.forget_clients()
+
+
+if __name__ == "__main__":
+    main()
