@@ -47,6 +47,8 @@ class AsyncContext(Context):
             if not await ctx.mark_as_consumed(message, sync=True):
                 return
         """
+        if sync:
+            self._check_sync()
         ours = super().mark_as_consumed(message)
         return Pending(self._committed(ours, timeout_ms), "ctx.mark_as_consumed(…, sync=True)") if sync else ours
 
@@ -60,6 +62,7 @@ class AsyncContext(Context):
         """As ``Context.commit_offsets``; with ``sync=True`` the result is awaited."""
         if not sync:
             return super().commit_offsets()
+        self._check_sync()
         ours = self._shell.owns(self._ownership)
         return Pending(self._committed(ours, timeout_ms), "ctx.commit_offsets(sync=True)")
 

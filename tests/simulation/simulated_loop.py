@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from greenlet import GreenletExit
 from steps import Signal
 
 from karafka_lite import forks
@@ -81,6 +83,14 @@ class SimulatedTask:
         return False  # it is not asked of those that have begun
 
     def _run(self) -> None:
+        try:
+            self._steps()
+        except GreenletExit:  # the world is over
+            with suppress(BaseException):
+                self._coroutine.close()
+            raise
+
+    def _steps(self) -> None:
         world, step = self._world, self._coroutine.send
         try:
             step(None)
@@ -107,7 +117,7 @@ def as_coroutine(world: World, function: Callable[..., object]) -> Callable[...,
     """User code that awaits before and after what it does; now and then it does not care for a cancellation."""
 
     async def call(*arguments: Any) -> None:
-        o, swallows = world.ledger[arguments[-1]._ownership], world.rng.random() < 0.3
+        o, swallows = world.ledger.of(arguments[-1]._run), world.rng.random() < 0.3
         try:
             for act in (None, function):
                 if act is not None:
