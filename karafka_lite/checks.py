@@ -63,7 +63,7 @@ def dead_letter_mistakes(
         yield from topic_mistakes((dead_letter,))
 
 
-def order_mistakes(order: object, manual_offsets: bool, exactly_once: bool = False) -> Iterator[str]:
+def order_mistakes(order: object, manual_offsets: bool) -> Iterator[str]:
     if order not in ORDERS:
         close = get_close_matches(order, ORDERS, 1, 0.4) if isinstance(order, str) else ()
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -73,8 +73,6 @@ def order_mistakes(order: object, manual_offsets: bool, exactly_once: bool = Fal
             "order='key' cannot have manual_offsets=True: what one part of a batch holds back would hold up all "
             "others; leave manual_offsets out, or use order='partition'"
         )
-    elif order == "key" and exactly_once:
-        yield "order='key' cannot have exactly_once=True yet: choose one of the two for this topic"
 
 
 def isolation_mistakes(settings: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
@@ -28,6 +28,27 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
         return result
     coroutine.close()
     raise RuntimeError("this waits for an event loop, and there is none: call it in an async handler")
+
+
+class Rest:
+    """``await Rest(keep)``: a coroutine of ours waits, and its thread goes on. ``keep`` gets it, and has it go on."""
+
+    __slots__ = ("keep",)
+
+    def __init__(self, keep: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
+        self.keep = keep
+
+    def __await__(self) -> Generator[Rest, None, None]:
+        yield self
+
+
+def go_on(coroutine: Coroutine[Any, Any, object]) -> Rest | None:
+    """Run one of our coroutines on this thread, to its end or to a rest, which is returned."""
+    try:
+        rest: Rest = coroutine.send(None)
+    except StopIteration:
+        return None
+    return rest
 
 
 class Host(Protocol):

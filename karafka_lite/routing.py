@@ -231,7 +231,8 @@ class Router:
                 go anywhere. ``ctx.state`` is one dict, which all parts use at once. What is committed never passes a
                 message that is not done. If a part raises, the others end, then what is not done comes again.
             exactly_once: commit what the handler sends and the offset of what it was made from together, or neither
-                (``ctx.produce`` says how). **Who reads what is sent has to read with** ``read_committed``.
+                (``ctx.produce`` says how). **Who reads what is sent has to read with** ``read_committed``. With
+                ``order="key"`` a batch is one unit: where a part raises, all of them come again.
 
         An ``async def`` handler gets an ``AsyncContext`` and runs on an event loop: the caller's in ``await
         app.serve()`` and ``async with app:``, else one in a thread of ours. All else is the same for it.
@@ -241,7 +242,7 @@ class Router:
         Raises:
             ConfigurationError: a topic name or an option is invalid, the group already has one of the topics, or the
                 handler does not accept ``(batch, ctx)`` or is a generator, or the deserializer does not accept one
-                argument, or is no plain function; ``order="key"`` with what it excludes.
+                argument, or is no plain function; ``order="key"`` with ``manual_offsets``.
         """
         decode = as_deserializer(deserializer)
         refuse(
@@ -257,7 +258,7 @@ class Router:
         if concurrency is not None:
             refuse(*int_mistakes("concurrency", concurrency))
         refuse(*dead_letter_mistakes(dead_letter, max_retries, no_retry, topics))
-        refuse(*checks.order_mistakes(order, manual_offsets, exactly_once))
+        refuse(*checks.order_mistakes(order, manual_offsets))
         backoff = Backoff(backoff_ms, backoff_max_ms)
         budget = None if dead_letter is None else 1 + (DEFAULT_MAX_RETRIES if max_retries is None else max_retries)
         pointless = NO_RETRY if no_retry is None else no_retry if isinstance(no_retry, tuple) else (no_retry,)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +29,7 @@ from karafka_lite.core.group import Group
 from karafka_lite.core.marks import Marks
 from karafka_lite.core.options import SeekTarget
 from karafka_lite.core.ownership import Leftovers, Ownership, Run, State
+from karafka_lite.coroutines import Rest
 from karafka_lite.ending import ExitRequest
 from karafka_lite.errors import CommitError, Exit, KarafkaLiteError, ProduceError
 from karafka_lite.lifespan import Lifespan
@@ -103,6 +104,8 @@ class Member:
         self.exactly_once = {topic for topic, route in routes.items() if route.options.exactly_once}
         self._sendings = {topic: self._new_sending(topic) for topic in routes}
         self._transactions, self._client = shared.make_transactions(group_id), shared.make_client(self)
+        # Runs that wait for a commit, until when, and as what they go on.
+        self._resting: dict[Ownership, tuple[float, Coroutine[Any, Any, Any]]] = {}
         self._connected = self._closed = self.begun = self.positions_wanted = self._handing_over = False
         self._look_for_topics_at = self._wind_down_until = 0.0
         # ``due``: by thread, when its next step begins. ``_at_stop``: what was ours when the stop began.
@@ -161,6 +164,8 @@ class Member:
         if self.group.poll_wanted:
             self.group.poll_wanted = False
             self._client.wake()
+        if self._resting:
+            self._wake_resting()
         while self.group.untold:
             self._news.call_ended(*self.group.untold.popitem())
         for ownership in self.group.take_ready():
@@ -327,7 +332,8 @@ class Member:
                     self.group.end(left, failed=True, now=now)
             raise
         finally:
-            inside.pop(place, None)
+            if inside.get(place) is run:  # else it has rested, and its thread is another call's
+                inside.pop(place, None)
 
     async def _run(self, run: Run, place: Place) -> None:
         route = self._routes[run.ownership.tp[0]]
@@ -356,6 +362,27 @@ class Member:
             await side.wait(self.lock, seconds, to_the_end)
         else:
             self._changed.wait(seconds)
+
+    async def rest(self, ownership: Ownership, deadline: float) -> None:
+        """Wait until what ``ownership`` has released is committed, or it is time to look again; no thread waits."""
+        if self._routes[ownership.tp[0]].is_async:
+            with self.lock:
+                if ownership.marks.released:
+                    await self.wait(ownership, min(LOOK_AGAIN_S, deadline - self._now()), to_the_end=True)
+        else:
+            await Rest(partial(self._keep, ownership, deadline))
+
+    def _keep(self, ownership: Ownership, deadline: float, coroutine: Coroutine[Any, Any, Any]) -> None:
+        with self.locked():  # where it is committed meanwhile, it goes on at once
+            self._resting[ownership] = deadline, coroutine
+
+    def _wake_resting(self) -> None:
+        for ownership, (deadline, coroutine) in list(self._resting.items()):
+            if not ownership.marks.released or self._now() >= deadline:
+                del self._resting[ownership]
+                workers = self._workers[ownership.tp[0]]
+                assert isinstance(workers, Workers), "coroutines of user code wait on their loop"
+                workers.put(self, coroutine)
 
     async def _send_dead_letter(self, run: Run, route: Route, context: Context) -> None:
         """Give the culprit of ``run`` up once its dead letter is acknowledged; else the run has failed."""

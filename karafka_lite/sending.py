@@ -37,6 +37,7 @@ class Host(Protocol):
 
     def locked(self) -> AbstractContextManager[float]: ...
     async def wait(self, ownership: Ownership, seconds: float, *, to_the_end: bool = False) -> None: ...
+    async def rest(self, ownership: Ownership, deadline: float) -> None: ...
     def _now(self) -> float: ...
     def _dispatch(self) -> None: ...
 
@@ -106,10 +107,7 @@ class Sending:
 
     async def ended(self, run: Run, *, failed: bool) -> BaseException | None:  # noqa: ARG002 - what was sent has left
         """User code has returned; ``failed``: it raised. As ``await_answers``."""
-        marks = run.marks
-        with self._host.lock:
-            failure, waits = marks.failure, marks.in_flight
-        return await self.await_answers(run) if waits else failure
+        return await self.await_answers(run)
 
     async def await_answers(self, run: Run) -> BaseException | None:
         """Wait until everything that was sent is acknowledged or has failed. Returns the first failure."""
@@ -139,42 +137,43 @@ class Holding(Sending):
     def send(self, run: Run, message: Addressed) -> Sent:
         """As ``context.Shell``."""
         self._checks.check_outgoing(message)
-        return self._hold(run, [message], _Waiting[Receipt](run))
+        ownership = run.ownership
+        with self._host.lock:  # as ``_hold``: a call less for each message
+            if run.over or run.marks.failure is not None:
+                self._check(run, after_failure=False)
+            held = _over(ownership) if ownership.marks.closed else ownership.marks.hold()
+            held.messages.append(message)
+            return Waiting(run, held, len(held.messages) - 1)
 
     def send_many(self, run: Run, messages: Sequence[Addressed]) -> Future[list[tuple[int, int]]]:
         """As ``context.Shell``."""
         self._checks.check_many(messages)
-        return self._hold(run, messages, _Waiting[list[Receipt]](run, many=True))
+        return Waiting[list[Receipt]](run, *self._hold(run, messages))
 
-    def _hold(self, run: Run, messages: Sequence[Addressed], future: _Waiting[R]) -> Future[R]:
+    def _hold(self, run: Run, messages: Sequence[Addressed]) -> tuple[Held, int, int]:
+        ownership = run.ownership
         with self._host.lock:
             self._check(run, after_failure=False)
-            if not run.ownership.over:
-                held = run.ownership.marks.hold()
-                begin, end = len(held.messages), len(held.messages) + len(messages)
-                held.messages += messages
-                held.futures.append((future, begin, end))
-                return future
-        future.answer(ProduceError(OVER))
-        return future
+            if ownership.over:
+                return _over(ownership), 0, 0
+            held = ownership.marks.hold()
+            begin = len(held.messages)
+            held.messages += messages
+            return held, begin, begin + len(messages)
 
     def dead_letter(self, run: Run, message: Addressed, offset: int) -> Sent:
         """It leaves with the mark that passes the message at ``offset``; at once, where that may take long."""
-        future = _Waiting[Receipt](run)
         with self._host.lock:
             self._check(run, after_failure=False)
-            if run.ownership.over:
-                future.answer(ProduceError(OVER))
-                return future
-            if _exact(run).hold_letter(run, message, future, offset) is not None:
-                return future
-        return super().dead_letter(run, message, offset)
+            over = run.ownership.over
+            held = _over(run.ownership) if over else _exact(run).hold_letter(run, message, offset)
+        return super().dead_letter(run, message, offset) if held is None else Waiting[Receipt](run, held, 0)
 
     async def last_letter(self, run: Run, letter: Addressed) -> Sent:
         """It leaves with the mark that passes it, if that can be made now; else at once, and by itself."""
-        future, ownership = _Waiting[Receipt](run), run.ownership
+        ownership = run.ownership
         with self._host.locked() as now:
-            held = None if ownership.over else _exact(run).hold_letter(run, letter, future, run.culprit or 0)
+            held = None if ownership.over else _exact(run).hold_letter(run, letter, run.culprit or 0)
             if held is not None:
                 self._host.group.claim(ownership, now)
         if held is None:
@@ -183,12 +182,12 @@ class Holding(Sending):
         with self._host.lock:
             answer = held.answer or ProduceError(f"{run}: its dead letter waits for a commit, and leaves later")
         answered: Sent = Future()
-        _pass_on(answered, answer, many=False)
+        _resolve(answered, answer if isinstance(answer, ProduceError) else answer[0])
         return answered
 
     async def ended(self, run: Run, *, failed: bool) -> BaseException | None:
         """As ``Sending``; and until what the marks of ``run`` have released is committed, for ``drain_timeout_ms``."""
-        if run.ownership.marks.sends.held:
+        if run.is_part or run.ownership.marks.sends.held:
             with self._host.locked() as now:
                 _exact(run).returned(run, failed=failed)
                 self._host.group.claim(run.ownership, now)
@@ -201,7 +200,7 @@ class Holding(Sending):
             with host.locked() as now:  # which sees whether the partition is still ours
                 if not run.ownership.marks.released or now >= deadline:
                     return
-                await host.wait(run.ownership, min(LOOK_AGAIN_S, deadline - now), to_the_end=True)
+            await host.rest(run.ownership, deadline)
 
 
 def _exact(run: Run) -> ExactOwnership:
@@ -209,16 +208,24 @@ def _exact(run: Run) -> ExactOwnership:
     return run.ownership
 
 
+def _over(ownership: Ownership) -> Held:
+    """Messages that never leave."""
+    return Held(ownership.marks.last, answer=ProduceError(OVER))
+
+
 LAZY = frozenset(vars(Future()))
 _looking = threading.RLock()  # between who looks at a future, and its answer
 
 
-class _Waiting(Future[R]):
-    """Of what leaves with a mark of ``run``, and so has no answer as long as that waits for this one."""
+class Waiting(Future[R]):
+    """Of what leaves with a mark of ``run``, and so has no answer as long as that waits for this one.
 
-    def __init__(self, run: Run, *, many: bool = False) -> None:
-        self._run, self._many = run, many  # the rest is made when somebody looks
-        self._answer: Sequence[Receipt] | ProduceError | None = None
+    It is about the messages of ``held`` from ``begin`` up to before ``end``; None: about that one.
+    """
+
+    def __init__(self, run: Run, held: Held, begin: int, end: int | None = None) -> None:
+        self._run, self._held = run, held  # the rest is made when somebody looks
+        self._begin, self._end = begin, end
 
     def __getattr__(self, name: str) -> Any:
         if name not in LAZY:
@@ -227,10 +234,19 @@ class _Waiting(Future[R]):
             if name not in self.__dict__:
                 made: Future[Any] = Future()
                 made.set_running_or_notify_cancel()  # what is sent cannot be cancelled
-                if self._answer is not None:
-                    _pass_on(made, self._answer, self._many)
+                if self._held.answer is None:
+                    self._held.watchers.append(self)
+                else:
+                    _resolve(made, self._answer)
                 self.__dict__.update(vars(made))  # at once: another thread finds all of it, or comes here
         return self.__dict__[name]
+
+    @property
+    def _answer(self) -> Any:
+        answer = self._held.answer
+        if answer is None or isinstance(answer, ProduceError):
+            return answer
+        return answer[self._begin] if self._end is None else list(answer[self._begin : self._end])
 
     def result(self, timeout: float | None = None) -> R:
         self.check_wait()
@@ -242,29 +258,27 @@ class _Waiting(Future[R]):
 
     def check_wait(self) -> None:
         """Raises RuntimeError: who waits would wait for ever."""
-        if self._answer is None and not self._run.over:
+        if self._held.answer is None and not self._run.over:
             raise RuntimeError(
                 f"{self._run}: with exactly_once a message leaves with the next mark, and has no answer before: mark "
                 f"with ctx.mark_as_consumed(message, sync=True) first, or look at the future in a callback"
             )
 
-    def answer(self, answer: Sequence[Receipt] | ProduceError) -> None:
-        """Not to be called under a lock: somebody may look who has callbacks."""
-        with _looking:
-            self._answer, looked_at = answer, "_condition" in self.__dict__
-        if looked_at:
-            _pass_on(self, answer, self._many)
+    def look(self) -> None:
+        """There is an answer."""
+        _resolve(self, self._answer)
 
 
 def resolve(held: Held) -> None:
     """Pass the answer on. Not to be called under the lock: futures have callbacks of user code."""
-    answer = held.answer or ()
-    for future, begin, end in held.futures:
-        future.answer(answer if isinstance(answer, ProduceError) else answer[begin:end])
+    with _looking:
+        watchers, held.watchers = held.watchers, []
+    for watcher in watchers:
+        watcher.look()
 
 
-def _pass_on(future: Future[Any], answer: Sequence[Receipt] | ProduceError, many: bool) -> None:
+def _resolve(future: Future[Any], answer: Any) -> None:
     if isinstance(answer, ProduceError):
         future.set_exception(answer)
     else:
-        future.set_result(list(answer) if many else answer[0])
+        future.set_result(answer)

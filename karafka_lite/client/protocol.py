@@ -115,7 +115,7 @@ class Transactions(Protocol):
     """Where offsets of one group are committed together with messages; the committer's. ``check``: the poller's."""
 
     def check(self) -> None:
-        """Reach a broker. Raises AccessError: a right is missing; ConfigurationError, BrokerUnavailableError."""
+        """Reach a broker. Raises AccessError: a right is missing; ConfigurationError."""
 
     def commit(self, client: Client, commits: Collection[Commit], generation: int) -> Ended:
         """Send what is in ``commits`` and commit it, in one transaction, if the group is still in ``generation``."""

@@ -32,13 +32,14 @@ Threads: ``check`` and ``close`` are the poller's, ``commit`` the committer's. A
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
 
 import kafka.errors
 from kafka import KafkaProducer
@@ -61,10 +62,13 @@ if TYPE_CHECKING:
 
     from karafka_lite.client import protocol
 
+log = logging.getLogger("karafka_lite")
+
 OPEN_MS = 10_000  # how long a transaction may be open; the brokers abort it then, or up to 10 s later
 END_S = 10.0  # how long the answer to EndTxn may take
 TOPIC_MS = 5_000  # how long a topic that is not known may take to appear: all transactions of the group wait
 RETRY_MS = 5  # its thread rests so long between two requests of a transaction of which the first came too early
+SMALL = 1000  # bytes of a message of any size that is allowed
 CLOSE_S = 5.0
 LEAST_VERSION = (2, 5)
 OWN: dict[str, Any] = {
@@ -104,17 +108,18 @@ class Transactions:
     def check(self) -> None:
         """Reach a broker.
 
+        Where none answers, the first commit tries again.
+
         Raises:
             AccessError: no transactional id that begins with the group's may be used.
             ConfigurationError: the brokers are older than 2.5.
-            BrokerUnavailableError: none answered.
         """
         try:
             self._connect()
         except (AccessError, ConfigurationError):
             raise
-        except KarafkaLiteError:
-            pass  # the first commit tries again
+        except Exception as error:  # noqa: BLE001 - brokers that do not answer now: the first commit tries again
+            log.debug("group's transactions: %s", describe(error))
 
     def commit(self, client: protocol.Client, commits: Collection[Commit], generation: int) -> Ended:
         """Send the messages of ``commits`` and commit, if the group is still in ``generation``; one attempt."""
@@ -207,6 +212,7 @@ class Writer:
         self._settled = threading.Event()  # the first bad answer has come, or the last good one
         self._unanswered: set[Batch] = set()
         self._blamed: Blamed | None = None
+        self._any: dict[str, Partition] = {}  # by topic: where messages without a key go in this transaction
 
     def connect(self) -> None:
         """Reach a broker, and have the brokers end what an earlier producer of this id has left open."""
@@ -239,6 +245,7 @@ class Writer:
             UndecidedError: it is committed, or not.
             Exception: it is not committed.
         """
+        self._any = {}
         ready = [self._made_ready(held, message) for held in sends for message in held.messages]
         deadline = time.monotonic() + OPEN_MS / 1000
         self._manager.begin_transaction()
@@ -259,9 +266,11 @@ class Writer:
                 raise UndecidedError("the end of a transaction has no answer")
         except kafka.errors.KafkaError as error:
             raise UndecidedError(f"the end of a transaction has failed ({describe(error)})") from error
-        receipts: dict[Held, list[Receipt]] = {}
-        for (held, *_), (batch, index) in zip(ready, places, strict=True):
-            receipts.setdefault(held, []).append(cast("Receipt", batch.answer_to(index)))
+        receipts, begin = dict[Held, Sequence[Receipt]](), 0
+        for held in sends:
+            end = begin + len(held.messages)
+            receipts[held] = Receipts(places[begin:end])
+            begin = end
         return receipts
 
     def _await(self, wait: Any, deadline: float) -> None:
@@ -285,7 +294,10 @@ class Writer:
 
     def _made_ready(self, held: Held, message: Addressed) -> Ready:
         topic, value, key, headers, number, timestamp_ms = message
-        size, asked_at = size_of(key, value, headers), time.monotonic()
+        size = size_of(key, value, headers)
+        if key is None and number is None and timestamp_ms is None and size <= SMALL and topic in self._any:
+            return held, self._any[topic], (time.time_ns() // 1_000_000, key, value, headers), size
+        partition, asked_at = None, time.monotonic()
         try:
             if size > self._settings["max_request_size"]:
                 raise kafka.errors.MessageSizeTooLargeError()
@@ -298,6 +310,8 @@ class Writer:
             raise RefusedError(held, _refusal(topic, size, error)) from error
         if partition is None:
             raise RefusedError(held, ProduceError(f"topic {topic} has no partition {number}"))
+        if key is None and number is None:
+            partition = self._any.setdefault(topic, partition)
         time_ms = time.time_ns() // 1_000_000 if timestamp_ms is None else timestamp_ms
         return held, partition, (time_ms, key, value, headers), size
 
@@ -362,6 +376,26 @@ class Writer:
             self._accumulator.hand_over()
 
     def check(self) -> None: ...
+
+
+class Receipts(Sequence[Receipt]):
+    """Where messages are, looked up when somebody asks: mostly nobody does."""
+
+    def __init__(self, places: Sequence[tuple[Batch, int]]) -> None:
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Receipt: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Receipt]: ...
+    def __getitem__(self, index: int | slice) -> Receipt | Sequence[Receipt]:
+        if isinstance(index, slice):
+            return Receipts(self._places[index])
+        batch, number = self._places[index]
+        return cast("Receipt", batch.answer_to(number))
 
 
 class Owned:

@@ -32,17 +32,23 @@ class ExactOwnership(Ownership):
         if failed or left:  # a failed batch is repeated from the last mark on; of all others what was before them stays
             self.marks.drop(of_run=not failed or bool(run.hook) or run.redirect is not None)
 
-    def hold_letter(self, run: Run, letter: Addressed, future: object, offset: int) -> Held | None:
+    def hold_letter(self, run: Run, letter: Addressed, offset: int) -> Held | None:
         """The message at ``offset`` is given up, and ``letter`` leaves with the mark that passes it. None: not all
         before it is marked, which may take long, so the dead letter has to leave at once."""
-        begin, last = run.begin_of(offset), run.error is not None  # then no user code will mark anything after it
+        begin, last = (
+            self._begin_of(run, offset),
+            run.error is not None,
+        )  # then no user code will mark anything after it
         if (last or self.options.manual_offsets) and begin > self.marks.retry_position:
             return None
         self.marks.failure = None if last else self.marks.failure
         held = self.marks.sends.hold(self.marks.last, (begin, next_offset_after(offset)))
-        held.messages, held.futures = [letter], [(future, 0, 1)]
+        held.messages.append(letter)
         self.mark_alone(run, offset)
         return held
+
+    def _begin_of(self, run: Run, offset: int) -> int:
+        return run.begin_of(offset)
 
     def refused(self, held: Held, error: ProduceError, now: float) -> None:
         """``held`` was refused: the run fails; where that is over, its messages come again all the same."""

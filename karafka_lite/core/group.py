@@ -23,11 +23,11 @@ from karafka_lite.core.commits import Commits
 from karafka_lite.core.intake import BufferLimits
 from karafka_lite.core.options import Options, SeekTarget
 from karafka_lite.core.ownership import Ownership, Run, State
-from karafka_lite.core.parts import owner
 from karafka_lite.core.sends import Held, Send
 from karafka_lite.core.starts import Note, NowhereError, Place, Start, Stray, begin, note_of, nowhere
 from karafka_lite.core.strays import go_on, is_void
 from karafka_lite.core.timers import NEVER, Timers
+from karafka_lite.core.units import owner
 from karafka_lite.messages import Record, TopicPartition, where
 
 BUFFER_LIMITS = BufferLimits(messages=100_000, size_bytes=64 << 20)  # shared by the queues of all partitions

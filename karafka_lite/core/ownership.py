@@ -324,7 +324,7 @@ class Ownership:
 
     def gives_up(self, run: Run) -> bool:
         """The handler has failed: count the try. True: the culprit of ``run`` is known, and has no tries left."""
-        if run.hook or run.excused or isinstance(run.error, CRITICAL) or self.options.budget is None:
+        if not self._counts(run):
             return False
         culprit, marked = run.culprit, run.marks.retry_position
         tried = [record.offset for record in run.records] if culprit is None else [culprit]
@@ -333,6 +333,9 @@ class Ownership:
         if culprit is None or culprit < marked or self.over or (self.run is not None and self.run.redirect is not None):
             return False
         return run.pointless or self.retries.is_exhausted(culprit)
+
+    def _counts(self, run: Run) -> bool:
+        return not (run.hook or run.excused or isinstance(run.error, CRITICAL) or self.options.budget is None)
 
     def give_up(self, run: Run) -> Sequence[Run]:
         """The culprit of ``run`` is given up: go on without it. What is unmarked comes again. Returns as ``end``."""

@@ -17,8 +17,7 @@ concerns its own marks only.
 The batch has failed when a part has raised: the others run to their end, then comes one back-off, and after it the
 messages that are not done.
 
-Where a batch is one unit, as in a transaction, its parts have ``Ownership.marks`` in the place of ``PartMarks``, and
-nothing is done before all have returned: ``KeyOwnership._part`` is the one place that chooses.
+Where a batch is one unit, as in a transaction, nothing is done before all parts have returned: see ``core.units``.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from karafka_lite.core.exact import ExactOwnership
 from karafka_lite.core.marks import Marks
 from karafka_lite.core.options import Options
 from karafka_lite.core.ownership import Ownership, Run, State
@@ -79,8 +77,8 @@ class PartMarks(Marks):
     __slots__ = "_offsets", "_spans", "_told", "_whole", "over"
 
     def __init__(self, whole: Marks, spans: Sequence[Span], offsets: Sequence[int]) -> None:
-        super().__init__()
         self._whole = whole
+        super().__init__()
         self._spans = spans
         self._offsets = offsets  # of the messages that end the spans
         self._told = 0  # how many of them
@@ -191,8 +189,11 @@ class KeyOwnership(Ownership):
             batch.began,
             batch.chunk._replace(records=records),
             begin_offset=offsets[0],
-            ledger=PartMarks(self.marks, spans, offsets),
+            ledger=self._ledger(spans, offsets),
         )
+
+    def _ledger(self, spans: Sequence[Span], offsets: Sequence[int]) -> PartMarks:
+        return PartMarks(self.marks, spans, offsets)
 
     def end(self, run: Run, *, failed: bool, now: float) -> Sequence[Run]:
         """A hook or a part is over. What is to be told of: of parts that have failed, with the last of their batch."""
@@ -274,9 +275,3 @@ class KeyOwnership(Ownership):
 def _tells(part: Part) -> tuple[bool, int]:
     """The last of all tells of the batch: one that stops the app, else the first one of the partition."""
     return isinstance(part.error, CRITICAL), -part.records[0].offset
-
-
-def owner(tp: TopicPartition, options: Options, predecessor: Ownership | None) -> Ownership:
-    """A new ownership, as ``options`` want it."""
-    kind = KeyOwnership if options.parts else ExactOwnership if options.exactly_once else Ownership
-    return kind(tp, options, predecessor)

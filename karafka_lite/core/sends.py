@@ -58,14 +58,13 @@ class Send:
 class Held:
     """Messages that wait, sent by one run one after another, without a mark in between.
 
-    ``futures``: whose messages are from where to where; of no matter here. ``letter``: it is a dead letter, and the
-    offsets in this range count as given up because of it. ``answer``: where they are, or why they never left; None:
-    that is open.
+    ``watchers``: who is told of the answer; of no matter here. ``letter``: it is a dead letter, and the offsets in this
+    range count as given up because of it. ``answer``: where they are, or why they never left; None: that is open.
     """
 
     mark: Mark
     messages: list[Addressed] = field(default_factory=list)
-    futures: list[tuple[Any, int, int]] = field(default_factory=list)
+    watchers: list[Any] = field(default_factory=list)
     number: int = 0
     era: int = 0
     letter: tuple[int, int] | None = None

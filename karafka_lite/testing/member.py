@@ -145,6 +145,10 @@ class TestMember(Member):
             self._calls.append(run)
         await super()._run(run, place)
 
+    async def rest(self, ownership: Ownership, deadline: float) -> None:
+        with self.lock:
+            await self.wait(ownership, deadline - self._now())
+
     def _call_of(self, event: CallEnded) -> Run:
         if event.hook is not None:
             (run,) = self._jobs.inside.values()

@@ -141,7 +141,7 @@ CORE = {
         "workers.py",
     ),
 }
-MAX_LINES_OF_THE_CORE = 8_800
+MAX_LINES_OF_THE_CORE = 9_000
 MAX_LINES_OF_A_FILE = 500
 MAX_LINES_OF_THE_RUNNER = 700  # all threads, all waiting and the lock, in one place: worth a long file
 

@@ -16,7 +16,7 @@ from support.observer import BreakableKafka, Observer, wait_until
 
 from karafka_lite.client import transactions
 from karafka_lite.client.offsets import Stamped
-from karafka_lite.client.transactions import Transactions
+from karafka_lite.client.transactions import Transactions, Writer
 from karafka_lite.core.answers import Commit, Committed, Refused, Undecided
 from karafka_lite.core.options import Options
 from karafka_lite.core.ownership import Ownership
@@ -67,9 +67,12 @@ def test_a_transaction_says_where_its_messages_are(kafka: Observer) -> None:
             one, two = sent(out, f"{number}a", f"{number}b", partition=0), sent(out, f"{number}c", partition=1)
             ended = of_group.commit(client, [commit(topic, 0, number + 1, one, two)], 0)
             assert isinstance(ended, Committed)
+            # The answer is there before the end is in all partitions.
+            wait_until(lambda n=number: len(kafka.records(out)) == 3 * (n + 1))
             places = [record.offset() for record in kafka.records(out) if str(number) in str(record.value())]
-            assert ended.receipts == {one: [(0, places[0]), (0, places[1])], two: [(1, places[2])]}
-            assert kafka.committed(client.group, topic) == number + 1
+            told = {held: list(receipts) for held, receipts in ended.receipts.items()}
+            assert told == {one: [(0, places[0]), (0, places[1])], two: [(1, places[2])]}
+            wait_until(lambda n=number: kafka.committed(client.group, topic) == n + 1)
 
 
 def test_offsets_of_a_transaction_that_was_aborted_are_not_committed_with_the_next_one(kafka: Observer) -> None:
@@ -81,8 +84,8 @@ def test_offsets_of_a_transaction_that_was_aborted_are_not_committed_with_the_ne
         ended = of_group.commit(client, [commit(topic, 1, 5, sent(out, "of the other"))], 0)
         assert isinstance(ended, Committed)
         assert not ended.refusals
-        assert [kafka.committed(client.group, topic, number) for number in (0, 1)] == [None, 5]
-    assert values(kafka, out) == ["of the other"]
+        wait_until(lambda: [kafka.committed(client.group, topic, number) for number in (0, 1)] == [None, 5])
+    wait_until(lambda: values(kafka, out) == ["of the other"])
 
 
 def test_without_the_cure_they_are_as_kafka_python_remembers_them(kafka: Observer) -> None:
@@ -102,7 +105,7 @@ def test_without_the_cure_they_are_as_kafka_python_remembers_them(kafka: Observe
         producer.commit_transaction()
     finally:
         producer.close()
-    assert [kafka.committed(group, topic, number) for number in (0, 1)] == [77, 5]
+    wait_until(lambda: [kafka.committed(group, topic, number) for number in (0, 1)] == [77, 5])
 
 
 def test_a_message_that_was_refused_is_named_and_what_is_sent_beside_it_is_not_written(kafka: Observer) -> None:
@@ -116,7 +119,7 @@ def test_a_message_that_was_refused_is_named_and_what_is_sent_beside_it_is_not_w
         assert (ended.held, ended.error.too_large) == (bad, True)
         again = of_group.commit(client, [commit(topic, 0, 5, sent(out, "beside"))], 0)
         assert isinstance(again, Committed)
-    assert (values(kafka, small), values(kafka, out)) == ([], ["beside"])
+    wait_until(lambda: (values(kafka, small), values(kafka, out)) == ([], ["beside"]))
     assert kafka.committed(client.group, topic, 1) is None
 
 
@@ -145,7 +148,7 @@ def test_one_that_expires_has_no_receipt_and_so_nothing_is_committed(
         assert "expired" in str(failed.refusals[topic, 0].error)
         assert (kafka.committed(client.group, topic), values(kafka, out)) == (None, [])
         assert isinstance(of_group.commit(client, [commit(topic, 0, 5, *sends)], 0), Committed)
-    assert sorted(values(kafka, out)) == ["expired", "kept"]
+    wait_until(lambda: sorted(values(kafka, out)) == ["expired", "kept"])
 
 
 @pytest.mark.parametrize("when", ["no answer", "an error"])
@@ -177,7 +180,7 @@ def test_an_end_without_a_good_answer_is_undecided_and_the_next_producer_has_the
         expected = (5, ["one"]) if when == "an error" else (None, [])
         wait_until(lambda: (kafka.committed(client.group, topic), values(kafka, out)) == expected)
         of_group.commit(client, [commit(topic, 0, 6, sent(out, "two"))], 0)
-        assert values(kafka, out) == [*expected[1], "two"], "nothing is open before it"
+        wait_until(lambda: values(kafka, out) == [*expected[1], "two"], message="nothing is open before it")
 
 
 def test_what_is_left_open_is_ended_by_the_next_producer_so_that_readers_do_not_stand_still(
@@ -219,10 +222,22 @@ def test_of_a_coordinator_that_is_killed_amid_a_commit_there_is_an_answer_in_tim
         assert time.monotonic() - began < 15
         if isinstance(ended, Undecided):
             wait_until(lambda: again(of_group, client, topic, out), timeout=30)
-    found = values(cluster, out)
-    assert found[-1:] == ["two" if isinstance(ended, Undecided) else "one"]
+    wait_until(lambda: values(cluster, out)[-1:] == ["two" if isinstance(ended, Undecided) else "one"])
 
 
 def again(of_group: Transactions, client: Client, topic: str, out: str) -> bool:
     ended = of_group.commit(client, [commit(topic, 0, 6, sent(out, "two"))], 0)
     return isinstance(ended, Committed) and not ended.refusals
+
+
+def test_a_start_without_an_answer_to_its_check_goes_on(kafka: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_answer(writer: Writer) -> None:
+        raise kafka_errors.KafkaTimeoutError("no transactional state in time")
+
+    topic, out = kafka.topic(), kafka.topic()
+    with made(kafka) as (of_group, client):
+        with monkeypatch.context() as patch:
+            patch.setattr(Writer, "connect", no_answer)
+            of_group.check()
+        assert isinstance(of_group.commit(client, [commit(topic, 0, 1, sent(out, "one"))], 0), Committed)
+    wait_until(lambda: values(kafka, out) == ["one"])

@@ -879,8 +879,3 @@ def test_a_process_hook_takes_nothing(kind: str) -> None:
     )
     assert f"@app.{kind} must decorate a function of (), got None" in refusal(lambda: getattr(app, kind)(None))
     assert not app.process_hooks
-
-
-def test_order_by_key_and_exactly_once_exclude_one_another() -> None:
-    with pytest.raises(ConfigurationError, match="order='key' cannot have exactly_once=True yet"):
-        App("g").topic("t", order="key", exactly_once=True)

@@ -16,20 +16,21 @@ def begun() -> Marks:
 
 def sent(marks: Marks, name: str) -> Held:
     held = marks.sends.hold(marks.last)
-    held.messages, held.futures = [Addressed("out", name.encode())], [(name, 0, 1)]
+    held.messages.append(Addressed("out", name.encode()))
+    held.watchers.append(name)
     return held
 
 
 def waiting(marks: Marks) -> list[str]:
-    return [held.futures[0][0] for held in marks.sends.held]
+    return [held.watchers[0] for held in marks.sends.held]
 
 
 def released(marks: Marks) -> list[str]:
-    return [held.futures[0][0] for held in marks.released]
+    return [held.watchers[0] for held in marks.released]
 
 
 def answers(marks: Marks) -> dict[str, str]:
-    return {held.futures[0][0]: str(held.answer) for held in marks.sends.settled}
+    return {held.watchers[0]: str(held.answer) for held in marks.sends.settled}
 
 
 def test_a_mark_releases_what_was_sent_before_it_and_only_that() -> None:
