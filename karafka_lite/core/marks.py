@@ -248,16 +248,22 @@ class Marks:
 
     # -- messages that are done out of order: before others that are before them
 
-    def add_done(self, begin: int, end: int) -> None:
-        """What is from ``begin`` up to before ``end`` is done, and counts as marked once all before it is."""
+    def add_done(self, *ranges: tuple[int, int]) -> None:
+        """What is in ``ranges``, each from one offset up to before another, is done; it counts as marked once all
+        before it is. It is one mark at the most, however many ranges there are.
+        """
+        for begin, end in ranges:
+            self._add_done(begin, end)
+        if self.is_done(self.retry_position):
+            self.mark(self.retry_position)
+
+    def _add_done(self, begin: int, end: int) -> None:
         ranges = self._done
         first = bisect_left(ranges, begin, key=lambda one: one[1])
         after = bisect_right(ranges, end, key=lambda one: one[0])
         if first < after:  # it touches these
             begin, end = min(begin, ranges[first][0]), max(end, ranges[after - 1][1])
         self._done = [*ranges[:first], (begin, end), *ranges[after:]]
-        if begin <= self.retry_position < end:
-            self.mark(self.retry_position)
 
     @property
     def has_done(self) -> bool:

@@ -354,7 +354,7 @@ class Ownership:
         """The message at ``offset`` of ``run`` is done: it counts as marked as soon as everything before it is."""
         marks = run.marks
         if not self.over and marks.failure is None and offset >= marks.retry_position:  # else it is marked already
-            marks.add_done(run.begin_of(offset), next_offset_after(offset))
+            marks.add_done((run.begin_of(offset), next_offset_after(offset)))
 
     def end(self, run: Run, *, failed: bool, now: float) -> Sequence[Run]:
         """The run is over. What the user wants to come next comes next; else what succeeded is marked (automatic), and

@@ -100,9 +100,9 @@ class PartMarks(Marks):
             self._tell()
         return True
 
-    def add_done(self, begin: int, end: int) -> None:
+    def add_done(self, *ranges: Span) -> None:
         """As for a partition, of this part."""
-        super().add_done(begin, end)
+        super().add_done(*ranges)
         self._tell()
 
     def answered(self, send: Send, failure: BaseException | None, count: int = 1) -> None:
@@ -118,8 +118,8 @@ class PartMarks(Marks):
         done = [*range(first, self._told)]
         for begin, end in self.done:
             done += range(max(self._told, bisect_left(offsets, begin)), bisect_left(offsets, end))
-        for index in done:
-            self._whole.add_done(*self._spans[index])
+        if done:
+            self._whole.add_done(*(self._spans[index] for index in done))
 
 
 @dataclass(eq=False)

@@ -78,10 +78,10 @@ class WatchedKeyMarks(WatchedMarks, KeyMarks):
 
     __slots__ = ()
 
-    def add_done(self, begin: int, end: int) -> None:
+    def add_done(self, *ranges: tuple[int, int]) -> None:
         book, automatic = self.book, self.book.automatic
         book.automatic = True
-        super().add_done(begin, end)
+        super().add_done(*ranges)
         book.automatic = automatic
 
 
@@ -104,9 +104,9 @@ class WatchedPartMarks(PartMarks):
             book.o.ledger.part_marked(book, offset, result, life.world.now)
         return result
 
-    def add_done(self, begin: int, end: int) -> None:
+    def add_done(self, *ranges: tuple[int, int]) -> None:
         self.within = True
-        super().add_done(begin, end)
+        super().add_done(*ranges)
         self.within = False
 
     def sending(self, count: int = 1) -> Send:

@@ -267,22 +267,39 @@ def test_acknowledged_sends_are_forgotten() -> None:
 def test_ranges_that_touch_become_one() -> None:
     marks = begun()
     for offset in (4, 2, 3, 9):
-        marks.add_done(offset, offset + 1)
+        marks.add_done((offset, offset + 1))
     assert marks._done == [(2, 5), (9, 10)]
     assert [marks.past_done(offset) for offset in (1, 2, 4, 5, 9)] == [1, 5, 5, 5, 10]
 
 
 def test_what_is_done_counts_as_marked_once_all_before_it_is() -> None:
     marks = begun()
-    marks.add_done(2, 3)
+    marks.add_done((2, 3))
     assert marks.stored is None
-    marks.add_done(0, 2)
+    marks.add_done((0, 2))
     assert (marks.stored, marks.retry_position) == (3, 3)
+
+
+def test_what_is_done_together_is_one_mark() -> None:
+    marks = begun()
+    marks.mark(5)
+    version, marks.retry_position = marks.version, 0  # as after a seek
+    marks.add_done((2, 3))
+    marks.add_done((0, 2), (3, 5))
+    assert (marks.stored, marks.version, marks.retry_position) == (5, version, 5)
+
+
+def test_where_the_position_is_done_already_anything_done_moves_it_past_that() -> None:
+    marks = begun()
+    marks.add_done((0, 4))
+    marks.retry_position = 1  # as at the begin of an automatic batch, whose first messages were given up before
+    marks.add_done((7, 8))
+    assert (marks.stored, marks.retry_position, marks._done) == (4, 4, [(0, 4), (7, 8)])
 
 
 def test_a_mark_just_before_what_was_done_goes_past_it() -> None:
     marks = begun()
-    marks.add_done(2, 3)
+    marks.add_done((2, 3))
     marks.mark(1)
     assert marks.stored == 1
     marks.mark(2)
@@ -291,8 +308,8 @@ def test_a_mark_just_before_what_was_done_goes_past_it() -> None:
 
 def test_what_cannot_come_again_is_forgotten_what_is_sought_too() -> None:
     marks = begun()
-    marks.add_done(2, 5)
-    marks.add_done(8, 10)
+    marks.add_done((2, 5))
+    marks.add_done((8, 10))
     marks.forget_done(before=3)
     assert marks._done == [(3, 5), (8, 10)]
     marks.forget_done(from_offset=9)
@@ -306,7 +323,7 @@ def test_ranges_are_what_a_set_of_offsets_would_be(steps: list[tuple[str, int, i
     marks, model = begun(), set[int]()
     for name, offset, length in steps:
         if name == "done":
-            marks.add_done(offset, offset + length)
+            marks.add_done((offset, offset + length))
             model |= set(range(offset, offset + length))
         elif name == "before":
             marks.forget_done(before=offset)

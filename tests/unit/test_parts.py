@@ -201,6 +201,21 @@ def test_a_loop_that_was_left_comes_again_from_there_and_waits_where_its_part_di
     assert [offsets_of(part) for part in scene.again()] == [[0, 2], [3]]
 
 
+@pytest.mark.parametrize("keys", ["aaa", "aba"])
+def test_what_was_committed_and_is_done_again_after_a_seek_is_not_pending_again(keys: str) -> None:
+    scene = Scene(keys)
+    for part in scene.begin_all():
+        scene.end(part)
+    marks = scene.one.marks
+    marks.acknowledged(3, marks.version)
+    scene.group.redirect(scene.one, 0, scene.now)
+    assert scene.plan() == {0: 0}
+    scene.arrive(keyed(keys))
+    for part in reversed(scene.begin_all()):
+        scene.end(part)
+    assert (marks.stored, marks.retry_position, marks.pending) == (3, 3, False)
+
+
 # -- what is sent
 
 

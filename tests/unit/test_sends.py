@@ -160,9 +160,9 @@ def test_after_marks_were_void_new_ones_release_again() -> None:
 
 def test_what_counts_as_given_up_because_of_a_letter_comes_again_when_the_letter_is_dropped() -> None:
     marks = begun()
-    marks.add_done(9, 10)
+    marks.add_done((9, 10))
     marks.sends.hold(marks.last, (3, 5))
-    marks.add_done(3, 5)
+    marks.add_done((3, 5))
     assert [marks.is_done(offset) for offset in (3, 4, 9)] == [True, True, True]
     marks.drop(of_run=False)
     assert [marks.is_done(offset) for offset in (3, 4, 9)] == [False, False, True]
