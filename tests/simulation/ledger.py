@@ -1037,8 +1037,8 @@ class Ledger(PartsLedger):
 
     def has_synced(self, o: Book) -> None:
         """A call has said to user code that its last mark is on the broker."""
-        _, seq = o.last_mark[getcurrent()]
-        require(seq not in o.void, "a sync mark never returns True for a void mark", o, seq)
+        stored, seq = o.last_mark[getcurrent()]
+        require(stored and seq not in o.void, "a sync mark never returns True for a void mark", o, seq)
         require(o.applied_seq >= seq, "a sync commit is on the broker when the call returns", o)
         self.reached["a sync commit was acknowledged"] += 1
 

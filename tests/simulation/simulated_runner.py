@@ -261,7 +261,9 @@ class SimulatedOutbox:
 
     def _leave(self, batch: SimulatedBatch) -> None:
         world, rng = self._world, self._world.rng
-        fate = "fine" if world.calm else rng.choices(["fine", "refused", "silent"], [85, 12, self._silence])[0]
+        refusing = world.settings.refusing
+        weights = [100 - refusing, refusing, self._silence]
+        fate = "fine" if world.calm else rng.choices(["fine", "refused", "silent"], weights)[0]
         delay = 0.0 if world.calm else rng.choice([0.0, 0.0, 0.01, 0.3, 6.0])
         if fate == "silent":
             self._silent.append((world.now, batch))
@@ -277,8 +279,12 @@ class SimulatedOutbox:
         batch.answer(failure)
 
     def hand_over(self) -> None:
+        """What waits leaves; answers may come meanwhile."""
         self._batch = None
-        self._world.point()
+        if self._world.rng.random() < self._world.settings.sending / 2:
+            self._world.pause(self._world.now + 0.01)
+        else:
+            self._world.point()
 
     def check(self) -> None:
         if self._silent and not self._is_blind:

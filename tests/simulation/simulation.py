@@ -188,6 +188,8 @@ class Settings(NamedTuple):
     bugs: float  # of batches: a bug of ours hits the worker
     by_key: bool = False  # topics that are not manual may be in the order of their keys
     asynchronous: bool = False  # all handlers are coroutines
+    refusing: int = 12  # in how many of a hundred sends
+    max_messages: int | None = None  # of all topics
 
     @classmethod
     def drawn(cls, rng: random.Random) -> Settings:
@@ -258,6 +260,8 @@ class World(Scheduler):
         super().__init__(rng, self.settings.interrupts, self.settings.jumps, self._nobody_sleeps_too_long)
         self.favourite = self.settings.favourite
         self.policies = draw_policies(rng)
+        if most := self.settings.max_messages:
+            self.policies = {topic: policy._replace(max_messages=most) for topic, policy in self.policies.items()}
         if self.settings.by_key:
             self.policies |= {
                 topic: policy._replace(order="key")
