@@ -30,12 +30,14 @@ class UnitMarks(PartMarks):
         return not self._whole.closed
 
     @property
-    def failure(self) -> BaseException | None:  # pyright: ignore[reportIncompatibleVariableOverride] - it is the whole's
+    def failure(self) -> BaseException | None:
         """Of a message of the batch, whichever part has sent it."""
         return self._whole.failure
 
     @failure.setter
-    def failure(self, failure: BaseException | None) -> None:
+    def failure(  # pyright: ignore[reportIncompatibleVariableOverride] - it is that of the partition
+        self, failure: BaseException | None
+    ) -> None:
         self._whole.failure = failure
 
     def _tell(self) -> None:
@@ -70,7 +72,7 @@ class UnitOwnership(KeyOwnership, ExactOwnership):
         if not good:
             self._drop_what_comes_again(batch, failed=True)
         elif self._is_good and batch.redirect is None:
-            self.marks.add_done(batch.begin_offset, next_offset_after(batch.records[-1].offset))
+            self.marks.add_done((batch.begin_offset, next_offset_after(batch.records[-1].offset)))
 
     @property
     def _is_good(self) -> bool:
