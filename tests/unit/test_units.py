@@ -68,7 +68,10 @@ class Scene(Partitions):
         if error is not None and part.ownership.gives_up(part):
             held = self.one.hold_letter(part, Addressed("dead", b"%d" % (part.culprit or 0)), part.culprit or 0)
             assert held is not None, "the message is alone"
-            self.commit()
+            self.group.claim(self.one, self.now)
+            while self.one.marks.released:  # the runner waits for it
+                self.commit()
+                self.now += 0.1
             self.group.give_up(part, now=self.now)
         else:
             self.group.end(part, failed=error is not None, now=self.now)
