@@ -16,8 +16,7 @@ from karafka_lite.core.exact import ExactOwnership
 from karafka_lite.core.options import Options
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.parts import KeyOwnership, Part, PartMarks, Span
-from karafka_lite.core.sends import Held
-from karafka_lite.messages import Addressed, TopicPartition, next_offset_after
+from karafka_lite.messages import TopicPartition, next_offset_after
 
 
 class UnitMarks(PartMarks):
@@ -98,16 +97,8 @@ class UnitOwnership(KeyOwnership, ExactOwnership):
     def _is_alone(self) -> bool:
         return self.run is None or len(self.run.records) == 1
 
-    def hold_letter(self, run: Run, letter: Addressed, offset: int) -> Held | None:
-        """By hand it leaves with the batch; else its message is alone, and it leaves with the mark of that."""
-        if run.error is not None:
-            return super().hold_letter(run, letter, offset)
-        held = self.marks.sends.hold(self.marks.last)
-        held.messages.append(letter)
-        return held
-
     def mark_alone(self, run: Run, offset: int) -> None:  # noqa: ARG002 - it counts for the batch
-        """As of any ownership, where the message is alone; else it is done with its batch."""
+        """As of any ownership, where the message is alone; else it is done with its batch, also as a dead letter."""
         if self.run is not None and self._is_alone:
             super().mark_alone(self.run, offset)
 

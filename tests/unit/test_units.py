@@ -50,8 +50,13 @@ class Scene(Partitions):
         self.group.advance(self.now)
         return self.begin_all()
 
-    def send(self, part: Run) -> None:
-        for record in part.records:
+    def send(self, part: Run, *, letter: bool = False) -> None:
+        """For each of its messages one; for the first one a dead letter, by hand."""
+        if letter:
+            name = b"%d" % part.records[0].offset
+            assert self.one.hold_letter(part, Addressed("dead", name), part.records[0].offset) is not None
+            self.one.mark_alone(part, part.records[0].offset)
+        for record in part.records[letter:]:
             held = self.one.marks.hold()
             held.messages.append(Addressed("out", b"%d" % record.offset))
 
@@ -228,7 +233,9 @@ def test_in_any_order_what_is_visible_is_what_is_below_the_committed_offset(keys
             part, state = running.pop(place)
             if state == "inside":
                 if dice.random() < 0.9:
-                    scene.send(part)
+                    scene.send(part, letter=dice.random() < 0.2)
+                    part.marks.mark(dice.choice(part.records).offset + 1)
+                    look()
                     state = "failed" if dice.random() < 0.2 else "returned"
                 else:
                     state = "failed"
