@@ -21,7 +21,7 @@ from karafka_lite.messages import Addressed
 
 if TYPE_CHECKING:
     from karafka_lite.client.protocol import Outbox
-    from karafka_lite.posts import Line, Posts
+    from karafka_lite.posts import Posts
 
 LOOK_AGAIN_S = 0.1  # how late a thread that waits sees that there will be no answer
 ANSWER_SLACK_S = 5.0  # beyond delivery_timeout_ms: then nothing waits for an answer any longer
@@ -48,14 +48,11 @@ class Sending:
     def __init__(self, host: Host, outbox: Outbox, posts: Posts | None) -> None:
         self._host, self._outbox, self._posts = host, outbox, posts
 
-    def send(self, run: Run, message: Addressed) -> Sent:
+    def send(self, run: Run, message: Addressed, *, after_failure: bool = False) -> Sent:
         """As ``context.Shell``."""
-        return self._send(run, message)
-
-    def _send(self, run: Run, message: Addressed, *, after_failure: bool = False) -> Sent:
         told = self._sending(run, 1, after_failure)
         try:
-            return self._outbox_of(run).send(message, told)
+            return (self._outbox if self._posts is None else self._posts.of(run)).send(message, told)
         except BaseException:  # it cannot be a message: nothing has left
             told(1, None)
             raise
@@ -64,19 +61,18 @@ class Sending:
         """As ``context.Shell``."""
         told = self._sending(run, len(messages))
         try:
-            return self._outbox_of(run).send_many(messages, told)
+            return (self._outbox if self._posts is None else self._posts.of(run)).send_many(messages, told)
         except BaseException:  # one of them cannot be a message: nothing has left
             told(len(messages), None)
             raise
 
-    def _outbox_of(self, run: Run) -> Outbox | Line:
-        return self._outbox if self._posts is None else self._posts.of(run)
-
     def _sending(self, run: Run, count: int, after_failure: bool = False) -> Told:
         """Marks of ``run`` wait for ``count`` more messages from now on. Returns who is told of their answers."""
+        marks = run.marks
         with self._host.lock:
-            self._check(run, after_failure)
-            send = run.marks.sending(count)
+            if run.over or marks.failure is not None:
+                self._check(run, after_failure)
+            send = marks.sending(count)
             send.told = send.told or partial(self._answered, run, send)
             return send.told
 
@@ -94,14 +90,14 @@ class Sending:
 
     def dead_letter(self, run: Run, message: Addressed, offset: int) -> Sent:
         """As ``send``; the message at ``offset`` of ``run`` counts as marked once everything before it is."""
-        future = self._send(run, message)
+        future = Sending.send(self, run, message)
         with self._host.lock:
             run.ownership.mark_alone(run, offset)
         return future
 
     async def last_letter(self, run: Run, letter: Addressed) -> Sent:
         """Send the dead letter of a run that has failed once too often. The future has its answer."""
-        sent = self._send(run, letter, after_failure=True)
+        sent = Sending.send(self, run, letter, after_failure=True)
         await self.await_answers(run)
         return sent
 
@@ -134,13 +130,13 @@ class Holding(Sending):
         super().__init__(host, outbox, posts)
         self._drain_s, self._checks = drain_s, outgoing
 
-    def send(self, run: Run, message: Addressed) -> Sent:
+    def send(self, run: Run, message: Addressed, *, after_failure: bool = False) -> Sent:
         """As ``context.Shell``."""
         self._checks.check_outgoing(message)
         ownership = run.ownership
         with self._host.lock:  # as ``_hold``: a call less for each message
             if run.over or run.marks.failure is not None:
-                self._check(run, after_failure=False)
+                self._check(run, after_failure)
             held = _over(ownership) if ownership.marks.closed else ownership.marks.hold()
             held.messages.append(message)
             return Waiting(run, held, len(held.messages) - 1)

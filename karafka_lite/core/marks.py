@@ -186,7 +186,15 @@ class Marks:
 
         It is the same ``Send`` as before, where nothing was marked since.
         """
-        return self.sends.sending(self.last, count)
+        sends = self.sends
+        send = sends.newest
+        if send is None or not self._is_at(send.mark):
+            send = sends.begin_send(self.last)
+        return sends.add(send, count)
+
+    def _is_at(self, mark: Mark) -> bool:
+        same = mark.version == self.version and mark.retry_position == self.retry_position
+        return same and mark.done is self._done
 
     def answered(self, send: Send, failure: BaseException | None, count: int = 1) -> None:
         """``count`` messages of ``send`` are acknowledged; or they have failed, and the marks made after them are void.

@@ -92,13 +92,20 @@ class Sends:
 
     # -- at once
 
-    def sending(self, mark: Mark, count: int) -> Send:
-        """``count`` messages leave. It is the same ``Send`` as before, where nothing was marked since."""
-        send = self._sends[-1] if self._sends else None
-        if send is None or not send.unanswered or not _is_same(send.mark, mark):
-            send = Send(mark)
-            self._sends.append(send)
-            self._open.add(send)
+    @property
+    def newest(self) -> Send | None:
+        """The last one, if it has messages without an answer: what is sent without a mark in between is one."""
+        return self._sends[-1] if self._sends and self._sends[-1].unanswered else None
+
+    def begin_send(self, mark: Mark) -> Send:
+        """What is sent after ``mark``."""
+        send = Send(mark)
+        self._sends.append(send)
+        self._open.add(send)
+        return send
+
+    def add(self, send: Send, count: int) -> Send:
+        """``count`` more messages of ``send`` leave."""
         send.unanswered += count
         self.in_flight += count
         return send
@@ -199,8 +206,3 @@ class Sends:
             for held in dropped:
                 held.answer = held.answer or ProduceError(why)
         return dropped
-
-
-def _is_same(one: Mark, other: Mark) -> bool:
-    same = one.version == other.version and one.retry_position == other.retry_position
-    return same and one.done is other.done
