@@ -19,8 +19,10 @@ from karafka_lite.core.answers import Commit, Committed, Ended, Refused, Undecid
 from karafka_lite.core.exact import ExactOwnership
 from karafka_lite.core.group import Group
 from karafka_lite.core.marks import Marks, Refusal
-from karafka_lite.core.ownership import Ownership
+from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.core.parts import KeyOwnership
 from karafka_lite.core.sends import Sends
+from karafka_lite.core.units import UnitOwnership
 from karafka_lite.coroutines import drive
 from karafka_lite.testing import TestClient
 
@@ -36,6 +38,7 @@ SITUATIONS = (
     "a seek",
     "a sync mark",
     "a sync mark has timed out",
+    "a unit of several parts",
 )
 
 
@@ -54,9 +57,14 @@ class Program:
         self.reached: Counter[str] = Counter()
         letters: dict[str, Any] = {"dead_letter": DEAD, "max_retries": 1} if self.dead else {}
         self.drain_ms = rng.choice([150, 2000])
-        app = self.app = App("g", auto_commit_interval_ms=rng.choice([100, 5000]), drain_timeout_ms=self.drain_ms)
+        app = self.app = App(
+            "g", concurrency=3, auto_commit_interval_ms=rng.choice([100, 5000]), drain_timeout_ms=self.drain_ms
+        )
         options = {"manual_offsets": self.manual, "max_messages": rng.choice([1, 3, 10]), **letters}
         threads = rng.random() < 0.7
+        self.by_key = not self.manual and rng.random() < 0.4
+        if self.by_key:
+            options |= {"order": "key"}
         handler = self._handle_in_a_thread if threads else self._handle
         flush = self._flush_in_a_thread if threads else self._flush
         app.topic(TOPIC, exactly_once=True, backoff_ms=100, backoff_max_ms=200, **options)(handler)
@@ -81,7 +89,7 @@ class Program:
                 self.check()
             self.calm = True
             for number in range(PARTITIONS):
-                client.send(TOPIC, self.sent[number], partition=number)
+                client.send(TOPIC, self.sent[number], key=self.rng.choice("abc"), partition=number)
                 self.sent[number] += 1
             for _ in range(60):
                 for run in client.run():
@@ -99,7 +107,7 @@ class Program:
     def _step(self, client: TestClient) -> None:
         rng, number = self.rng, self.rng.randrange(PARTITIONS)
         for _ in range(rng.randrange(4)):
-            client.send(TOPIC, self.sent[number], partition=number)
+            client.send(TOPIC, self.sent[number], key=rng.choice("abc"), partition=number)
             self.sent[number] += 1
         owned = (TOPIC, number) in self.member.group.owned
         chance = rng.random()
@@ -124,6 +132,8 @@ class Program:
 
     async def _handle(self, batch: Batch, ctx: Any) -> None:
         rng = self.rng
+        if self.by_key and len(ctx._ownership.calls) + len(ctx._ownership.waiting) > 1:
+            self.reached["a unit of several parts"] += 1
         if self.leaves_it_to_hooks:
             ctx.state.setdefault("made", []).extend(batch)
             if not self.calm and rng.random() < 0.2:
@@ -141,7 +151,7 @@ class Program:
                 ctx.dead_letter(message, "by hand")
             else:
                 self._produce(ctx, message.offset)
-            if not self.calm and rng.random() < 0.05:
+            if not self.calm and not self.by_key and rng.random() < 0.05:
                 await self._commit_amid(ctx)
             last = message
             if each and index == leaves_at:
@@ -152,7 +162,7 @@ class Program:
             raise Failed
         if last != batch.last:  # a loop over each ends early at a hand-over
             return
-        if not each and not self.calm and rng.random() < 0.1:
+        if not each and not self.calm and not self.by_key and rng.random() < 0.1:
             self.reached["a seek"] += ctx.seek(batch.last.next_offset)
             return
         if self.manual and rng.random() < (1.0 if self.calm else 0.5):
@@ -178,7 +188,7 @@ class Program:
             ctx.produce_many(OUT, [text])
 
     async def _mark(self, ctx: Any, message: Any) -> bool:
-        if self.calm or self.rng.random() < 0.8:
+        if self.calm or self.by_key or self.rng.random() < 0.8:
             return bool(ctx.mark_as_consumed(message))
         try:
             marked = ctx.mark_as_consumed(message, sync=True, timeout_ms=self.rng.choice([1, 1000]))
@@ -350,12 +360,23 @@ def what_was_given_up_stays_so(patch: Patch) -> None:
     patch.setattr(Marks, "_take_back", lambda marks, dropped: None)
 
 
+def parts_are_marked_one_by_one(patch: Patch) -> None:
+    patch.setattr(UnitOwnership, "_ledger", KeyOwnership._ledger)
+
+
+def a_unit_is_marked_although_a_part_has_failed(patch: Patch) -> None:
+    def returned(original: Any, unit: UnitOwnership, run: Run, *, failed: bool) -> None:
+        original(unit, run, failed=failed and not run.is_part)
+
+    instead(patch, UnitOwnership, "returned", returned)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         released_too_early, nothing_comes_again, nothing_is_kept, nothing_is_cleared, marked_after_the_wait,
         undecided_is_taken_for_failed, a_failure_drops_nothing, a_failure_drops_its_run_alone, void_marks_stay,
-        what_was_given_up_stays_so,
+        what_was_given_up_stays_so, parts_are_marked_one_by_one, a_unit_is_marked_although_a_part_has_failed,
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_found(wrong: Callable[[Patch], None], monkeypatch: Patch) -> None:
