@@ -41,6 +41,7 @@ class Program(NamedTuple):
     steps: list[tuple[Any, ...]]
     order: Literal["partition", "key"] = "partition"
     asynchronous: bool = False  # on Kafka; TestClient runs both
+    sends: Literal["nothing", "plain", "exactly once"] = "nothing"  # one message for each that the handler comes to
 
 
 KEYS = ["a", "b", "a", "c", None]  # of messages, again and again
@@ -66,6 +67,7 @@ PROGRAMS = st.builds(
     ),
     order=st.sampled_from(["partition", "key"]),
     asynchronous=st.booleans(),
+    sends=st.sampled_from(["nothing", "plain", "exactly once", "exactly once"]),
 )
 
 
@@ -79,18 +81,29 @@ class Told:
     def __init__(self) -> None:
         self.events: dict[int, list[object]] = defaultdict(list)
         self.dead: Counter[tuple[str, str]] = Counter()
+        self.out: Counter[str] = Counter()  # what a reader with ``read_committed`` sees
         self.committed: dict[int, int | None] = {}
 
 
-def register(program: Program, app: App, topic: str, dead: str, told: Told) -> None:
+class Topics(NamedTuple):
+    """What is read, what is sent, and the dead letters."""
+
+    read: str
+    out: str
+    dead: str
+
+
+def register(program: Program, app: App, topics: Topics, told: Told) -> None:
     """The program as user code."""
     visits: Counter[tuple[int, int]] = Counter()
     options: dict[str, Any] = {}
     if program.max_retries is not None:
-        options = {"dead_letter": dead, "max_retries": program.max_retries}
+        options = {"dead_letter": topics.dead, "max_retries": program.max_retries}
 
     if program.order == "key":
         options |= {"order": "key", "concurrency": PARTS}
+    if program.sends == "exactly once":
+        options["exactly_once"] = True
 
     async def work(batch: Batch, ctx: Context) -> None:
         if program.order == "partition":
@@ -111,6 +124,8 @@ def register(program: Program, app: App, topic: str, dead: str, told: Told) -> N
             for message in ctx.each(batch) if program.each else batch:
                 visits[ctx.partition, message.offset] += 1
                 act = program.acts.get((ctx.partition, message.offset, visits[ctx.partition, message.offset]))
+                if program.sends != "nothing":
+                    ctx.produce(topics.out, f"{message.partition}@{message.offset}".encode())
                 if program.order == "key" and act not in ACTS_OF_PARTS:
                     continue
                 if program.asynchronous:
@@ -127,7 +142,7 @@ def register(program: Program, app: App, topic: str, dead: str, told: Told) -> N
 
     handle = as_handler(program, work)
     app.topic(
-        topic, manual_offsets=is_manual(program), max_messages=program.max_messages, batch_timeout_ms=200,
+        topics.read, manual_offsets=is_manual(program), max_messages=program.max_messages, batch_timeout_ms=200,
         backoff_ms=10, backoff_max_ms=20, **options,
     )(handle)  # fmt: skip
 
@@ -172,9 +187,9 @@ async def perform(act: str, ctx: Context, batch: Batch, message: Any, say: Calla
     return act == "leave"
 
 
-def by_test_client(program: Program, topic: str, dead: str) -> Told:
-    told, app = Told(), App("group", auto_commit_interval_ms=INTERVAL_MS)
-    register(program, app, topic, dead, told)
+def by_test_client(program: Program, topics: Topics) -> Told:
+    told, app, topic = Told(), App("group", auto_commit_interval_ms=INTERVAL_MS), topics.read
+    register(program, app, topics, told)
     client = TestClient(app, partitions=PARTITIONS)
 
     def come_to_rest() -> None:
@@ -206,14 +221,15 @@ def by_test_client(program: Program, topic: str, dead: str) -> Told:
     for partition in range(PARTITIONS):
         told.committed[partition] = client.committed(topic, partition)
     if program.max_retries is not None:
-        told.dead.update(sources(dict(message.headers) for message in client.dead_letters(dead)))
+        told.dead.update(sources(dict(message.headers) for message in client.dead_letters(topics.dead)))
+    told.out.update((message.value or b"").decode() for message in client.produced(topics.out))
     return told
 
 
-def by_kafka(program: Program, topic: str, dead: str, kafka: Observer) -> Told:
-    told, group = Told(), kafka.group()
+def by_kafka(program: Program, topics: Topics, kafka: Observer) -> Told:
+    told, group, topic = Told(), kafka.group(), topics.read
     app = make_app(kafka, group, auto_commit_interval_ms=INTERVAL_MS, concurrency=2)
-    register(program, app, topic, dead, told)
+    register(program, app, topics, told)
     sent = [0] * PARTITIONS
     app.start()
     try:
@@ -247,7 +263,8 @@ def by_kafka(program: Program, topic: str, dead: str, kafka: Observer) -> Told:
     for partition in range(PARTITIONS):
         told.committed[partition] = kafka.committed(group, topic, partition)
     if program.max_retries is not None:
-        told.dead.update(sources(dict(found.headers()) for found in kafka.records(dead)))
+        told.dead.update(sources(dict(found.headers()) for found in kafka.records(topics.dead)))
+    told.out.update((found.value() or b"").decode() for found in kafka.records(topics.out))
     return told
 
 
@@ -257,10 +274,10 @@ def sources(letters: Iterator[dict[str, bytes]]) -> Iterator[tuple[str, str]]:
 
 
 def compare(program: Program, kafka: Observer) -> None:
-    topic, dead = kafka.topic(PARTITIONS), kafka.topic()
-    expected = by_kafka(program, topic, dead, kafka)
+    topics = Topics(kafka.topic(PARTITIONS), kafka.topic(), kafka.topic())
+    expected = by_kafka(program, topics, kafka)
     for asynchronous in (False, True):
-        seen = by_test_client(program._replace(asynchronous=asynchronous), topic, dead)
+        seen = by_test_client(program._replace(asynchronous=asynchronous), topics)
         if program.order == "key":
             for told in (expected, seen):
                 for events in told.events.values():
