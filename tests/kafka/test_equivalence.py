@@ -142,7 +142,7 @@ def register(program: Program, app: App, topics: Topics, told: Told) -> None:
 
     handle = as_handler(program, work)
     app.topic(
-        topics.read, manual_offsets=is_manual(program), max_messages=program.max_messages, batch_timeout_ms=200,
+        topics.read, manual_offsets=is_manual(program), max_messages=program.max_messages, batch_timeout_ms=300,
         backoff_ms=10, backoff_max_ms=20, **options,
     )(handle)  # fmt: skip
 
