@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kafka import KafkaProducer, OffsetAndMetadata
 from kafka import TopicPartition as KafkaTP
-from support.harness import Gate, evict, make_app, opened, running, stopped_aside
+from support.harness import Gate, Process, evict, make_app, opened, running, stopped_aside
 from support.observer import Observer, wait_until
 
-from karafka_lite import App, Batch, ConfigurationError, Context, Outgoing, ProduceError
+from karafka_lite import App, Batch, CommitError, ConfigurationError, Context, Outgoing, ProduceError
 from karafka_lite.client.transactions import Transactions
 from karafka_lite.core.answers import Commit, Committed, Ended, Undecided
 from karafka_lite.core.marks import Refusal
@@ -634,6 +636,125 @@ def test_a_member_that_was_thrown_out_amid_a_transaction_commits_nothing_of_it(k
     assert seen[0].refusals, "the generation is over"
     wait_until(lambda: numbers(kafka, out) == [7])
     assert calls == [7, 7]
+
+
+def test_a_blocking_mark_that_is_not_committed_in_time_raises_and_is_committed_later_once(kafka: Observer) -> None:
+    topic, out, gate, told = kafka.topic(), kafka.topic(), Gate(), list[Any]()
+    app = make_app(kafka)
+
+    @app.topic(topic, manual_offsets=True, **ONCE)
+    def forward(batch: Batch, ctx: Context) -> None:
+        future = ctx.produce(out, "once")
+        with pytest.raises(
+            CommitError, match=r"within 200 ms .*a timeout does not mean that it did not happen"
+        ) as late:
+            ctx.mark_as_consumed(batch.first, sync=True, timeout_ms=200)
+        told.extend([str(late.value), ctx.revoked, future.done()])
+        gate.wait()
+        told.extend([ctx.commit_offsets(sync=True), future.result(0)])
+
+    with running(app), opened(gate):
+        failing = Failing(app, fails, times=1000)
+        kafka.produce(topic, [0])
+        gate.reached()
+        assert f"{topic}-0@1 " in told[0]
+        assert told[1:] == [False, False]
+        assert failing.tried
+        assert (kafka.committed(group_of(app), topic), values(kafka, out)) == (None, [])
+        failing.left = 0  # and nobody asks again
+        wait_until(lambda: kafka.committed(group_of(app), topic) == 1)
+        gate.open()
+        wait_until(lambda: told[3:] == [True, (0, 0)])
+    wait_until(lambda: values(kafka, out) == ["once"])
+
+
+def test_a_blocking_mark_is_false_when_ownership_is_lost_meanwhile_and_what_was_sent_never_leaves(
+    kafka: Observer,
+) -> None:
+    topic, out, told = kafka.topic(), kafka.topic(), list[Any]()
+    app = make_app(kafka)
+
+    @app.topic(topic, manual_offsets=True, **ONCE)
+    def forward(batch: Batch, ctx: Context) -> None:
+        future = ctx.produce(out, f"of ownership {len(told) + 1}")
+        told.append((ctx.mark_as_consumed(batch.last, sync=True), ctx.revoked, future))
+
+    with running(app):
+
+        def lost(client: Any, commits: Sequence[Commit], generation: int) -> Ended:
+            evict(kafka, group_of(app))
+            return fails(client, commits, generation)
+
+        Failing(app, lost)
+        kafka.produce(topic, [0])
+        wait_until(lambda: len(told) == 2)
+    assert [(mark, revoked) for mark, revoked, _ in told] == [(False, True), (True, False)]
+    assert isinstance(told[0][2].exception(0), ProduceError)
+    wait_until(lambda: values(kafka, out) == ["of ownership 2"])
+    assert kafka.committed(group_of(app), topic) == 1
+
+
+ZOMBIE = """
+    import signal
+    from karafka_lite import App, ProduceError
+    from karafka_lite.client.transactions import Writer
+
+    topic, out, group = sys.argv[1:]
+    app = App(group, bootstrap_servers=BROKERS, auto_commit_interval_ms=600_000, client_id="m",
+              heartbeat_interval_ms=300, session_timeout_ms=2000, fetch_max_wait_ms=100)
+    write, runs = Writer.write, []
+
+    def frozen(self, *what):
+        Writer.write = write
+        say(frozen=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        try:
+            write(self, *what)
+        except Exception as error:
+            say(refused=type(error).__name__)
+            raise
+        say(refused=None)
+
+    @app.topic(topic, manual_offsets=True, exactly_once=True)
+    def forward(batch, ctx):
+        runs.append(ctx)
+        if len(runs) > 1:
+            return
+        ctx.produce(out, "of the zombie, marked")
+        ctx.mark_as_consumed(batch[0])
+        ctx.produce(out, "of the zombie, not marked")
+        Writer.write = frozen
+        answer = ctx.commit_offsets(sync=True)
+        future = ctx.produce(out, "of the zombie, later")
+        say(marks=[answer, ctx.mark_as_consumed(batch[1])], produced=type(future.exception(10)).__name__)
+
+    sys.exit(app.run())
+"""
+
+
+def test_a_member_that_was_frozen_past_its_session_as_its_transaction_began_commits_nothing_of_it(
+    kafka: Observer, tmp_path: Path
+) -> None:
+    topic, out, group = kafka.topic(), kafka.topic(), kafka.group()
+    kafka.produce(topic, range(3))
+    heir = make_app(kafka, group, client_id="z")
+
+    @heir.topic(topic, **ONCE)
+    def take(batch: Batch, ctx: Context) -> None:
+        ctx.produce_many(out, batch.payloads)
+
+    with Process(kafka, ZOMBIE, tmp_path, topic, out, group) as zombie:
+        zombie.until(lambda fact: "frozen" in fact)
+        with running(heir):
+            wait_until(lambda: kafka.committed(group, topic) == 3, message="the heir's commit")
+            zombie.signal(signal.SIGCONT)
+            assert zombie.until(lambda fact: "refused" in fact)["refused"]
+            told = zombie.until(lambda fact: "marks" in fact)
+            assert (told["marks"], told["produced"]) == ([False, False], "ProduceError")
+            zombie.signal(signal.SIGTERM)
+            assert zombie.wait() == 0
+    assert kafka.committed(group, topic) == 3
+    wait_until(lambda: numbers(kafka, out) == [0, 1, 2])
 
 
 @pytest.mark.parametrize("exactly_once", [True, False])

@@ -47,9 +47,9 @@ def commit(topic: str, partition: int, offset: int, *sends: Held) -> Commit:
 
 
 @contextmanager
-def made(kafka: Observer, group: str = "") -> Iterator[tuple[Transactions, Client]]:
+def made(kafka: Observer, group: str = "", **settings: Any) -> Iterator[tuple[Transactions, Client]]:
     group = group or kafka.group()
-    of_group = Transactions(group, kafka.bootstrap_servers.split(","), {}, lambda event: None)
+    of_group = Transactions(group, kafka.bootstrap_servers.split(","), settings, lambda event: None)
     try:
         yield of_group, Client(group)
     finally:
@@ -108,6 +108,80 @@ def test_without_the_cure_they_are_as_kafka_python_remembers_them(kafka: Observe
     wait_until(lambda: [kafka.committed(group, topic, number) for number in (0, 1)] == [77, 5])
 
 
+LATE = [
+    f"{number} late " + "x" * 100 for number in range(12)
+]  # with SMALL_BATCHES more batches than may be on their way
+SMALL_BATCHES = {"batch_size": 400}
+SHORT_MS = 300  # how long a transaction may be open; the brokers look every 500 ms
+
+
+def test_messages_of_a_transaction_that_is_dead_do_not_leave_with_the_next_one(
+    kafka: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, out = kafka.topic(2), kafka.topic()
+    monkeypatch.setitem(transactions.OWN, "transaction_timeout_ms", SHORT_MS)
+    with made(kafka, **SMALL_BATCHES) as (of_group, client):
+        of_group.check()
+        writer: Any = of_group._writer
+        put = writer._put
+
+        def dead_amid_it(ready: Any) -> Any:
+            places = put(ready[:1])
+            writer.hand_over()
+            wait_until(lambda: kafka.end_offset(out) == 2, message="the brokers have aborted it")
+            return places + put(ready[1:])
+
+        monkeypatch.setattr(writer, "_put", dead_amid_it)
+        failed = of_group.commit(client, [commit(topic, 0, 77, sent(out, "in time", *LATE))], 0)
+        assert isinstance(failed, Committed)
+        assert failed.refusals
+        ended = of_group.commit(client, [commit(topic, 1, 5, sent(out, "the only one of the next"))], 0)
+        assert isinstance(ended, Committed)
+        assert not ended.refusals
+    wait_until(lambda: values(kafka, out) == ["the only one of the next"])
+    wait_until(lambda: [kafka.committed(client.group, topic, number) for number in (0, 1)] == [None, 5])
+
+
+@pytest.mark.apache_only("the embedded broker refuses a new epoch to whose transaction has timed out")
+def test_without_the_cure_they_leave_with_the_next_one_of_the_same_producer(kafka: Observer) -> None:
+    out = kafka.topic()
+    producer: Any = KafkaProducer(
+        bootstrap_servers=kafka.bootstrap_servers,
+        transactional_id=kafka.name("id"),
+        transaction_timeout_ms=SHORT_MS,
+        **SMALL_BATCHES,
+    )
+    try:
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send(out, b"in time").get(10)
+        wait_until(lambda: kafka.end_offset(out) == 2, message="the brokers have aborted it")
+        with standing_still(producer, out):
+            futures = [producer.send(out, text.encode()) for text in LATE]
+        with pytest.raises(kafka_errors.KafkaError):
+            futures[0].get(10)
+        wait_until(lambda: producer._transaction_manager._current_state.name == "READY")
+        producer.begin_transaction()
+        producer.send(out, b"the only one of the next")
+        producer.commit_transaction()
+    finally:
+        producer.close()
+    wait_until(lambda: values(kafka, out)[-1:] == ["the only one of the next"])
+    late = values(kafka, out)[:-1]
+    assert late
+    assert late == LATE[-len(late) :]
+
+
+@contextmanager
+def standing_still(producer: Any, topic: str) -> Iterator[None]:
+    """Nothing leaves for partition 0 of ``topic`` meanwhile."""
+    muted = producer._accumulator.muted
+    muted.add(KafkaTP(topic, 0))
+    yield
+    muted.discard(KafkaTP(topic, 0))
+    producer._sender.wakeup()
+
+
 def test_a_message_that_was_refused_is_named_and_what_is_sent_beside_it_is_not_written(kafka: Observer) -> None:
     topic, out, small = kafka.topic(2), kafka.topic(), kafka.topic(max_message_bytes=1000)
     with made(kafka) as (of_group, client):
@@ -149,6 +223,26 @@ def test_one_that_expires_has_no_receipt_and_so_nothing_is_committed(
         assert (kafka.committed(client.group, topic), values(kafka, out)) == (None, [])
         assert isinstance(of_group.commit(client, [commit(topic, 0, 5, *sends)], 0), Committed)
     wait_until(lambda: sorted(values(kafka, out)) == ["expired", "kept"])
+
+
+def test_without_the_cure_the_transaction_is_committed_without_the_message_that_has_expired(kafka: Observer) -> None:
+    out = kafka.topic()
+    producer: Any = KafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=kafka.name("id"))
+    try:
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send(out, b"kept").get(10)
+        with standing_still(producer, out):
+            expired = producer.send(out, b"expired")
+            (batch,) = producer._accumulator._batches[KafkaTP(out, 0)]
+            batch.created -= producer.config["delivery_timeout_ms"] / 1000
+            producer._sender.wakeup()
+            with pytest.raises(kafka_errors.KafkaTimeoutError, match="Expiring 1 record"):
+                expired.get(10)
+        producer.commit_transaction()
+    finally:
+        producer.close()
+    wait_until(lambda: values(kafka, out) == ["kept"])
 
 
 @pytest.mark.parametrize("when", ["no answer", "an error"])
