@@ -177,9 +177,11 @@ def standing_still(producer: Any, topic: str) -> Iterator[None]:
     """Nothing leaves for partition 0 of ``topic`` meanwhile."""
     muted = producer._accumulator.muted
     muted.add(KafkaTP(topic, 0))
-    yield
-    muted.discard(KafkaTP(topic, 0))
-    producer._sender.wakeup()
+    try:
+        yield
+    finally:
+        muted.discard(KafkaTP(topic, 0))
+        producer._sender.wakeup()
 
 
 def test_a_message_that_was_refused_is_named_and_what_is_sent_beside_it_is_not_written(kafka: Observer) -> None:
