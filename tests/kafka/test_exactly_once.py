@@ -732,6 +732,7 @@ ZOMBIE = """
 """
 
 
+@pytest.mark.apache_only("a process costs seconds; members that are thrown out show the fence of the embedded broker")
 def test_a_member_that_was_frozen_past_its_session_as_its_transaction_began_commits_nothing_of_it(
     kafka: Observer, tmp_path: Path
 ) -> None:
