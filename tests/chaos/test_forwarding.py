@@ -13,12 +13,25 @@ from support.observer import BreakableKafka
 
 
 @pytest.mark.slow
+@pytest.mark.apache_only("with exactly_once, the embedded broker is chased as well")
 @pytest.mark.xdist_group("one hog at a time")
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("exactly_once", [False, True])
 def test_while_brokers_and_members_die_no_committed_input_lacks_its_output(
-    private_kafka: BreakableKafka, tmp_path: Path, exactly_once: bool
+    private_kafka: BreakableKafka, tmp_path: Path
 ) -> None:
+    rage(private_kafka, tmp_path, exactly_once=False)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("one hog at a time")
+@pytest.mark.timeout(300)
+def test_while_brokers_and_members_die_each_output_of_exactly_once_is_there_once(
+    private_kafka: BreakableKafka, tmp_path: Path
+) -> None:
+    rage(private_kafka, tmp_path, exactly_once=True)
+
+
+def rage(private_kafka: BreakableKafka, tmp_path: Path, *, exactly_once: bool) -> None:
     seed, messages = randrange(10**6), 400  # 5 s: time for a disaster or two
     run = Forwarding(private_kafka, private_kafka.server, [1], tmp_path, seed, exactly_once=exactly_once)
     verdict = run.run(messages)

@@ -24,7 +24,7 @@ from karafka_lite.testing import TestClient
 
 PARTITIONS = 2
 AT_ONCE = 20  # programs that run beside each other: most of their time is waiting
-EXAMPLES, MANY_EXAMPLES = 3, 20  # of so many programs; many with --long
+EXAMPLES, MANY_EXAMPLES = 2, 20  # of so many programs; many with --long
 INTERVAL_MS = 100
 Place = tuple[int, int, int]  # partition, offset, and how often the handler has come to it
 

@@ -298,6 +298,7 @@ def test_what_is_left_open_is_ended_by_the_next_producer_so_that_readers_do_not_
         wait_until(lambda: values(kafka, out) == ["after it"], timeout=3)
 
 
+@pytest.mark.long
 def test_of_a_coordinator_that_is_killed_amid_a_commit_there_is_an_answer_in_time(
     cluster: BreakableKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -387,7 +387,7 @@ def test_a_hook_marks_as_far_as_all_is_done() -> None:
 # -- any order
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_in_any_order_what_is_stored_never_passes_what_is_not_done(seed: int) -> None:
     """Ends, marks, sends, failures and dead letters of parts, with few workers or many, over several batches."""
