@@ -9,6 +9,7 @@ from random import randrange
 import pytest
 from forwarding import Forwarding, guilty, report
 from outputs import Outputs, complaints
+from support.embedded_kafka import EmbeddedKafka
 from support.observer import BreakableKafka
 
 
@@ -25,10 +26,19 @@ def test_while_brokers_and_members_die_no_committed_input_lacks_its_output(
 @pytest.mark.slow
 @pytest.mark.xdist_group("one hog at a time")
 @pytest.mark.timeout(300)
-def test_while_brokers_and_members_die_each_output_of_exactly_once_is_there_once(
-    private_kafka: BreakableKafka, tmp_path: Path
+def test_while_the_embedded_broker_and_members_die_each_output_of_exactly_once_is_there_once(
+    tmp_path: Path,
 ) -> None:
-    rage(private_kafka, tmp_path, exactly_once=True)
+    """On Apache Kafka the program does it, with three nodes.
+
+    One node that was killed amid a transaction was once seen not to end it for 90 s after its restart.
+    """
+    with EmbeddedKafka() as server:
+        private_kafka = BreakableKafka(server)
+        try:
+            rage(private_kafka, tmp_path, exactly_once=True)
+        finally:
+            private_kafka.forget_clients()
 
 
 def rage(private_kafka: BreakableKafka, tmp_path: Path, *, exactly_once: bool) -> None:

@@ -90,7 +90,7 @@ def test_what_is_sent_and_the_offset_become_visible_together(kafka: Observer) ->
             if committed == 60:
                 break
     assert looks >= 2
-    wait_until(lambda: numbers(kafka, out) == list(range(120)))
+    wait_until(lambda: numbers(kafka, out) == list(range(60)))
 
 
 @pytest.mark.test_client

@@ -40,7 +40,7 @@ def test_what_waits_behind_a_slow_handler_is_bounded_in_bytes(kafka: Observer, r
         wait_until(lambda: len(owned) == 3 and all(p.run and p.intake.paused and p.intake.size for p in owned.values()))
         queued = [partition.intake.size_bytes for partition in owned.values()]
         assert min(queued) >= room.size_bytes // 3
-        assert max(queued) < room.size_bytes // 3 + FETCH_BYTES
+        assert max(queued) < room.size_bytes // 3 + 2 * FETCH_BYTES  # a fetch may be on its way when another comes
         gate.open()
         wait_until(lambda: sum(map(len, seen.values())) == 180)
     assert seen == {partition: list(range(60)) for partition in range(3)}

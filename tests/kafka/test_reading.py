@@ -9,7 +9,7 @@ from confluent_kafka import Producer
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.record.default_records import DefaultRecordBase
-from support.observer import PATIENCE_S, Observer
+from support.observer import PATIENCE_S, Observer, wait_until
 
 from karafka_lite.client import reader as decode
 from karafka_lite.messages import Batch
@@ -45,7 +45,7 @@ def read(kafka: Observer, reader: Any, topic: str, start: int, max_records: int,
         consumer._fetcher.PartitionRecords = reader
         consumer.assign([place])
         consumer.seek(place, start)
-        end = consumer.end_offsets([place])[place]
+        end = wait_until(lambda: consumer.end_offsets([place])[place], message="the end is known")
         records: list[Any] = []
         while consumer.position(place) < end:
             records += consumer.poll(200, max_records=max_records).get(place, [])
