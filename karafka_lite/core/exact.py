@@ -32,6 +32,14 @@ class ExactOwnership(Ownership):
         if failed or left:  # a failed batch is repeated from the last mark on; of all others what was before them stays
             self.marks.drop(of_run=not failed or bool(run.hook) or run.redirect is not None)
 
+    def gives_up(self, run: Run) -> bool:
+        """As of any ownership; but not while something before it comes again, because it was refused: then it comes
+        again itself, and its dead letter leaves with its mark."""
+        gives_up = super().gives_up(run)
+        if not gives_up or run.culprit is None or self.options.manual_offsets:
+            return gives_up
+        return self._begin_of(run, run.culprit) <= self.marks.retry_position
+
     def hold_letter(self, run: Run, letter: Addressed, offset: int) -> Held | None:
         """The message at ``offset`` is given up, and ``letter`` leaves with the mark that passes it. None: not all
         before it is marked, which may take long, so the dead letter has to leave at once."""

@@ -12,6 +12,7 @@ from support.partitions import TP, Partitions, Record, offsets_of
 
 from karafka_lite.core.answers import Committed, Refused
 from karafka_lite.core.backoff import Backoff
+from karafka_lite.core.exact import ExactOwnership
 from karafka_lite.core.group import Group
 from karafka_lite.core.options import Options
 from karafka_lite.core.ownership import Run, State
@@ -28,8 +29,8 @@ class Scene(Partitions):
         super().__init__(1, group=Group({"topic": Options(**options)}))
         self.visible: list[int] = []  # the offset of the input of each
         self.letters: list[int] = []
-        records: Any = [Record(offset, key=key.encode()) for offset, key in enumerate(keys)]
-        self.group.fetched(TP, records, None, 0, self.now)
+        self.records: Any = [Record(offset, key=key.encode()) for offset, key in enumerate(keys)]
+        self.group.fetched(TP, self.records, None, 0, self.now)
 
     @property
     def one(self) -> UnitOwnership:
@@ -37,10 +38,18 @@ class Scene(Partitions):
         assert isinstance(ownership, UnitOwnership)
         return ownership
 
+    @property
+    def exact(self) -> ExactOwnership:
+        ownership = self[0]
+        assert isinstance(ownership, ExactOwnership)
+        return ownership
+
     def begin_all(self) -> list[Run]:
+        for offset in self.plan().values():  # what is void by now is fetched again
+            self.group.fetched(TP, self.records[offset:], None, 0, self.now)
         parts = list[Run]()
         while self.group.take_ready():
-            part = self.group.begin(self.one, self.now)
+            part = self.group.begin(self[0], self.now)
             assert part is not None
             parts.append(part)
         return parts
@@ -63,7 +72,7 @@ class Scene(Partitions):
     def returns(self, part: Run, *, failed: bool = False) -> None:
         """Its user code; what it has released is not committed yet."""
         ownership = part.ownership
-        assert isinstance(ownership, UnitOwnership)
+        assert isinstance(ownership, ExactOwnership)
         ownership.returned(part, failed=failed)
         self.group.claim(ownership, self.now)
 
@@ -71,10 +80,10 @@ class Scene(Partitions):
         error = error or part.marks.failure
         part.failed_with(error)
         if error is not None and part.ownership.gives_up(part):
-            held = self.one.hold_letter(part, Addressed("dead", b"%d" % (part.culprit or 0)), part.culprit or 0)
+            held = self.exact.hold_letter(part, Addressed("dead", b"%d" % (part.culprit or 0)), part.culprit or 0)
             assert held is not None, "the message is alone"
-            self.group.claim(self.one, self.now)
-            while self.one.marks.released:  # the runner waits for it
+            self.group.claim(self.exact, self.now)
+            while self.exact.marks.released:  # the runner waits for it
                 self.commit()
                 self.now += 0.1
             self.group.give_up(part, now=self.now)
@@ -184,6 +193,30 @@ def test_a_message_that_always_fails_is_tried_alone_and_its_letter_leaves_with_i
         parts = scene.again()
     assert tries.count([1]) == 3, "1 + max_retries, the first with others beside it"
     assert (sorted(scene.visible), scene.letters, scene.one.marks.committed) == ([0, 2], [1], 3)
+
+
+@pytest.mark.parametrize("parts", [0, 1])
+def test_a_message_is_not_given_up_while_one_before_it_comes_again(parts: int) -> None:
+    """Its dead letter would leave by itself, and perhaps twice."""
+    scene = Scene("ab", parts, budget=1, max_messages=1)
+    (first,) = scene.begin_all()
+    scene.returns(first, failed=True)
+    first.failed_with(OSError("no"))
+    assert scene.exact.gives_up(first)
+    assert scene.exact.hold_letter(first, Addressed("dead", b"0"), 0) is not None
+    scene.group.give_up(first, now=scene.now)  # the runner has waited for its commit, and in vain
+    (second,) = scene.again()
+    scene.group.claim(scene.exact, scene.now)
+    assert scene.commit(refuse=True)
+    scene.returns(second, failed=True)
+    scene.ends(second, OSError("no"))
+    assert (scene.letters, scene.exact.marks.stored) == ([], None)
+    for offset in (0, 1):
+        (run,) = scene.again()
+        assert offsets_of(run) == [offset]
+        scene.returns(run, failed=True)
+        scene.ends(run, OSError("no"))
+    assert (scene.letters, scene.exact.marks.committed) == ([0, 1], 2)
 
 
 def test_a_letter_by_hand_leaves_with_the_unit_and_is_dropped_with_it() -> None:
