@@ -39,7 +39,7 @@ from karafka_lite.observers.news import DeadLetter, News
 from karafka_lite.observers.observed import Observed
 from karafka_lite.route import Route
 from karafka_lite.routing import Router
-from karafka_lite.sending import Holding, Sending, Sent, resolve
+from karafka_lite.sending import Holding, Sending, Sent, pass_on
 from karafka_lite.settings import Config
 from karafka_lite.staff import Staff
 from karafka_lite.workers import THREAD_END_S, Workers
@@ -105,7 +105,7 @@ class Member:
         self._sendings = {topic: self._new_sending(topic) for topic in routes}
         self._transactions, self._client = shared.make_transactions(group_id), shared.make_client(self)
         # Runs that wait for a commit, until when, and as what they go on.
-        self._resting: dict[Ownership, tuple[float, Coroutine[Any, Any, Any]]] = {}
+        self._resting: dict[Run, tuple[float, Coroutine[Any, Any, Any]]] = {}
         self._connected = self._closed = self.begun = self.positions_wanted = self._handing_over = False
         self._look_for_topics_at = self._wind_down_until = 0.0
         # ``due``: by thread, when its next step begins. ``_at_stop``: what was ours when the stop began.
@@ -140,11 +140,13 @@ class Member:
         try:
             self._dispatch()
         finally:
-            settled, self.group.settled = self.group.settled, []
+            settled = self.group.settled
+            if settled:
+                self.group.settled = []
             self.lock.release()
             self._news.emit()
             for held in settled:
-                resolve(held)
+                pass_on(held)
 
     def _check_membership(self, now: float) -> None:
         """See whether everything was lost; asked live, before ``poll`` knows."""
@@ -339,6 +341,7 @@ class Member:
         route = self._routes[run.ownership.tp[0]]
         context = route.context(self, run, self.group_id, route.dead_letter, self._shared.config.serializer)
         error = await route.call(run, context, self._now, self._news.hook_ended, place)
+        run.returned = True
         unsent = await self._sendings[run.ownership.tp[0]].ended(run, failed=error is not None)
         if error is None and unsent is not None:
             error = unsent
@@ -363,24 +366,24 @@ class Member:
         else:
             self._changed.wait(seconds)
 
-    async def rest(self, ownership: Ownership, deadline: float) -> None:
-        """Wait until what ``ownership`` has released is committed, or it is time to look again; no thread waits."""
-        if self._routes[ownership.tp[0]].is_async:
+    async def rest(self, run: Run, deadline: float) -> None:
+        """Wait until what ``run`` has released is committed, or it is time to look again; no thread waits."""
+        if self._routes[run.ownership.tp[0]].is_async:
             with self.lock:
-                if ownership.marks.released:
-                    await self.wait(ownership, min(LOOK_AGAIN_S, deadline - self._now()), to_the_end=True)
+                if run.ownership.marks.released:
+                    await self.wait(run.ownership, min(LOOK_AGAIN_S, deadline - self._now()), to_the_end=True)
         else:
-            await Rest(partial(self._keep, ownership, deadline))
+            await Rest(partial(self._keep, run, deadline))
 
-    def _keep(self, ownership: Ownership, deadline: float, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def _keep(self, run: Run, deadline: float, coroutine: Coroutine[Any, Any, Any]) -> None:
         with self.locked():  # where it is committed meanwhile, it goes on at once
-            self._resting[ownership] = deadline, coroutine
+            self._resting[run] = deadline, coroutine
 
     def _wake_resting(self) -> None:
-        for ownership, (deadline, coroutine) in list(self._resting.items()):
-            if not ownership.marks.released or self._now() >= deadline:
-                del self._resting[ownership]
-                workers = self._workers[ownership.tp[0]]
+        for run, (deadline, coroutine) in list(self._resting.items()):
+            if not run.ownership.marks.released or self._now() >= deadline:
+                del self._resting[run]
+                workers = self._workers[run.ownership.tp[0]]
                 assert isinstance(workers, Workers), "coroutines of user code wait on their loop"
                 workers.put(self, coroutine)
 

@@ -5,7 +5,6 @@ Called on the thread of user code. What is decided, ``core/`` decides.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ from karafka_lite.core.group import Group
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.sends import OVER, Held, Receipt, Send, Told
 from karafka_lite.errors import ProduceError
+from karafka_lite.futures import LazyFuture, looking, resolve
 from karafka_lite.messages import Addressed
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Host(Protocol):
 
     def locked(self) -> AbstractContextManager[float]: ...
     async def wait(self, ownership: Ownership, seconds: float, *, to_the_end: bool = False) -> None: ...
-    async def rest(self, ownership: Ownership, deadline: float) -> None: ...
+    async def rest(self, run: Run, deadline: float) -> None: ...
     def _now(self) -> float: ...
     def _dispatch(self) -> None: ...
 
@@ -178,7 +178,7 @@ class Holding(Sending):
         with self._host.lock:
             answer = held.answer or ProduceError(f"{run}: its dead letter waits for a commit, and leaves later")
         answered: Sent = Future()
-        _resolve(answered, answer if isinstance(answer, ProduceError) else answer[0])
+        resolve(answered, answer if isinstance(answer, ProduceError) else answer[0])
         return answered
 
     async def ended(self, run: Run, *, failed: bool) -> BaseException | None:
@@ -196,7 +196,7 @@ class Holding(Sending):
             with host.locked() as now:  # which sees whether the partition is still ours
                 if not run.ownership.marks.released or now >= deadline:
                     return
-            await host.rest(run.ownership, deadline)
+            await host.rest(run, deadline)
 
 
 def _exact(run: Run) -> ExactOwnership:
@@ -209,11 +209,7 @@ def _over(ownership: Ownership) -> Held:
     return Held(ownership.marks.last, answer=ProduceError(OVER))
 
 
-LAZY = frozenset(vars(Future()))
-_looking = threading.RLock()  # between who looks at a future, and its answer
-
-
-class Waiting(Future[R]):
+class Waiting(LazyFuture[R]):
     """Of what leaves with a mark of ``run``, and so has no answer as long as that waits for this one.
 
     It is about the messages of ``held`` from ``begin`` up to before ``end``; None: about that one.
@@ -223,26 +219,14 @@ class Waiting(Future[R]):
         self._run, self._held = run, held  # the rest is made when somebody looks
         self._begin, self._end = begin, end
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in LAZY:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        with _looking:
-            if name not in self.__dict__:
-                made: Future[Any] = Future()
-                made.set_running_or_notify_cancel()  # what is sent cannot be cancelled
-                if self._held.answer is None:
-                    self._held.watchers.append(self)
-                else:
-                    _resolve(made, self._answer)
-                self.__dict__.update(vars(made))  # at once: another thread finds all of it, or comes here
-        return self.__dict__[name]
-
-    @property
-    def _answer(self) -> Any:
+    def answer(self) -> Any:
         answer = self._held.answer
         if answer is None or isinstance(answer, ProduceError):
             return answer
         return answer[self._begin] if self._end is None else list(answer[self._begin : self._end])
+
+    def watch(self) -> None:
+        self._held.watchers.append(self)
 
     def result(self, timeout: float | None = None) -> R:
         self.check_wait()
@@ -260,21 +244,10 @@ class Waiting(Future[R]):
                 f"with ctx.mark_as_consumed(message, sync=True) first, or look at the future in a callback"
             )
 
-    def look(self) -> None:
-        """There is an answer."""
-        _resolve(self, self._answer)
 
-
-def resolve(held: Held) -> None:
-    """Pass the answer on. Not to be called under the lock: futures have callbacks of user code."""
-    with _looking:
+def pass_on(held: Held) -> None:
+    """Tell who looks at the futures of ``held``. Not to be called under the lock: they have callbacks of user code."""
+    with looking:
         watchers, held.watchers = held.watchers, []
     for watcher in watchers:
         watcher.look()
-
-
-def _resolve(future: Future[Any], answer: Any) -> None:
-    if isinstance(answer, ProduceError):
-        future.set_exception(answer)
-    else:
-        future.set_result(answer)

@@ -11,10 +11,7 @@ its topic is *split*: its halves are answered in its place.
 
 from __future__ import annotations
 
-import concurrent.futures
-import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -26,6 +23,7 @@ from kafka.producer.producer_batch import ProducerBatch
 from karafka_lite.client.encoding import State, Unencoded, encode, size_of
 from karafka_lite.core.sends import Told
 from karafka_lite.errors import ProduceError
+from karafka_lite.futures import FutureTimeoutError, LazyFuture, looking, resolve
 
 Receipt = tuple[int, int]
 """Partition and offset of a message that was sent; the offset is -1 where the broker knows only that it has it."""
@@ -33,8 +31,6 @@ Errors = Callable[[int], Exception]
 """What is wrong with the message at that index of a batch that was refused."""
 R = TypeVar("R")
 
-# Between who looks for an answer, and the answer. Garbage is collected also under it, and a ``__del__`` may look.
-_looking = threading.RLock()
 LOOK_AGAIN_S = 0.2  # how often who waits for an answer sees whether there will be one
 
 
@@ -167,7 +163,7 @@ class Batch(ProducerBatch):  # type: ignore[misc]
         """Two batches with a half of the messages each, which are answered in the place of this one."""
         middle = (self.records.count + 1) // 2
         halves = [Batch(self.topic_partition, self.codec, self.owner) for _ in range(2)]
-        with _looking:
+        with looking:
             each: list[Told | None] = [None] * self.records.count
             for told, begin, end in () if self._answer else self.tellings:
                 each[begin:end] = [told] * (end - begin)
@@ -189,7 +185,7 @@ class Batch(ProducerBatch):  # type: ignore[misc]
 
     def answer(self, base: int, failures: Sequence[ProduceError]) -> bool:
         """The one answer to all messages; futures that somebody looks at are resolved. False: it had one."""
-        with _looking:
+        with looking:
             if self._answer is not None or self._halves:
                 return False
             self._answer = base, failures
@@ -218,7 +214,7 @@ class Batch(ProducerBatch):  # type: ignore[misc]
         return self._answer is not None or (bool(halves) and all(half.is_answered for half in halves))
 
     def watch(self, watcher: Sent | Many, index: int) -> None:
-        """``watcher.look`` is called with the answer. Under ``_looking``, while there is none."""
+        """``watcher.look`` is called with the answer. Under ``looking``, while there is none."""
         for half in self._halves:
             if isinstance(watcher, Many) or 0 <= index < half.records.count:
                 half.watch(watcher, index)
@@ -232,29 +228,17 @@ class Batch(ProducerBatch):  # type: ignore[misc]
         self.records.forget()  # not before: one that is overdue for us may still be sent
 
 
-LAZY = frozenset(vars(Future()))
-
-
-class Sent(Future[Receipt]):
+class Sent(LazyFuture[Receipt]):
     """The future of the message at ``index`` of ``batch``."""
 
     def __init__(self, batch: Batch, index: int) -> None:
         self._batch, self._index = batch, index  # the rest is made when somebody looks
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in LAZY:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        with _looking:
-            if name not in self.__dict__:
-                made: Future[Receipt] = Future()
-                made.set_running_or_notify_cancel()  # a message on its way cannot be cancelled
-                answer = self._batch.answer_to(self._index)
-                if answer is None:
-                    self._batch.watch(self, self._index)
-                else:
-                    _resolve(made, answer)
-                self.__dict__.update(vars(made))  # at once: another thread finds all of it, or comes here
-        return self.__dict__[name]
+    def answer(self) -> Receipt | ProduceError | None:
+        return self._batch.answer_to(self._index)
+
+    def watch(self) -> None:
+        self._batch.watch(self, self._index)
 
     def result(self, timeout: float | None = None) -> Receipt:
         answer = self._batch.answer_to(self._index)
@@ -268,12 +252,6 @@ class Sent(Future[Receipt]):
             return None if isinstance(answer, tuple) else answer
         return _awaited(super().exception, timeout, self._batch.owner)
 
-    def look(self, batch: Batch, index: int) -> None:
-        """There is an answer."""
-        answer = batch.answer_to(index)
-        assert answer is not None
-        _resolve(self, answer)
-
 
 class Many(Future[list[Receipt]]):
     """The future of messages at ``places``, in batches. It fails with the first failure, when all have an answer."""
@@ -284,7 +262,7 @@ class Many(Future[list[Receipt]]):
         self._places = places
         self._batches = {batch for batch, _ in places}
         self._waits = True
-        with _looking:
+        with looking:
             for batch in self._batches:
                 if not batch.is_answered:
                     batch.watch(self, 0)
@@ -292,14 +270,14 @@ class Many(Future[list[Receipt]]):
 
     def look(self, *_: object) -> None:
         """There is an answer to some."""
-        with _looking:
+        with looking:
             if not self._waits or not all(batch.is_answered for batch in self._batches):
                 return
             self._waits = False
         answers = [batch.answer_to(index) for batch, index in self._places]
         self._places, self._batches = (), set()
         failures = [answer for answer in answers if isinstance(answer, ProduceError)]
-        _resolve(self, failures[0] if failures else [answer for answer in answers if isinstance(answer, tuple)])
+        resolve(self, failures[0] if failures else [answer for answer in answers if isinstance(answer, tuple)])
 
     def result(self, timeout: float | None = None) -> list[Receipt]:
         return _awaited(super().result, timeout, self._owner)
@@ -322,19 +300,9 @@ def _awaited(ask: Callable[[float | None], R], timeout_s: float | None, owner: O
     while (left := deadline - time.monotonic()) > LOOK_AGAIN_S:
         try:
             return ask(LOOK_AGAIN_S)
-        except concurrent.futures.TimeoutError:
+        except FutureTimeoutError:
             owner.check()
     return ask(max(0.0, left))
-
-
-def _resolve(future: Future[R], answer: R | ProduceError) -> None:
-    try:
-        if isinstance(answer, ProduceError):
-            future.set_exception(answer)
-        else:
-            future.set_result(answer)
-    except BaseException:  # of a callback; an Exception is caught and logged so by ``future`` itself
-        logging.getLogger("concurrent.futures").exception("exception calling callback for %r", future)
 
 
 def first_own(failures: Sequence[ProduceError]) -> ProduceError | None:

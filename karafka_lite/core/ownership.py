@@ -63,7 +63,8 @@ class Run:
     error: BaseException | None = None  # what it has failed with
     reason: str = ""  # the same, described
     beside: bool = False  # another part of the batch has failed, too, and tells of it
-    over: bool = False  # user code is out of it
+    returned: bool = False  # from its user code; it waits for what that has sent
+    over: bool = False  # nothing more comes of it
     seconds: float = 0.0  # how long it took
     messages: int = 0  # of which it is done
     excused: bool = False  # that was the fault of another run: no try is counted, and there is no back-off

@@ -118,6 +118,8 @@ def _what_hangs(member: Watched, conditions: Conditions, bounds: Bounds, now: fl
         if now - due > bound:
             yield f"group {member.group_id}: the {thread} has made no progress for {now - due:.0f} s"
     for run in runs_of(member):
+        if run.returned:
+            continue  # it waits for brokers, which restarting the process does not bring back
         if (took := now - run.began) > bounds.drain:
             name, bound_ms = member.name_of(run), bounds.drain * 1000
             yield f"{run}: {name} has been running for {took:.0f} s, longer than drain_timeout_ms={bound_ms:.0f}"

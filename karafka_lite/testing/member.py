@@ -145,9 +145,9 @@ class TestMember(Member):
             self._calls.append(run)
         await super()._run(run, place)
 
-    async def rest(self, ownership: Ownership, deadline: float) -> None:
+    async def rest(self, run: Run, deadline: float) -> None:
         with self.lock:
-            await self.wait(ownership, deadline - self._now())
+            await self.wait(run.ownership, deadline - self._now())
 
     def _call_of(self, event: CallEnded) -> Run:
         if event.hook is not None:

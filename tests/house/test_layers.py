@@ -29,6 +29,7 @@ LAYERS = {
     "ending.py": 0,
     "exits.py": 0,
     "forks.py": 0,
+    "futures.py": 0,
     "signals.py": 0,
     "messages.py": 0,
     "events.py": 0,
@@ -103,10 +104,9 @@ MAY_HAVE_THREADS = {
     "runner.py",
     "observers/",  # a function of @app.observe has a thread of its own
     "broker/",  # the embedded broker is a thread of the process that tests with it
-    "sending.py",  # any thread looks at the future of what was sent
+    "futures.py",  # any thread looks at the answer to what was sent
     "exits.py",  # it asks which threads keep the program running
     "cli/",  # the command's own, around an app that runs
-    "client/batches.py",  # any thread asks for the answer to what it has sent
     "client/fetching.py",  # the poller waits there for what kafka-python's own thread brings
     "client/outbox.py",  # one thread of those that send makes the producer
     "client/producer.py",  # any thread sends, and waits there for what kafka-python's own thread acknowledges
@@ -126,6 +126,7 @@ CORE = {
         "ending.py",
         "events.py",
         "functions.py",
+        "futures.py",
         "loops.py",
         "messages.py",
         "posts.py",

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from kafka.structs import TopicPartition
 
-from karafka_lite.client import batches
 from karafka_lite.client.batches import Batch, Many, Sent
 from karafka_lite.errors import ProduceError
+from karafka_lite.futures import looking
 
 FAILURE = ProduceError("refused")
 
@@ -175,7 +175,7 @@ def test_what_is_collected_while_somebody_looks_may_look() -> None:
     batch, found = batch_of(1), list[bool]()
 
     def look() -> None:
-        with batches._looking:  # as a ``__del__`` would
+        with looking:  # as a ``__del__`` would
             found.append(Sent(batch, 0).done())
 
     thread = threading.Thread(target=look, daemon=True)

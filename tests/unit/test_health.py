@@ -84,6 +84,14 @@ def test_a_handler_beyond_drain_timeout_is_not_live_and_named_also_after_its_par
     assert scene.at(16.0) == GOOD
 
 
+def test_who_waits_for_brokers_after_its_handler_has_returned_is_live(scene: Scene) -> None:
+    (ownership,) = scene.group.take_ready()
+    run = scene.group.begin(ownership, 1.0)
+    assert run is not None
+    run.returned = True
+    assert scene.at(99.0) == GOOD
+
+
 def test_a_stop_is_live_and_not_ready(scene: Scene) -> None:
     scene.group.stop(1.0)
     assert scene.at(2.0) == Health(live=True, ready=False, reasons=("group shop: draining: the app stops",))

@@ -10,6 +10,7 @@ import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from inspect import iscoroutine
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,11 @@ from karafka_lite.core.group import Group
 from karafka_lite.core.marks import Marks, Refusal
 from karafka_lite.core.ownership import State
 from karafka_lite.core.starts import Place, Stray
+from karafka_lite.core.units import UnitOwnership
+from karafka_lite.coroutines import drive
 from karafka_lite.ending import ExitRequest
 from karafka_lite.errors import ClientBrokenError, Exit, FetchError, PollError, StrayedError
+from karafka_lite.messages import Addressed
 from karafka_lite.observers.observed import Observed
 from karafka_lite.sending import ANSWER_SLACK_S
 
@@ -274,6 +278,49 @@ def test_a_critical_error_asks_for_a_stop_with_1(error: BaseException) -> None:
         stage.cluster.send("t")
         assert stage.request() == ExitRequest(Exit.ERROR)
     assert stage.cluster.committed == {}
+
+
+# -- runs that rest until their transaction has ended
+
+
+def test_all_parts_that_rest_for_one_commit_go_on_after_it() -> None:
+    """One that comes to its rest after the last one has made the mark waits, too."""
+    went_on = list[int]()
+    stage = Stage(app_of(lambda batch, ctx: None, exactly_once=True, order="key", concurrency=2), Steps())
+    stage.cluster.send("t", 2)
+    stage.poll(6)
+    ownership, member = stage.owned("t"), stage.member
+    assert isinstance(ownership, UnitOwnership)
+    runs = [run for _ in range(2) if (run := member.group.begin(ownership, 0.0)) is not None]
+
+    def workers_go_on() -> None:
+        while not stage.workers.jobs.empty():
+            _, job = stage.workers.jobs.get()
+            if iscoroutine(job):
+                drive(job)
+
+    async def go_on(number: int) -> None:
+        went_on.append(number)
+
+    ownership.marks.hold().messages.append(Addressed("out", b"1"))
+    for run in runs:
+        ownership.returned(run, failed=False)
+    member.group.claim(ownership, 0.0)
+    for number, run in enumerate(runs):
+        member._keep(run, float("inf"), go_on(number))
+    workers_go_on()
+    assert went_on == [], "it is not committed"
+    assert member.commit_step(stage.system.now()) == 0.0
+    workers_go_on()
+    assert went_on == [0, 1]
+
+
+def test_a_run_whose_handler_has_returned_is_known_to_wait() -> None:
+    with running(app_of(lambda batch, ctx: ctx.produce("out", 1))) as stage:
+        stage.cluster.send("t")
+        wait_until(lambda: stage.outbox.sent and stage.owned("t").calls, message="it is sent")
+        wait_until(lambda: stage.owned("t").calls[0].returned, message="it waits for the answer")
+        stage.outbox.answer()
 
 
 # -- many messages at once
