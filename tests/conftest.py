@@ -217,8 +217,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # A run starts hundreds of processes, which load the same modules: compiled once, each of them takes 1 s less.
     sys.dont_write_bytecode = False
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell; children inherit it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # As in the background of a shell, and after nohup; children inherit it.
+    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, default)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
