@@ -2,6 +2,7 @@
 
     python tests/benchmarks/exactly_once.py
     python tests/benchmarks/exactly_once.py --partitions 4 --concurrency 4 --broker localhost:9092
+    python tests/benchmarks/exactly_once.py --quix PATH     # an interpreter that has quixstreams: beside it, in turns
 
 A handler sends one message of 100 bytes for each that it reads. Each figure is the best of three, taken in turns; the
 first sixth is not counted, in which producers are made.
@@ -10,9 +11,11 @@ first sixth is not counted, in which producers are made.
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,19 +37,28 @@ class Row(NamedTuple):
     batch: int
     plain: float
     exactly_once: float
+    name: str = "karafka-lite"
 
     def __str__(self) -> str:
         ratio = self.exactly_once / self.plain
-        return f"{self.batch:>7} {self.plain:>12,.0f}/s {self.exactly_once:>14,.0f}/s {ratio:>8.2f}"
+        speeds = f"{self.plain:>12,.0f}/s {self.exactly_once:>14,.0f}/s"
+        return f"{self.name:<14} {self.batch:>7} {speeds} {ratio:>8.2f}"
+
+
+def filled(kafka: Observer, messages: int, partitions: int) -> str:
+    """A topic with so many messages altogether."""
+    topic = kafka.topic(partitions)
+    for partition in range(partitions):
+        kafka.produce(topic, [b"x" * 100] * (messages // partitions), partition)
+    return topic
 
 
 def forward(
     kafka: Observer, batch: int, messages: int, *, exactly_once: bool, partitions: int, concurrency: int
 ) -> float:
     """Messages per second, after the first sixth, to the end of the app: by then all is committed."""
-    topic, out, each = kafka.topic(partitions), kafka.topic(partitions), messages // partitions
-    for partition in range(partitions):
-        kafka.produce(topic, [b"x" * 100] * each, partition)
+    topic, out = filled(kafka, messages, partitions), kafka.topic(partitions)
+    each = messages // partitions
     app = App(kafka.group(), bootstrap_servers=kafka.bootstrap_servers, concurrency=concurrency)
     began, done, counted, lock = list[float](), threading.Event(), [0], threading.Lock()
 
@@ -67,27 +79,44 @@ def forward(
     return (counted[0] - counted[1]) / (time.perf_counter() - began[0])
 
 
-def measure(kafka: Observer, sizes: dict[int, int], rounds: int = ROUNDS, **how: Any) -> list[Row]:
-    rows = []
+def forward_by_quix(kafka: Observer, python: str, batch: int, messages: int, guarantee: str, partitions: int) -> float:
+    """As ``forward``, committed after each ``batch`` messages."""
+    topic, out, messages = filled(kafka, messages, partitions), kafka.topic(partitions), messages // partitions
+    arguments = kafka.bootstrap_servers, kafka.group(), topic, out, str(messages * partitions), str(batch), guarantee
+    script = str(Path(__file__).with_name("quix_forward.py"))
+    told = subprocess.run([python, script, *arguments], check=True, text=True, stdout=subprocess.PIPE)
+    return float(told.stdout)
+
+
+def measure(
+    kafka: Observer, sizes: dict[int, int], rounds: int = ROUNDS, quix: str | None = None, **how: Any
+) -> Iterator[Row]:
     for batch, messages in sizes.items():
-        taken: dict[bool, list[float]] = {False: [], True: []}
+        ours: dict[bool, list[float]] = {False: [], True: []}
+        theirs: dict[str, list[float]] = {"at-least-once": [], "exactly-once": []}
         for _ in range(rounds):
-            for exactly_once, speeds in taken.items():
+            for exactly_once, speeds in ours.items():
                 speeds.append(forward(kafka, batch, messages, exactly_once=exactly_once, **how))
-        rows.append(Row(batch, max(taken[False]), max(taken[True])))
-    return rows
+            for guarantee, speeds in theirs.items() if quix else ():
+                speeds.append(forward_by_quix(kafka, quix or "", batch, messages, guarantee, how["partitions"]))
+        yield Row(batch, max(ours[False]), max(ours[True]))
+        if quix:
+            yield Row(batch, max(theirs["at-least-once"]), max(theirs["exactly-once"]), "Quix Streams")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--partitions", type=int, default=1)
     parser.add_argument("--concurrency", type=int, default=1)
+    parser.add_argument("--batch", type=int, choices=SIZES, nargs="+", default=list(SIZES))
+    parser.add_argument("--quix", metavar="PATH", help="an interpreter that has quixstreams")
     parser.add_argument("--broker", help="HOST:PORT; else one is started")
     options = parser.parse_args()
     with JavaKafka() if options.broker is None else nullcontext() as server:
         kafka = Observer(options.broker or server.bootstrap_servers)  # type: ignore[union-attr]
-        print(f"{'batch':>7} {'ctx.produce':>14} {'exactly_once':>16} {'ratio':>8}")
-        for row in measure(kafka, SIZES, partitions=options.partitions, concurrency=options.concurrency):
+        print(f"{'':<14} {'batch':>7} {'plain':>14} {'exactly once':>16} {'ratio':>8}")
+        how = {"partitions": options.partitions, "concurrency": options.concurrency, "quix": options.quix}
+        for row in measure(kafka, {batch: SIZES[batch] for batch in options.batch}, **how):
             print(row, flush=True)
         kafka.forget_clients()
 

@@ -36,6 +36,8 @@ from chaos import HERE, PARTITIONS, SETTLE_S, Member, _read
 from confluent_kafka import KafkaError, Message, Producer
 from forwarder import KINDS, LARGEST
 from judge import Verdict
+from kafka.admin import KafkaAdminClient, TransactionListing, TransactionState
+from kafka.errors import KafkaError as KafkaPythonError
 from outputs import Outputs, complaints
 from support.kafka_server import JavaKafka
 from support.observer import Observer, Server, wait_until
@@ -195,13 +197,21 @@ class Forwarding:
                 breaker.result()
 
     def _break_brokers(self, dice: random.Random) -> None:
-        """One disaster after the other; behind the last one all brokers are back."""
-        calm_s = dice.uniform(1, 3)
+        """One disaster after the other; after the last one all brokers are back.
+
+        With exactly_once each third one strikes the node that coordinates most of the members' open transactions.
+        """
+        calm_s, disasters = dice.uniform(1, 3), 0
         while not self._over.wait(calm_s):
             calm_s = dice.uniform(3, 7)
             how = dice.choice(["kill", "kill", "freeze"])
             count = dice.choices([1, 2, len(self.nodes)], [6, 2, 2])[0] if len(self.nodes) > 1 else 1
-            victims = dice.sample(list(self.nodes), count)
+            disasters += 1
+            if self.exactly_once and len(self.nodes) > 1 and disasters % 3 == 0 and (node := self._coordinator()):
+                victims, count = [node], 1
+                self.figures["transaction coordinators struck"] += 1
+            else:
+                victims = dice.sample(list(self.nodes), count)
             seconds = dice.uniform(0.5, 5) if how == "kill" else dice.uniform(1, 7)
             self._say(f"brokers {victims}: {how} for {seconds:.1f} s")
             for node in victims:
@@ -219,6 +229,24 @@ class Forwarding:
                 self.server.restart(victims[0])
             self.server.wait_until_ready()
             self._say(f"brokers {victims} are back")
+
+    def _coordinator(self) -> int | None:
+        """The node that coordinates most of the members' open transactions, else of all that there were."""
+        try:
+            admin = KafkaAdminClient(bootstrap_servers=self.kafka.bootstrap_servers)
+            try:
+                known = admin.list_transactions()
+            finally:
+                admin.close()
+        except KafkaPythonError as error:  # a broker is not ready yet
+            self._say(f"no coordinator was found: {error!r}")
+            return None
+        ours = [(node, one) for node, all_of_it in known.items() for one in all_of_it if self._is_ours(one)]
+        is_open = [node for node, one in ours if one.state == TransactionState.ONGOING]
+        return next((node for node, _ in Counter(is_open or [node for node, _ in ours]).most_common(1)), None)
+
+    def _is_ours(self, transaction: TransactionListing) -> bool:
+        return bool(transaction.transactional_id.startswith(self.group))
 
     # -- the end of it
 
