@@ -21,10 +21,10 @@ from typing import Any
 import kafka.errors
 from kafka import KafkaConsumer
 from kafka.net.compat import KafkaNetClient
-from kafka.net.selector import NetworkSelector
 
 from karafka_lite.client.causes import WITHOUT_KAFKA
 from karafka_lite.client.network import Network, check_files
+from karafka_lite.client.transports import Selector
 from karafka_lite.core.watch import AFTER_S
 from karafka_lite.errors import AccessError, BrokerUnavailableError, ConfigurationError
 from karafka_lite.events import ClientLogged, Event, Stalled, Unreachable
@@ -153,7 +153,7 @@ class Connection:
         return self._emit is not None
 
     def _new_client(self, **settings: Any) -> Any:
-        net = NetworkSelector(**settings)
+        net = Selector(**settings)
         self._client = KafkaNetClient(net, Network(net, self.failed, **settings))
         return self._client
 

@@ -22,11 +22,11 @@ from typing import Any
 import kafka.errors
 from kafka.net.inet import KafkaNetSocket
 from kafka.net.manager import KafkaConnectionManager
-from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
+from kafka.net.transport import KafkaSSLTransport
 
 from karafka_lite.client import listeners
 from karafka_lite.client.causes import FILES, NOT_REACHED, WITHOUT_KAFKA, Cause, NotReachedError, explain
-from karafka_lite.client.receiving import receive_more
+from karafka_lite.client.transports import TlsTransport, Transport
 from karafka_lite.client.trouble import Trouble
 from karafka_lite.errors import AccessError, ConfigurationError
 
@@ -171,22 +171,20 @@ class Network(KafkaConnectionManager):  # type: ignore[misc]
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
         sock = await self._dial(node, timeout_at)
         try:
-            transport = await self._on_top_of(sock, node, timeout_at)
+            return await self._on_top_of(sock, node, timeout_at)
         except OSError as error:
             sock.close()
             raise kafka.errors.KafkaConnectionError(f"the TLS handshake failed: {error}") from error
         except BaseException:
             sock.close()
             raise
-        receive_more(transport)
-        return transport
 
     async def _on_top_of(self, sock: socket.socket, node: Any, timeout_at: float | None) -> Any:
         """The transport over ``sock``: plain, or TLS after its handshake."""
         if not self.ssl_enabled:
-            return KafkaTCPTransport(self._net, sock, host=node.host)
+            return Transport(self._net, sock, host=node.host)
         own = {name: value for name, value in self.config.items() if name.startswith("ssl_")}
-        transport: Any = KafkaSSLTransport(self._net, sock, host=node.host, **own)
+        transport: Any = TlsTransport(self._net, sock, host=node.host, **own)
         timeout_at = timeout_at or time.monotonic() + HANDSHAKE_S
         try:
             while True:

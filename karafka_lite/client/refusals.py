@@ -69,8 +69,12 @@ def explained(error: kafka.errors.KafkaError, group_id: str, settings: Mapping[s
 
 def refused_topics(client: Any, topics: Collection[str], timeout_ms: int) -> set[str]:
     """Those of ``topics`` that we may not see. Asked for by name, Kafka says so; else it leaves them out."""
-    wanted = [MetadataRequest.MetadataRequestTopic(name=topic) for topic in topics]
-    asked = client._manager.send(MetadataRequest(topics=wanted, allow_auto_topic_creation=False))
-    answer = client._net.run(client._manager.wait_for, asked, timeout_ms)
+    manager, wanted = client._manager, [MetadataRequest.MetadataRequestTopic(name=topic) for topic in topics]
+
+    async def ask() -> Any:
+        request = MetadataRequest(topics=wanted, allow_auto_topic_creation=False)
+        return await manager.wait_for(manager.send(request), timeout_ms)
+
+    answer = client._net.run(ask)
     denied = kafka.errors.TopicAuthorizationFailedError.errno
     return {topic.name for topic in answer.topics if topic.error_code == denied}

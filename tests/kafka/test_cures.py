@@ -38,9 +38,9 @@ from support.observer import Observer, wait_until
 
 import karafka_lite.client.connection
 import karafka_lite.client.consumer
-import karafka_lite.client.receiving
 from karafka_lite import App
 from karafka_lite.client.consumer import Client
+from karafka_lite.client.transports import Transport
 from karafka_lite.core.options import Timestamp
 from karafka_lite.core.starts import Stray
 from karafka_lite.errors import (
@@ -781,11 +781,32 @@ def test_without_the_cure_a_commit_that_failed_is_repeated_under_a_later_generat
 # -- _manager._build_transport, PartitionRecords: what is received, and how much it is ---------------------------------
 
 
-def test_connections_of_a_member_receive_as_ours_do(kafka: Observer) -> None:
+def test_connections_of_a_member_are_ours(kafka: Observer) -> None:
     with Member(kafka, kafka.topic()) as member:
         member.until_assigned()
         connected = [conn for conn in member.consumer._manager._conns.values() if conn.connected]
-        assert {conn.transport._sock_recv.func for conn in connected} == {karafka_lite.client.receiving.received}
+        assert {type(conn.transport) for conn in connected} == {Transport}
+
+
+def test_only_the_clients_own_thread_writes(kafka: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in kafka-python's connections is made for two."""
+    writers: set[tuple[str, bool]] = set()
+    write = Transport.write
+
+    def watched(transport: Transport, data: bytes) -> None:
+        me = threading.current_thread()
+        writers.add((me.name, me is transport._net._poll_owner))
+        write(transport, data)
+
+    monkeypatch.setattr(Transport, "write", watched)
+    topic, missing = kafka.topic(), kafka.name("missing")
+    kafka.produce(topic, range(3))
+    with Member(kafka, topic) as member:
+        assert member.read(3)
+        assert member.client.missing_topics([topic, missing]) == {missing}
+        assert member.commit({(topic, 0): 3}) is None
+    assert writers
+    assert {at_its_turn for _, at_its_turn in writers} == {True}, writers
 
 
 def test_a_poll_brings_more_than_a_batch(kafka: Observer) -> None:
