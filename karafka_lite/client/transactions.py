@@ -185,7 +185,7 @@ class Blamed(NamedTuple):
     error: Exception
 
 
-Ready = tuple[Held, Partition, Unencoded, int]
+Ready = tuple[Partition, Unencoded, int]
 """A message with its place and its size."""
 
 
@@ -246,11 +246,11 @@ class Writer:
             Exception: it is not committed.
         """
         self._any = {}
-        ready = [self._made_ready(held, message) for held in sends for message in held.messages]
+        ready = {held: self._made_ready(held) for held in sends}
         deadline = time.monotonic() + OPEN_MS / 1000
         self._manager.begin_transaction()
-        for tp in {partition.tp for _, partition, _, _ in ready}:
-            self._manager.maybe_add_partition_to_transaction(tp)
+        for partition in {partition for messages in ready.values() for partition, _, _ in messages}:
+            self._manager.maybe_add_partition_to_transaction(partition.tp)
         committed = self._manager.send_offsets_to_transaction(offsets, member)
         self._producer._sender.wakeup()  # partitions and offsets are on their way while batches are filled
         places = self._put(ready)
@@ -292,16 +292,29 @@ class Writer:
 
     # -- messages
 
-    def _made_ready(self, held: Held, message: Addressed) -> Ready:
-        topic, value, key, headers, number, timestamp_ms = message
-        size = size_of(key, value, headers)
-        if key is None and number is None and timestamp_ms is None and size <= SMALL and topic in self._any:
-            return held, self._any[topic], (time.time_ns() // 1_000_000, key, value, headers), size
-        partition, asked_at = None, time.monotonic()
+    def _made_ready(self, held: Held) -> list[Ready]:
+        now_ms, known, ready = time.time_ns() // 1_000_000, self._accumulator.topics, list[Ready]()
+        for message in held.messages:
+            topic, value, key, headers, number, timestamp_ms = message
+            size, partition = size_of(key, value, headers), None
+            if number is None and size <= SMALL:
+                if key is None:
+                    partition = self._any.get(topic)
+                elif topic in known:
+                    partition = known[topic].by_known_key.get(key)
+            if partition is None:
+                partition = self._partition_of(held, message, size)
+            time_ms = now_ms if timestamp_ms is None else timestamp_ms
+            ready.append((partition, (time_ms, key, value, headers), size))
+        return ready
+
+    def _partition_of(self, held: Held, message: Addressed, size: int) -> Partition:
+        topic, _, key, _, number, _ = message
+        asked_at = time.monotonic()
         try:
             if size > self._settings["max_request_size"]:
                 raise kafka.errors.MessageSizeTooLargeError()
-            partition = self._accumulator.partition_of(topic, key, number)
+            partition: Partition | None = self._accumulator.partition_of(topic, key, number)
         except kafka.errors.KafkaTimeoutError as error:
             if self._producer._metadata._last_successful_refresh_ms < asked_at * 1000:
                 raise  # nobody answers
@@ -310,27 +323,25 @@ class Writer:
             raise RefusedError(held, _refusal(topic, size, error)) from error
         if partition is None:
             raise RefusedError(held, ProduceError(f"topic {topic} has no partition {number}"))
-        if key is None and number is None:
-            partition = self._any.setdefault(topic, partition)
-        time_ms = time.time_ns() // 1_000_000 if timestamp_ms is None else timestamp_ms
-        return held, partition, (time_ms, key, value, headers), size
+        return self._any.setdefault(topic, partition) if key is None and number is None else partition
 
-    def _put(self, ready: Sequence[Ready]) -> list[tuple[Batch, int]]:
+    def _put(self, ready: Mapping[Held, Sequence[Ready]]) -> list[tuple[Batch, int]]:
         places = list[tuple[Batch, int]]()
         self._settled.clear()
-        told = {held: Owned(held) for held, *_ in ready}
         most, add = self._accumulator.batch_size, self._accumulator.add
         with self.lock:  # once for all
-            for held, partition, message, size in ready:
-                batch = partition.batch
-                if batch is None or batch.records.size + size > most:
-                    if batch is not None:
-                        self._accumulator.hand_over(batch)
-                    batch, index = add(partition, message, size, told[held])
-                    self._unanswered.add(batch)
-                else:
-                    index = batch.add(message, size, told[held])
-                places.append((batch, index))
+            for held, messages in ready.items():
+                owned = Owned(held)
+                for partition, message, size in messages:
+                    batch = partition.batch
+                    if batch is None or batch.records.size + size > most:
+                        if batch is not None:
+                            self._accumulator.hand_over(batch)
+                        batch, index = add(partition, message, size, owned)
+                        self._unanswered.add(batch)
+                    else:
+                        index = batch.add(message, size, owned)
+                    places.append((batch, index))
         for batch in {batch for batch, _ in places}:
             self._accumulator.added(batch)
         return places
