@@ -186,15 +186,16 @@ class Marks:
 
         It is the same ``Send`` as before, where nothing was marked since.
         """
-        sends = self.sends
-        send = sends.newest
-        if send is None or not self._is_at(send.mark):
+        sends, send = self.sends, self.sends.newest
+        if send is None or not (  # in one function: it is called for each message
+            (mark := send.mark).version == self.version
+            and mark.retry_position == self.retry_position
+            and mark.done is self._done
+        ):
             send = sends.begin_send(self.last)
-        return sends.add(send, count)
-
-    def _is_at(self, mark: Mark) -> bool:
-        same = mark.version == self.version and mark.retry_position == self.retry_position
-        return same and mark.done is self._done
+        send.unanswered += count
+        sends.in_flight += count
+        return send
 
     def answered(self, send: Send, failure: BaseException | None, count: int = 1) -> None:
         """``count`` messages of ``send`` are acknowledged; or they have failed, and the marks made after them are void.

@@ -79,10 +79,11 @@ OVER = "it never left, unless a last commit had no answer: the partition is not 
 class Sends:
     """Of one ownership. Changed under the group's lock only."""
 
-    __slots__ = ("_began", "_era", "_numbers", "_open", "_sends", "held", "in_flight", "settled")
+    __slots__ = ("_began", "_era", "_numbers", "_open", "_sends", "held", "in_flight", "newest", "settled")
 
     def __init__(self) -> None:
         self.in_flight: int = 0  # messages that have left at once, and that have no answer
+        self.newest: Send | None = None  # to which more can be counted: the last one, while it has no answer
         self.held: list[Held] = []  # in the order in which they were sent
         self.settled: list[Held] = []  # whose answers have yet to be passed on
         self._open: set[Send] = set()  # with messages that have no answer
@@ -92,22 +93,11 @@ class Sends:
 
     # -- at once
 
-    @property
-    def newest(self) -> Send | None:
-        """The last one, if it has messages without an answer: what is sent without a mark in between is one."""
-        return self._sends[-1] if self._sends and self._sends[-1].unanswered else None
-
     def begin_send(self, mark: Mark) -> Send:
         """What is sent after ``mark``."""
-        send = Send(mark)
+        send = self.newest = Send(mark)
         self._sends.append(send)
         self._open.add(send)
-        return send
-
-    def add(self, send: Send, count: int) -> Send:
-        """``count`` more messages of ``send`` leave."""
-        send.unanswered += count
-        self.in_flight += count
         return send
 
     def answered(self, send: Send, count: int, *, failed: bool) -> Mark | None:
@@ -123,6 +113,7 @@ class Sends:
             back = send.mark
         while self._sends and not self._sends[0].unanswered:
             self._sends.popleft()
+        self.newest = self._sends[-1] if self._sends and self._sends[-1].unanswered else None
         return back
 
     @property

@@ -26,6 +26,7 @@ from karafka_lite.core.options import Hook
 from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.core.parts import KeyMarks, KeyOwnership
 from karafka_lite.core.retries import Retries
+from karafka_lite.core.sends import Send
 from karafka_lite.core.starts import Note, Place, Start
 from karafka_lite.core.timers import Timers
 from karafka_lite.errors import CommitError
@@ -226,7 +227,13 @@ def _(patch: Patch) -> None:
 
 @wrong("messages are counted together whatever was marked in between", sending=0.5)
 def _(patch: Patch) -> None:
-    patch.setattr(Marks, "_is_at", lambda marks, mark: True)
+    def sending(marks: Marks, count: int = 1) -> Send:
+        send = marks.sends.newest or marks.sends.begin_send(marks.last)
+        send.unanswered += count
+        marks.sends.in_flight += count
+        return send
+
+    patch.setattr(Marks, "sending", sending)
 
 
 @wrong("what is put back is lost")
