@@ -27,6 +27,7 @@ from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 RECEIVE_BYTES = 256 << 10
 NOTHING_YET = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+LITTLE_BYTES = 16 << 10  # a full record of TLS; after less than that there is mostly nothing more
 RECEIVE_MAX_BYTES = 8 << 20  # in one step of the IO thread, which sends heartbeats between two steps
 
 
@@ -49,7 +50,6 @@ class Transport(KafkaTCPTransport):  # type: ignore[misc]
     _writing: bool
     _protocol: Any
     _sock: Any
-    short_read_is_all = True  # that there is; with TLS a read brings one record of up to 16 KB
 
     def write(self, data: Any) -> None:
         """Write at once what the socket takes, unless something waits already."""
@@ -95,7 +95,7 @@ class Transport(KafkaTCPTransport):  # type: ignore[misc]
             while size < RECEIVE_MAX_BYTES and (piece := self._sock.recv(RECEIVE_BYTES)):
                 pieces.append(piece)
                 size += len(piece)
-                if self.short_read_is_all and len(piece) < RECEIVE_BYTES:
+                if len(piece) < LITTLE_BYTES:
                     break
             return (b"".join(pieces), None) if pieces else super()._sock_recv()
         except OSError as error:  # nothing more has come; or the connection is broken, which the next call says
@@ -108,5 +108,3 @@ class Transport(KafkaTCPTransport):  # type: ignore[misc]
 
 class TlsTransport(Transport, KafkaSSLTransport):  # type: ignore[misc]
     """A connection with TLS."""
-
-    short_read_is_all = False
