@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import kafka.errors
@@ -253,42 +253,47 @@ class Sent(LazyFuture[Receipt]):
         return _awaited(super().exception, timeout, self._batch.owner)
 
 
-class Many(Future[list[Receipt]]):
+class Many(LazyFuture[list[Receipt]]):
     """The future of messages at ``places``, in batches. It fails with the first failure, when all have an answer."""
 
     def __init__(self, places: Sequence[tuple[Batch, int]]) -> None:
-        super().__init__()
-        self.set_running_or_notify_cancel()
-        self._places = places
-        self._batches = {batch for batch, _ in places}
-        self._waits = True
-        with looking:
-            for batch in self._batches:
-                if not batch.is_answered:
-                    batch.watch(self, 0)
-        self.look()
+        self._places, self._looked = places, False  # the rest is made when somebody looks
+
+    def answer(self) -> list[Receipt] | ProduceError | None:
+        if not all(batch.is_answered for batch in self._batches):
+            return None
+        answers = [batch.answer_to(index) for batch, index in self._places]
+        failure = next((answer for answer in answers if isinstance(answer, ProduceError)), None)
+        return failure or [answer for answer in answers if isinstance(answer, tuple)]
+
+    def watch(self) -> None:
+        for batch in self._batches:
+            batch.watch(self, 0)
 
     def look(self, *_: object) -> None:
         """There is an answer to some."""
         with looking:
-            if not self._waits or not all(batch.is_answered for batch in self._batches):
-                return
-            self._waits = False
-        answers = [batch.answer_to(index) for batch, index in self._places]
-        self._places, self._batches = (), set()
-        failures = [answer for answer in answers if isinstance(answer, ProduceError)]
-        resolve(self, failures[0] if failures else [answer for answer in answers if isinstance(answer, tuple)])
+            answer = None if self._looked else self.answer()
+            self._looked |= answer is not None
+        if answer is not None:
+            resolve(self, answer)
 
     def result(self, timeout: float | None = None) -> list[Receipt]:
-        return _awaited(super().result, timeout, self._owner)
+        answer = self.answer()
+        if isinstance(answer, list):
+            return answer
+        return _awaited(super().result, timeout, None if answer else self._owner)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         return _awaited(super().exception, timeout, self._owner)
 
+    @cached_property
+    def _batches(self) -> set[Batch]:
+        return {batch for batch, _ in self._places}
+
     @property
     def _owner(self) -> Owner | None:
-        batch = next(iter(self._batches), None)
-        return None if batch is None else batch.owner
+        return next((batch.owner for batch in self._batches if not batch.is_answered), None)
 
 
 def _awaited(ask: Callable[[float | None], R], timeout_s: float | None, owner: Owner | None) -> R:

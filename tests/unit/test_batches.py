@@ -241,6 +241,14 @@ def test_many_have_their_places_in_the_order_in_which_they_were_given(order: tup
     assert Many([]).result(0) == []
 
 
+def test_many_that_nobody_looks_at_cost_nothing() -> None:
+    batch = batch_of(2)
+    many = Many([(batch, 0), (batch, 1)])
+    answer(batch, 10)
+    assert vars(many).keys() == {"_places", "_looked"}
+    assert many.result(0) == [(3, 10), (3, 11)]
+
+
 def test_many_fail_with_the_first_failure_when_all_have_an_answer() -> None:
     batches = batch_of(1), batch_of(1)
     many = Many([(batches[0], 0), (batches[1], 0)])
