@@ -24,6 +24,7 @@ import importlib.metadata
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -230,9 +231,9 @@ def quix(where: Where, meter: Meter) -> None:
     """Its checkpoint is every 5 s."""
     from quixstreams import Application
 
-    app = Application(
-        broker_address=where.broker, consumer_group=where.group, auto_offset_reset="earliest", loglevel="ERROR"
-    )
+    folder = tempfile.TemporaryDirectory()
+    where_to = {"broker_address": where.broker, "consumer_group": where.group, "state_dir": folder.name}
+    app = Application(**where_to, auto_offset_reset="earliest", loglevel="ERROR")
     topic = app.topic(where.topic, value_deserializer="bytes", key_deserializer="bytes")
     came = meter.one()
     app.dataframe(topic).update(lambda value: came())

@@ -8,13 +8,16 @@ Sends each message on, commits after EVERY messages, and prints the messages per
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 
 
 def main(broker: str, group: str, source: str, target: str, messages: str, every: str, guarantee: str) -> None:
     from quixstreams import Application
 
+    folder = tempfile.TemporaryDirectory()
     app = Application(
+        state_dir=folder.name,
         broker_address=broker,
         consumer_group=group,
         auto_offset_reset="earliest",
