@@ -55,6 +55,15 @@ LASTING: dict[int, Literal["gone", "denied"]] = {  # errors of a commit that try
     kafka.errors.OffsetMetadataTooLargeError.errno: "denied",
     kafka.errors.InvalidCommitOffsetSizeError.errno: "denied",
 }
+OF_THE_COORDINATOR = {
+    kafka.errors.NotCoordinatorError.errno,
+    kafka.errors.CoordinatorNotAvailableError.errno,
+    kafka.errors.CoordinatorLoadInProgressError.errno,
+}
+HINTS = {
+    kafka.errors.UnstableOffsetCommitError.errno: ": a transaction with its next offset is open; the brokers end it "
+    "up to 20 s after its member has died; where they do not: kafka-transactions.sh find-hanging, abort"
+}
 NOTE = re.compile(r"karafka-lite:([\w-]{22})?:(\d{1,9})?")
 
 ListTopic = ListOffsetsRequest.ListOffsetsTopic
@@ -197,11 +206,17 @@ class Offsets:
     async def _ask_places(self, question: Question, tps: Collection[TopicPartition]) -> None:
         await self._refresh_metadata()
         committed = await self._fetch_committed(tps)
-        question.answers.update({tp: found for tp in tps if isinstance(found := committed[tp], str)})
+        question.answers.update(self._unknown(tps, committed))
         by_leader = self._by_leader(question, [tp for tp in tps if tp not in question.answers])
         asked = [self._manager.call_soon(self._ask_leader, question, *one, committed) for one in by_leader.items()]
         for one in asked:
             await one
+
+    def _unknown(self, tps: Collection[TopicPartition], committed: Mapping[TopicPartition, Any]) -> dict[Any, str]:
+        """Why it is not known yet what is committed; with "latest" all commits of a topic count for each partition."""
+        of_topic = {topic: why for (topic, _), why in committed.items() if isinstance(why, str)}
+        found = {tp: of_topic.get(tp[0]) if self._reset == "latest" else committed[tp] for tp in tps}
+        return {tp: why for tp, why in found.items() if isinstance(why, str)}
 
     async def _ask_leader(
         self, question: Question, leader: int, tps: Collection[TopicPartition], committed: Mapping[TopicPartition, Any]
@@ -312,12 +327,16 @@ class Offsets:
         for topic in response.topics:
             for one in topic.partitions:
                 offset, note = one.committed_offset, decode(one.metadata)
-                answer = kafka.errors.for_code(one.error_code).__name__ if one.error_code else (offset, note)
+                answer = _named(one.error_code) if one.error_code else (offset, note)
                 found[topic.name, one.partition_index] = answer if one.error_code or offset >= 0 else None
-        if response.error_code or any(isinstance(found[tp], str) for tp in tps):
-            with suppress(kafka.errors.UnknownTopicOrPartitionError):
-                coordinator._handle_offset_fetch_response(response)  # raises, and looks for a new coordinator
+        codes = {one.error_code for topic in response.topics for one in topic.partitions}
+        if response.error_code or codes & OF_THE_COORDINATOR:  # all others are of one partition
+            coordinator._handle_offset_fetch_response(response)  # raises, and looks for a new coordinator
         return found
+
+
+def _named(code: int) -> str:
+    return f"{kafka.errors.for_code(code).__name__}{HINTS.get(code, '')}"
 
 
 # -- what a fetch has found --------------------------------------------------------------------------------------------

@@ -782,6 +782,61 @@ def test_a_start_waits_for_a_transaction_that_is_open_and_a_plain_one_would_not(
     assert seen == ([3] if exactly_once else [0, 1, 2, 3])
 
 
+def test_a_partition_whose_transaction_is_open_holds_up_no_other_one(
+    kafka: Observer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Brokers may take long to end it: Apache Kafka 4.3 with one node, which was killed at the wrong moment, never."""
+    monkeypatch.setattr("karafka_lite.core.watch.AFTER_S", 0.2)
+    topic, out, seen = kafka.topic(2), kafka.topic(), list[tuple[int, int]]()
+    for partition in range(2):
+        kafka.produce(topic, range(3), partition)
+    app = make_app(kafka)
+
+    @app.topic(topic, **ONCE)
+    def forward(batch: Batch, ctx: Context) -> None:
+        ctx.produce_many(out, batch.payloads)
+        seen.extend((ctx.partition, payload) for payload in batch.payloads)
+
+    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=kafka.name("id"))
+    try:
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send_offsets_to_transaction({KafkaTP(topic, 0): OffsetAndMetadata(2, "", -1)}, group_of(app))
+        with running(app):
+            wait_until(lambda: kafka.committed(group_of(app), topic, 1) == 3, message="the other one is committed")
+            assert all(partition == 1 for partition, _ in seen)
+            wait_until(lambda: "kafka-transactions.sh find-hanging" in caplog.text, message="it is said")
+            assert f"the starting offsets of {topic}-0 " in caplog.text
+            producer.commit_transaction()
+            wait_until(lambda: kafka.committed(group_of(app), topic, 0) == 3)
+    finally:
+        producer.close()
+    assert sorted(seen) == [(0, 2), (1, 0), (1, 1), (1, 2)]
+
+
+def test_with_latest_all_of_a_topic_wait_where_what_is_committed_for_one_is_not_known(
+    kafka: Observer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a partition without a commit begins depends on all commits for its topic."""
+    monkeypatch.setattr("karafka_lite.core.watch.AFTER_S", 0.2)
+    topic, seen = kafka.topic(2), list[int]()
+    kafka.produce(topic, range(3), 0)
+    app = make_app(kafka, auto_offset_reset="latest")
+    app.topic(topic, exactly_once=True)(lambda batch, ctx: seen.extend(batch.payloads))
+    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=kafka.name("id"))
+    try:
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send_offsets_to_transaction({KafkaTP(topic, 0): OffsetAndMetadata(2, "", -1)}, group_of(app))
+        with running(app):
+            wait_until(lambda: f"the starting offsets of {topic}-0, {topic}-1 " in caplog.text)
+            producer.commit_transaction()
+            wait_until(lambda: 2 in seen)
+    finally:
+        producer.close()
+    assert seen == [2]
+
+
 def test_two_groups_of_an_app_have_their_own_transactions_and_none_is_left_behind(kafka: Observer) -> None:
     topic, out, other = kafka.topic(), kafka.topic(), kafka.group()
     kafka.produce(topic, range(3))
