@@ -64,7 +64,8 @@ class UnitOwnership(KeyOwnership, ExactOwnership):
         if not isinstance(run, Part):
             super().returned(run, failed=failed)
             return
-        good, batch = not failed and run.in_hand is None, self.run
+        # Also where a message of a batch before it was refused meanwhile: it comes again, and this one after it.
+        good, batch = not failed and run.in_hand is None and self.marks.failure is None, self.run
         self._good += good
         if batch is None:
             return

@@ -165,6 +165,31 @@ def test_a_refused_message_of_any_part_fails_the_last_and_the_unit_comes_again()
     assert [offsets_of(part) for part in scene.again()] == [[0], [1]]
 
 
+def test_a_unit_that_runs_while_one_before_it_is_refused_is_not_done() -> None:
+    scene = Scene("abcd", max_messages=2)
+    for part in [*scene.begin_all()]:
+        scene.send(part)
+        scene.returns(part)
+        scene.ends(part)  # the commit took too long
+    first, second = scene.begin_all()
+    for part in (first, second):
+        scene.send(part)
+    scene.returns(first)
+    assert scene.commit(refuse=True)
+    scene.returns(second)
+    for part in (first, second):
+        scene.ends(part)
+    for _ in range(2):
+        parts = scene.again()
+        for part in parts:
+            scene.send(part)
+            scene.returns(part)
+        assert scene.commit()
+        for part in parts:
+            scene.ends(part)
+    assert (sorted(scene.visible), scene.one.marks.committed) == ([0, 1, 2, 3], 4)
+
+
 def test_after_a_seek_the_unit_is_not_marked_and_what_it_sent_leaves_with_the_next_mark() -> None:
     scene = Scene("ab")
     first, second = scene.begin_all()
