@@ -340,7 +340,7 @@ class Member:
     async def _run(self, run: Run, place: Place) -> None:
         route = self._routes[run.ownership.tp[0]]
         context = route.context(self, run, self.group_id, route.dead_letter, self._shared.config.serializer)
-        error = await route.call(run, context, self._now, self._news.hook_ended, place)
+        error = await route.call(run, context, self._now, self._hook_ended, place)
         run.returned = True
         unsent = await self._sendings[run.ownership.tp[0]].ended(run, failed=error is not None)
         if error is None and unsent is not None:
@@ -358,6 +358,10 @@ class Member:
             self._end(run, gives_up)
         if isinstance(error, errors.CRITICAL) and run.comes_again:
             self._shared.requests.put(ExitRequest(Exit.ERROR))
+
+    def _hook_ended(self, run: Run, function: str, seconds: float, error: BaseException | None) -> None:
+        self._sendings[run.ownership.tp[0]].function_ended(run, failed=error is not None)
+        self._news.hook_ended(run, function, seconds, error)
 
     async def wait(self, ownership: Ownership, seconds: float, *, to_the_end: bool = False) -> None:
         """Under the lock: wait until something has changed, and so that others on the event loop go on."""

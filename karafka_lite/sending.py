@@ -101,6 +101,9 @@ class Sending:
         await self.await_answers(run)
         return sent
 
+    def function_ended(self, run: Run, *, failed: bool) -> None:
+        """Of a call of hooks one function has returned; ``failed``: it raised."""
+
     async def ended(self, run: Run, *, failed: bool) -> BaseException | None:  # noqa: ARG002 - what was sent has left
         """User code has returned; ``failed``: it raised. As ``await_answers``."""
         return await self.await_answers(run)
@@ -180,6 +183,11 @@ class Holding(Sending):
         answered: Sent = Future()
         resolve(answered, answer if isinstance(answer, ProduceError) else answer[0])
         return answered
+
+    def function_ended(self, run: Run, *, failed: bool) -> None:
+        """What one that has failed has sent never leaves, whatever others mark."""
+        with self._host.lock:
+            _exact(run).function_ended(failed=failed)
 
     async def ended(self, run: Run, *, failed: bool) -> BaseException | None:
         """As ``Sending``; and until what the marks of ``run`` have released is committed, for ``drain_timeout_ms``."""

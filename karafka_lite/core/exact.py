@@ -27,6 +27,13 @@ class ExactOwnership(Ownership):
         if goes_on and not run.hook and not self.options.manual_offsets:
             self.marks.mark(next_offset_after(run.records[-1].offset))
 
+    def function_ended(self, *, failed: bool) -> None:
+        """One function of a call of hooks has ended, and others may follow: what it has sent, if it has failed, does
+        not leave with their marks; and what it has sent, if it has not, does not go with their failures."""
+        if failed:
+            self.marks.drop(of_run=True)
+        self.marks.sends.goes_on()
+
     def _drop_what_comes_again(self, run: Run, failed: bool) -> None:
         left = run.in_hand is not None and run.redirect is None
         if failed or left:  # a failed batch is repeated from the last mark on; of all others what was before them stays

@@ -79,7 +79,7 @@ OVER = "it never left, unless a last commit had no answer: the partition is not 
 class Sends:
     """Of one ownership. Changed under the group's lock only."""
 
-    __slots__ = ("_began", "_era", "_numbers", "_open", "_sends", "held", "in_flight", "newest", "settled")
+    __slots__ = ("_began", "_era", "_goes", "_numbers", "_open", "_sends", "held", "in_flight", "newest", "settled")
 
     def __init__(self) -> None:
         self.in_flight: int = 0  # messages that have left at once, and that have no answer
@@ -89,7 +89,7 @@ class Sends:
         self._open: set[Send] = set()  # with messages that have no answer
         self._sends: deque[Send] = deque()  # from the oldest one without an answer on
         self._era = self._numbers = 0
-        self._began = 0  # the number of the first that the last run may have sent
+        self._began = self._goes = 0  # the number of the first that the last run, or its last function, may have sent
 
     # -- at once
 
@@ -140,9 +140,9 @@ class Sends:
         return held
 
     def held_since(self, version: int, retry_position: int) -> Held | None:
-        """What the last run has sent since then, if more can be put to it."""
+        """What the last function of the last run has sent since then, if more can be put to it."""
         last = self.held[-1] if self.held else None
-        if last is None or last.number < self._began or last.era != self._era or last.letter is not None:
+        if last is None or last.number < self._goes or last.era != self._era or last.letter is not None:
             return None
         return last if last.mark.version == version and last.mark.retry_position == retry_position else None
 
@@ -156,7 +156,11 @@ class Sends:
 
     def begin(self) -> None:
         """A run begins."""
-        self._began = self._numbers
+        self._began = self._goes = self._numbers
+
+    def goes_on(self) -> None:
+        """One of its functions has ended: how others end is no matter for what it has sent."""
+        self._goes = self._numbers
 
     def is_of_run(self, held: Held) -> bool:
         """Whether the last run has sent these."""
@@ -167,9 +171,12 @@ class Sends:
         self._era += 1
 
     def drop(self, version: int, *, of_run: bool) -> list[Held]:
-        """What was sent after the mark of ``version`` never leaves; ``of_run``: only what the last run has sent."""
+        """What was sent after the mark of ``version`` never leaves; ``of_run``: only what the last run has sent, or its
+        last function."""
         waiting = [held for held in self.held if held.mark.version >= version]
-        return self._take_out([h for h in waiting if (self.is_of_run(h) if of_run else h.era == self._era)], DROPPED)
+        return self._take_out(
+            [h for h in waiting if (h.number >= self._goes if of_run else h.era == self._era)], DROPPED
+        )
 
     def void(self, refused: Held, error: ProduceError) -> list[Held]:
         """What was sent from ``refused`` on never leaves, and is returned; nothing, where it has been dropped.

@@ -279,6 +279,15 @@ def test_hooks_send_with_their_marks_and_a_hook_that_raises_sends_nothing(kafka:
             ctx.mark_as_consumed(ctx.state["last"])
 
     @app.on_shutdown(collect)
+    def say(ctx: Context) -> None:
+        ctx.produce(out, "of one before it")
+
+    @app.on_shutdown(collect)
+    def fail(ctx: Context) -> None:
+        ctx.produce(out, "of one that raises before another one marks")
+        raise RuntimeError("at the stop")
+
+    @app.on_shutdown(collect)
     def close(ctx: Context) -> None:
         ctx.produce(out, "of the stop")
         ctx.mark_as_consumed(ctx.state["last"])
@@ -286,7 +295,7 @@ def test_hooks_send_with_their_marks_and_a_hook_that_raises_sends_nothing(kafka:
     with running(app):
         wait_until(lambda: kafka.committed(group_of(app), topic) == 2)
         wait_until(lambda: values(kafka, out) == ["of the handler", "of every 2"])
-    wait_until(lambda: values(kafka, out)[-1] == "of the stop")
+    wait_until(lambda: values(kafka, out)[-2:] == ["of one before it", "of the stop"])
 
 
 @contextmanager
