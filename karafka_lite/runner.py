@@ -505,15 +505,16 @@ class Member:
             if not commits:
                 return None if self._closed else max(0.0, self.group.wake_at(now) - now)
             client, generation = self._client, self._client.generation()
-        if alone := [commit for commit in commits if not commit.sends]:
-            refusals = client.commit(alone, generation)
+        if plain := [commit for commit in commits if not commit.ownership.options.exactly_once]:
+            refusals = client.commit(plain, generation)
             with self.locked() as now:
-                self.group.committed(alone, refusals, now)
-                self._news.committed(alone, refusals)
-        if with_sends := [commit for commit in commits if commit.sends]:
-            ended = self._transactions.commit(client, with_sends, generation)
+                self.group.committed(plain, refusals, now)
+                self._news.committed(plain, refusals)
+        # Also without messages: brokers may carry out requests of two connections in any order.
+        if exact := [commit for commit in commits if commit.ownership.options.exactly_once]:
+            ended = self._transactions.commit(client, exact, generation)
             with self.locked() as now:
-                self._news.transacted(with_sends, ended, self.group.transacted(with_sends, ended, now))
+                self._news.transacted(exact, ended, self.group.transacted(exact, ended, now))
         return 0.0
 
     # -- a rebalance, on the client's IO thread. Calls of a replaced client change nothing; nothing is emitted.

@@ -14,7 +14,7 @@ from karafka_lite.messages import TopicPartition
 
 
 class Commit(NamedTuple):
-    """One offset on its way to the broker; ``sends``: in one transaction with these messages."""
+    """One offset on its way to the broker; ``sends``: with ``exactly_once``, in one transaction with these messages."""
 
     ownership: Ownership
     offset: int

@@ -75,6 +75,14 @@ def test_a_transaction_says_where_its_messages_are(kafka: Observer) -> None:
             wait_until(lambda n=number: kafka.committed(client.group, topic) == n + 1)
 
 
+def test_offsets_without_a_message_are_committed_in_a_transaction_too(kafka: Observer) -> None:
+    topic = kafka.topic()
+    with made(kafka) as (of_group, client):
+        ended = of_group.commit(client, [commit(topic, 0, 3)], 0)
+        assert ended == Committed({}, {})
+        wait_until(lambda: kafka.committed(client.group, topic) == 3)
+
+
 def test_offsets_of_a_transaction_that_was_aborted_are_not_committed_with_the_next_one(kafka: Observer) -> None:
     topic, out = kafka.topic(2), kafka.topic()
     with made(kafka) as (of_group, client):

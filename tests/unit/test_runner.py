@@ -31,6 +31,7 @@ from karafka_lite import (
     workers,
 )
 from karafka_lite.core import group as group_module
+from karafka_lite.core.answers import Committed
 from karafka_lite.core.group import Group
 from karafka_lite.core.marks import Marks, Refusal
 from karafka_lite.core.ownership import State
@@ -599,6 +600,19 @@ def test_a_commit_that_fails_is_said_and_tried_again() -> None:
     assert stage.member.commit_step(stage.system.now()) == 0.0
     assert [event.offsets for event in stage.of(events.Committed)] == [{TP: 1}]
     assert (stage.member.commit_step(stage.system.now()) or 0) > 0
+
+
+def test_with_exactly_once_all_commits_are_transactions_also_without_messages() -> None:
+    """A plain one has another connection: one without an answer may be carried out after the next transaction."""
+    stage, commits = stepped(app_of(nothing, exactly_once=True)), list[Any]()
+    stage.cluster.send("t")
+    stage.poll()
+    stage.work()
+    stage.member._transactions.commit = lambda *given: commits.append(given[1]) or Committed({}, {})  # type: ignore[method-assign]
+    stage.system.clock += 10.0  # type: ignore[attr-defined]
+    assert stage.member.commit_step(stage.system.now()) == 0.0
+    assert [[(one.offset, one.sends) for one in batch] for batch in commits] == [[(1, [])]]
+    assert [event.offsets for event in stage.of(events.Committed)] == [{TP: 1}]
 
 
 def test_a_blocking_mark_raises_in_time_when_no_commit_succeeds() -> None:
