@@ -169,11 +169,15 @@ class Holding(Sending):
         return super().dead_letter(run, message, offset) if held is None else Waiting[Receipt](run, held, 0)
 
     async def last_letter(self, run: Run, letter: Addressed) -> Sent:
-        """It leaves with the mark that passes it, if that can be made now; else at once, and by itself."""
+        """It leaves with the mark that passes it, if that can be made now; else at once, and by itself.
+
+        It never leaves where the partition is not ours any more: who owns it tries the message, too.
+        """
         ownership = run.ownership
         with self._host.locked() as now:
-            held = None if ownership.over else _exact(run).hold_letter(run, letter, run.culprit or 0)
-            if held is not None:
+            held: Held | None = _over(ownership)
+            if not ownership.over:
+                held = _exact(run).hold_letter(run, letter, run.culprit or 0)
                 self._host.group.claim(ownership, now)
         if held is None:
             return await super().last_letter(run, letter)

@@ -32,9 +32,10 @@ from karafka_lite import (
 )
 from karafka_lite.core import group as group_module
 from karafka_lite.core.answers import Committed
+from karafka_lite.core.exact import ExactOwnership
 from karafka_lite.core.group import Group
 from karafka_lite.core.marks import Marks, Refusal
-from karafka_lite.core.ownership import State
+from karafka_lite.core.ownership import Run, State
 from karafka_lite.core.starts import Place, Stray
 from karafka_lite.core.units import UnitOwnership
 from karafka_lite.coroutines import drive
@@ -314,6 +315,24 @@ def test_all_parts_that_rest_for_one_commit_go_on_after_it() -> None:
     assert member.commit_step(stage.system.now()) == 0.0
     workers_go_on()
     assert went_on == [0, 1]
+
+
+def test_a_dead_letter_of_a_partition_that_was_lost_meanwhile_never_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up, and before its letter is sent it is somebody else's, who tries it again."""
+    stage = stepped(app_of(break_down, exactly_once=True, dead_letter="dead", max_retries=0))
+    gives_up = ExactOwnership.gives_up
+
+    def lose(ownership: ExactOwnership, run: Run) -> bool:
+        result = gives_up(ownership, run)
+        stage.member.group.lose(0.0, rejoin=False)
+        return result
+
+    monkeypatch.setattr(ExactOwnership, "gives_up", lose)
+    stage.cluster.send("t")
+    stage.poll()
+    stage.work()
+    assert stage.outbox.sent == []
+    assert [event.given_up for event in stage.of(events.CallEnded)] == [None]
 
 
 def test_a_run_whose_handler_has_returned_is_known_to_wait() -> None:
