@@ -7,6 +7,8 @@ last mark never leaves, as its messages come again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from karafka_lite.core.ownership import Ownership, Run
 from karafka_lite.core.sends import Held
 from karafka_lite.errors import ProduceError
@@ -38,6 +40,11 @@ class ExactOwnership(Ownership):
         left = run.in_hand is not None and run.redirect is None
         if failed or left:  # a failed batch is repeated from the last mark on; of all others what was before them stays
             self.marks.drop(of_run=not failed or bool(run.hook) or run.redirect is not None)
+
+    def end(self, run: Run, *, failed: bool, now: float) -> Sequence[Run]:
+        """As of any ownership. A message may have been refused after the run had looked for that for the last time, as
+        the commit took too long: then it comes again, too."""
+        return super().end(run, failed=failed or (not run.is_part and self.marks.failure is not None), now=now)
 
     def gives_up(self, run: Run) -> bool:
         """As of any ownership; but not while something before it comes again, because it was refused: then it comes

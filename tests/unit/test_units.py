@@ -66,7 +66,7 @@ class Scene(Partitions):
             assert self.one.hold_letter(part, Addressed("dead", name), part.records[0].offset) is not None
             self.one.mark_alone(part, part.records[0].offset)
         for record in part.records[letter:]:
-            held = self.one.marks.hold()
+            held = self.exact.marks.hold()
             held.messages.append(Addressed("out", b"%d" % record.offset))
 
     def returns(self, part: Run, *, failed: bool = False) -> None:
@@ -242,6 +242,19 @@ def test_a_message_is_not_given_up_while_one_before_it_comes_again(parts: int) -
         scene.returns(run, failed=True)
         scene.ends(run, OSError("no"))
     assert (scene.letters, scene.exact.marks.committed) == ([0, 1], 2)
+
+
+def test_a_message_that_is_refused_right_before_its_run_ends_comes_again() -> None:
+    """The run has waited long enough for its commit, and has looked for a refusal for the last time."""
+    scene = Scene("a", parts=0)
+    (run,) = scene.begin_all()
+    scene.send(run)
+    scene.returns(run)
+    assert scene.commit(refuse=True)
+    scene.group.end(run, failed=False, now=scene.now)
+    assert (scene.exact.marks.stored, scene.commit()) == (None, False)
+    (run,) = scene.again()
+    assert offsets_of(run) == [0]
 
 
 def test_a_letter_by_hand_leaves_with_the_unit_and_is_dropped_with_it() -> None:
