@@ -19,7 +19,7 @@ ELSEWHERE = {
     "version.py": "house/test_metadata.py",
     # Parts of a group and of an ownership, which are tested as wholes.
     "core/commits.py": "unit/test_group.py",
-    "core/exact.py": "simulation/test_transacting.py",
+    "core/exact.py": "unit/test_units.py",
     # Its answers are those of observers, which have their tests; that they are of the run, a running App shows.
     "watching.py": "kafka/test_operations.py",
     "__main__.py": "unit/test_main.py",

@@ -59,17 +59,19 @@ class Handlers:
         self.routes = {topic: self._route(topic, policy) for topic, policy in self._world.policies.items()}
 
     def _route(self, topic: str, policy: Policy) -> Route:
+        handler, hook = (self.exact_batch, self.exact_hook) if policy.exactly_once else (self._batch, self._hook)
         functions = {Hook.ON_ASSIGNED: self._open}
-        hooks = [RegisteredHook(kind, functions.get(kind, self._hook), every_ms) for kind, every_ms in policy.hooks]
+        hooks = [RegisteredHook(kind, functions.get(kind, hook), every_ms) for kind, every_ms in policy.hooks]
         options = Options(
             policy.manual_offsets,
             policy.max_messages,
             policy.batch_timeout_ms,
             policy.backoff,
             budget=policy.budget,
+            exactly_once=policy.exactly_once,
         )
         more = policy.dead_letter, (Pointless,), None, policy.order
-        return SimulatedRoute(self._life, (topic,), self._batch, "g", options, None, hooks, *more)
+        return SimulatedRoute(self._life, (topic,), handler, "g", options, None, hooks, *more)
 
     # -- a batch
 
@@ -190,7 +192,8 @@ class Handlers:
         rng, began = self._rng, self._world.now
         if (not sync and rng.random() < 0.93) or ctx._run.is_part:
             result = ctx.mark_as_consumed(message)
-            self._ledger.has_marked(o, result)
+            if not (o.exact and ctx._run.is_part):
+                self._ledger.has_marked(o, result)
             return result
         timeout_ms = rng.choice([200, 3000, 30_000])
         try:
@@ -256,7 +259,7 @@ class Handlers:
             while not future.done() and world.now < until:
                 world.pause(world.now + 0.1)
 
-    def _help(self, ctx: Context, o: Book, message: Message) -> None:
+    def _help(self, ctx: Context, o: Book, message: Message, *, at_work: bool = True) -> None:
         """A thread of user code, which may outlive the call that started it."""
         rng, world = self._rng, self._world
         world.pause(world.now + rng.choice([0.0, 0.1, 2.0]))
@@ -266,6 +269,8 @@ class Handlers:
                 ctx.resume()
             elif choice < 0.5:
                 ctx.commit_offsets(sync=rng.random() < 0.5 and not ctx._run.is_part, timeout_ms=500)
+            elif not at_work:
+                ctx.resume()
             elif self._settings.backward_marks and choice < 0.75:
                 self._mark(o, ctx, message)
             elif self._settings.backward_marks and not world.calm:
@@ -275,14 +280,23 @@ class Handlers:
 
     # -- hooks
 
+    def exact_batch(self, batch: Batch, ctx: Context) -> None:
+        """Of a topic with ``exactly_once``: see ``exact_handlers``."""
+        raise NotImplementedError
+
+    def exact_hook(self, ctx: Context) -> None:
+        """The same."""
+        raise NotImplementedError
+
     def _open(self, ctx: Context) -> None:
         """Fail now and then, also when something is in the state already, or has been sent, or sought."""
         o, rng, settings = self._ledger[ctx._ownership], self._rng, self._settings
+        own = self._ledger.of(ctx._run)
         o.opened = ctx.state["opened"] = object()
         try:
             if self._world.calm:
                 return
-            if settings.backward_marks and rng.random() < 0.2:
+            if settings.backward_marks and not o.exact and rng.random() < 0.2:
                 self._seek(ctx, o, o.start or 0)
             self._work(hangs=rng.random() < 3 * settings.hanging)
             if rng.random() < settings.sending:
@@ -292,7 +306,7 @@ class Handlers:
             if rng.random() < settings.failing:
                 raise Failed
         except BaseException:
-            o.raised = True
+            own.raised = True
             raise
 
     def _hook(self, ctx: Context) -> None:
@@ -313,6 +327,8 @@ class Handlers:
             self._mark(o, ctx, Message(*o.tp, o.done - 1), sync=not calm and rng.random() < 0.2)
 
     def _produce(self, ctx: Context) -> Future[Any]:
+        if self._ledger[ctx._ownership].exact:
+            return ctx.produce("out", self._ledger.makes(self._ledger[ctx._ownership], None))
         if self._rng.random() < 0.7:
             return ctx.produce("out", b"x")
         self._world.reached["many were sent at once"] += 1

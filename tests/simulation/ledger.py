@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from exact import Calls, ExactLedger
 from greenlet import getcurrent
 from parts import PartBook, PartsLedger
 from simulated_client import RECORD_BYTES
@@ -84,6 +85,8 @@ class Leaving:
 
 class Book:
     """What the ledger knows of one ownership."""
+
+    exact = False
 
     def __init__(self, ledger: Ledger, life: Life, ownership: Ownership, predecessors: list[Book]) -> None:
         self.ledger = ledger
@@ -190,6 +193,11 @@ class Book:
         return self.acked_seq != self.backed.seq
 
     @property
+    def all_backed(self) -> bool:
+        """Nothing that is stored waits for a send."""
+        return self.seq == self.backed.seq
+
+    @property
     def ours(self) -> bool:
         """Marks count: until the ownership releases its partition or is lost."""
         return not self.lost and self.seen < State.RELEASING
@@ -253,6 +261,43 @@ class Book:
         return f"{self.tp[0]}-{self.tp[1]}/{self.life}"
 
 
+class ExactBook(Book):
+    """The same, of a partition with ``exactly_once``: what is visible says more of its offsets than any books."""
+
+    exact = True
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.calls = Calls()  # that have begun, and are not over
+        self.had_to_commit = False
+        self.claimed_at = FOREVER  # when a run began to wait for its commit
+        self.leaves_it_to_hooks: bool | None = None
+
+    @property
+    def acked(self) -> bool:
+        return not self.ownership.marks.pending
+
+    @property
+    def given_up(self) -> bool:
+        return not self.ownership.marks.awaited
+
+    @property
+    def committable(self) -> bool:
+        return self.had_to_commit and self.ownership.marks.committable
+
+    @property
+    def all_backed(self) -> bool:
+        return self.ownership.marks.commit_point[1] == self.ownership.marks.version
+
+    @property
+    def awaited(self) -> bool:
+        """A run waits for its commit."""
+        return any(call.waits_since is not None for call in self.calls.values())
+
+    def store(self, offset: int, now: float) -> None:
+        """A start: nothing else is said."""
+
+
 class Sent(NamedTuple):
     """One offset on its way to the broker, and which of its owner's stores it is."""
 
@@ -269,7 +314,6 @@ class Books:
         self.open: dict[TopicPartition, Book] = {}  # not over
         self.plan: PollPlan | None = None  # that was made, and is not applied yet
         self.has_to_rejoin = False  # because it said by itself that it is lost
-        self.committing = False
         self.commit_requested_at: float | None = None
         self.commit_requested_number = 0
         self.stopped_at: float | None = None
@@ -278,7 +322,13 @@ class Books:
         self.found_nothing = False  # the last look for something to commit, since the lock was taken
         self._committed_at = 0.0
         self._unasked = 0  # commits in a row for which there was no reason
-        self._batch: list[Sent] = []
+        self._batch: dict[TopicPartition, Sent] = {}
+        self.transaction: Sequence[Sent] = ()  # that is under way
+        self.undecided = False  # nobody knows whether it is committed
+
+    @property
+    def committing(self) -> bool:
+        return bool(self._batch)
 
     def requested(self, now: float) -> None:
         self.commit_requested_number = next(NUMBERS)
@@ -307,20 +357,21 @@ class Books:
         self.found_nothing = not commits
         if not commits:
             return
-        self._batch = [self._sent(commit) for commit in commits]
+        self._batch = {commit.ownership.tp: self._sent(commit) for commit in commits}
         self._is_asked_for(commits, now)
-        if all(o.seq == o.backed.seq for o in books):
+        if all(o.all_backed for o in books):
             self.commit_requested_at = None  # else it waits for what was sent
-        for o, _, _ in self._batch:
+        for o, _, _ in self._batch.values():
             waited = now >= o.commit_not_before - EPSILON
             require(waited, "a failed commit is tried again after a pause", o, now, o.commit_not_before)
-        self.committing = True
 
     def _sent(self, commit: Commit) -> Sent:
         o = self.open.get(commit.ownership.tp)
         ours = o is not None and o.ownership is commit.ownership and not o.ended
         require(ours, "only what is ours is committed", commit.ownership)
         assert o is not None
+        if o.exact:
+            return Sent(o, commit.offset, commit.version)
         require(
             commit.offset == o.backed.offset and o.committable,
             "what is stored is committed once everything that was sent before it is acknowledged",
@@ -330,27 +381,31 @@ class Books:
 
     def on_the_way(self, commits: Iterable[Commit]) -> list[Sent]:
         """The client is to make ``commits``."""
-        offsets = {ownership.tp: offset for ownership, offset, *_ in commits}
-        batch = {one.book.tp: one.offset for one in self._batch}
-        require(batch == offsets, "what is due is committed", self.life, batch, offsets)
-        return self._batch
+        sent = [self._batch[commit.ownership.tp] for commit in commits if commit.ownership.tp in self._batch]
+        due = [one.offset for one in sent] == [commit.offset for commit in commits]
+        require(due, "what is due is committed", self.life, self._batch, commits)
+        return sent
 
-    def answered(self, refusals: Mapping[TopicPartition, Refusal], now: float) -> list[Sent]:
+    def answered(self, commits: Iterable[Commit], refusals: Mapping[TopicPartition, Refusal], now: float) -> list[Sent]:
         """The client has answered; returns what was acknowledged."""
-        self.committing = False
-        for o, _, seq in self._batch:
+        sent = self.ended(commits)
+        for o, _, seq in sent:
             refusal = refusals.get(o.tp)
             o.refused = refusal is not None
             o.refused_seq = seq if refusal is not None and refusal.lasting else None
             waits = (0.0, 0.0) if refusal is None else LASTING_RETRY_S if refusal.lasting else COMMIT_RETRY_S
             o.commit_not_before, o.commit_retry_at = (now + wait if wait else 0.0 for wait in waits)
-        return [one for one in self._batch if one.book.tp not in refusals]
+        return [one for one in sent if one.book.tp not in refusals]
+
+    def ended(self, commits: Iterable[Commit]) -> list[Sent]:
+        """Whatever became of them, they are not under way any more."""
+        return [self._batch.pop(tp) for tp in [commit.ownership.tp for commit in commits] if tp in self._batch]
 
     def _is_asked_for(self, commits: Sequence[Commit], now: float) -> None:
         """By the interval, somebody who waits, a hand-over, or a failure before; now and then once more."""
         releasing = any(commit.ownership.state is State.RELEASING for commit in commits)
         interval = now >= self._committed_at + self.life.commit_interval_s - EPSILON
-        again = any(one.book.refused for one in self._batch)
+        again = any(one.book.refused or one.book.exact for one in self._batch.values())
         asked = releasing or interval or self.commit_requested_at is not None or again
         self._committed_at = now
         self._unasked = 0 if asked else self._unasked + 1
@@ -376,11 +431,14 @@ class Books:
             yield max(o.unacked_since + self.life.commit_interval_s, o.commit_retry_at), "the interval commit"
             if o.seen is State.RELEASING:
                 yield max(o.released_at, o.commit_retry_at), "the last commit"
-            if self.commit_requested_at is not None and o.backed.number < self.commit_requested_number:
+            if o.exact:
+                if o.awaited and o.ownership.marks.released:  # type: ignore[attr-defined]
+                    yield max(o.unacked_since, o.claimed_at, o.commit_retry_at), "a commit that a run waits for"  # type: ignore[attr-defined]
+            elif self.commit_requested_at is not None and o.backed.number < self.commit_requested_number:
                 yield max(self.commit_requested_at, o.commit_retry_at), "the requested commit"
             if o.refused:
                 yield o.commit_retry_at, "the next try of a commit"
-        if not o.in_jobs and o.running is None:
+        if not o.in_jobs and not o.ownership.scheduled and o.running is None:
             yield self._code_due(o), "user code"
         elif not o.in_jobs and o.options.parts and o.ownership.waiting:  # type: ignore[attr-defined]
             yield 0.0, "a part"
@@ -395,13 +453,16 @@ class Books:
             return FOREVER
         if o.opening:
             return FOREVER if o.start is None else o.not_before
+        if o.exact:
+            return FOREVER if (moment := o.ownership.ready_at()) is None else moment
         return min([o.ledger.batch_due(o)[0], *o.every_at.values()])
 
 
-class Ledger(PartsLedger):
+class Ledger(PartsLedger, ExactLedger):
     """The books of one world: all ownerships of all processes."""
 
     def __init__(self, broker: Broker, reset: str, *, backward_marks: bool, reached: Counter[str]) -> None:
+        super().__init__()
         self._broker = broker
         self._reset = reset
         self._backward_marks = backward_marks
@@ -419,6 +480,8 @@ class Ledger(PartsLedger):
     def of(self, run: Run) -> Book | PartBook:
         """Who has to know what becomes of ``run``."""
         o = self.books[run.ownership]
+        if o.exact:
+            return o.calls[run]  # type: ignore[attr-defined, no-any-return]
         return o.parts[run] if run.is_part else o
 
     # -- assignment
@@ -446,7 +509,7 @@ class Ledger(PartsLedger):
         require(ownership not in self.books, "an assignment makes a new ownership", ownership)
         require(ownership.tp not in life.books.open, "a partition has one ownership at a time", ownership)
         self.reached["an ownership waited for its predecessor's handler"] += bool(over)
-        o = Book(self, life, ownership, list(over))
+        o = (ExactBook if ownership.options.exactly_once else Book)(self, life, ownership, list(over))
         self.books[ownership] = life.books.open[ownership.tp] = o
         return o
 
@@ -478,7 +541,7 @@ class Ledger(PartsLedger):
         o = life.books.open.get(tp)
         if o is None or o.start is None:
             return
-        if stray.position is None or (o.seek_to is None and o.sought is None):
+        if o.exact or stray.position is None or (o.seek_to is None and o.sought is None):
             o.strayed = stray
 
     def placed(self, life: Life, o: Book, place: Place, start: Start | None, now: float) -> None:
@@ -502,6 +565,9 @@ class Ledger(PartsLedger):
             self._begins(o, place, start, now)
             return
         assert o.strayed is not None
+        if o.exact:
+            o.strayed = None
+            return
         position, o.strayed = o.strayed.position, None
         if position is None or position >= place.start:  # it is there after all, or was when the cluster was asked
             require(start is None, "what the log has is read", o, start)
@@ -565,7 +631,9 @@ class Ledger(PartsLedger):
         if open_books and not rejoin:
             require(client.reporting or client.broken, "a loss is reported by the client that is ours", life)
         elif open_books:
-            require(client.lost(now), "a member is lost when its client says so", life)
+            undecided = life.books.undecided
+            require(undecided or client.lost(now), "a member is lost when its client says so", life)
+            self.reached["a member was lost because nobody knew what it had committed"] += undecided
             self.reached["a member declared its own loss"] += 1
             life.books.has_to_rejoin = True
         for o in open_books.values():
@@ -599,7 +667,7 @@ class Ledger(PartsLedger):
         require(plan.rejoin or not books.has_to_rejoin, "a member that declares its own loss joins again", life)
         require(not (plan.rejoin and books.open), "who has joined again stays", life)
         for o in books.open.values():
-            if o.seen is State.ASSIGNED and o.seek_to is not None:
+            if o.seen is State.ASSIGNED and o.seek_to is not None and not o.exact:
                 planned = plan.seeks.get(o.ownership)
                 require(planned == o.seek_to, "a seek is planned until it is done", o, planned, o.seek_to)
         limits = life.limits.shared_by(len(books.open) or 1)
@@ -627,6 +695,8 @@ class Ledger(PartsLedger):
             return
         require(o is not None and o.asked is None and not o.lost, "nothing is queued for what is not ours", tp)
         assert o is not None
+        if o.exact:
+            return
         follows = o.start is not None and o.sought is None and self._log_has(o, o.fetch_next, records)
         require(follows, "what is queued follows what was queued before", o, records[0].offset, o.fetch_next)
         wanted_records = sum(record.offset not in o.gone for record in records)
@@ -651,7 +721,7 @@ class Ledger(PartsLedger):
     def positions(self, life: Life) -> None:
         """What is done by the group's own account is done."""
         for o in life.books.open.values():
-            done = o.ownership.done
+            done = None if o.exact else o.ownership.done
             if done is not None:
                 left = [r.offset for r in self._next_in_log(o, 1) if r.offset < done]
                 at_rest = o.running is None
@@ -671,7 +741,12 @@ class Ledger(PartsLedger):
             self.reached["a worker came when its job had passed"] += 1
             return
         if run.is_part and o.running is not None:
-            self.part_begun(o, run, now)
+            if not o.exact:
+                self.part_begun(o, run, now)
+                return
+            o.begun_parts.append(run)
+            self.reached["parts of a unit ran side by side"] += len(o.ownership.calls) > 1
+            require(o.ours and not o.lost, "parts are begun while the partition is ours", o, run)
             return
         part, run = run, ownership.run if run.is_part else run
         assert run is not None
@@ -689,7 +764,9 @@ class Ledger(PartsLedger):
         else:
             self._batch_begun(o, run, now)
         o.running = inside[o.tp] = run
-        if part is not run:
+        if part is not run and o.exact:
+            o.begun_parts = [part]
+        elif part is not run:
             o.begun_parts, o.failed_parts, o.spins, o.repeats = [], [], False, False
             self.part_begun(o, part, now)
 
@@ -708,6 +785,8 @@ class Ledger(PartsLedger):
         due = o.every_at[hook]
         require(now >= due - EPSILON, "every keeps to its time", o, now, due)
         self.reached["every was called"] += 1
+        if o.exact:
+            return
         require(due <= min(o.every_at.values()), "the most overdue function of every goes first", o)
         batch_at, since = self.batch_due(o)
         if batch_at > now:
@@ -726,6 +805,29 @@ class Ledger(PartsLedger):
         require(not o.opening, "no batch is handed over before on_assigned has returned", o, len(o.opening))
         require(not o.life.client.lost(now), "a batch is handed over to who is a member, for all that it knows", o)
         require(0 < len(records) <= o.options.max_messages, "a batch has 1 to max_messages messages", o, len(records))
+        if o.exact:
+            self.exact_batch_begun(o, run, now)
+        else:
+            self._follows(o, run, now)
+        if self._reset == "latest" and o.log is self.logs[o.tp]:
+            require(o.tp in self._broker.committed, "a start at the end is committed before anything else", o)
+        if not o.handed:
+            self._first_batch(o)
+            o.every_at = {hook: now + hook.every_ms / 1000 for hook in o.options.hooks_of(Hook.EVERY)}
+        o.handed = True
+        o.hooks_first = 0
+        o.seq_begun, o.began_at = o.seq, o.done
+        o.queued -= len(records)
+        o.queued_since = now
+        o.hand_next = records[-1].offset + 1
+        o.lowest = min(o.lowest, records[0].offset)
+        o.highest = max(o.highest, o.hand_next)
+        if not o.options.manual_offsets:
+            o.retry_position = o.began_at
+
+    def _follows(self, o: Book, run: Run, now: float) -> None:
+        """Of all that waits a batch is what comes next, and it comes when it is due."""
+        records = run.records
         require(
             self._next_in_log(o, len(records)) == list(records),
             "nothing is skipped, repeated or out of order",
@@ -745,21 +847,6 @@ class Ledger(PartsLedger):
         if overdue:
             self.reached["a batch went before an every"] += 1
             require(since <= min(overdue) + EPSILON, "an every goes before a batch that became due later", o, since)
-        if self._reset == "latest" and o.log is self.logs[o.tp]:
-            require(o.tp in self._broker.committed, "a start at the end is committed before anything else", o)
-        if not o.handed:
-            self._first_batch(o)
-            o.every_at = {hook: now + hook.every_ms / 1000 for hook in o.options.hooks_of(Hook.EVERY)}
-        o.handed = True
-        o.hooks_first = 0
-        o.seq_begun, o.began_at = o.seq, o.done
-        o.queued -= len(records)
-        o.queued_since = now
-        o.hand_next = records[-1].offset + 1
-        o.lowest = min(o.lowest, records[0].offset)
-        o.highest = max(o.highest, o.hand_next)
-        if not o.options.manual_offsets:
-            o.retry_position = o.began_at
 
     def batch_due(self, o: Book) -> tuple[float, float]:
         """When the next batch may be handed over, and since when it waits."""
@@ -800,6 +887,9 @@ class Ledger(PartsLedger):
 
     def gives_up(self, run: Run, result: bool) -> None:
         """The handler has failed; ``result``: the group says that its message is to be given up."""
+        if self.books[run.ownership].exact:
+            self.exact_gives_up(self.books[run.ownership], run, result)
+            return
         o, own = self.books[run.ownership], self.of(run)
         if run.hook or o.options.budget is None or blameless(own, run) or isinstance(run.error, CRITICAL):
             require(not result, "only what has a budget, and has failed by its own fault, is given up", o)
@@ -822,6 +912,11 @@ class Ledger(PartsLedger):
 
     def given_up(self, run: Run, now: float) -> tuple[int, int]:
         """The message at which ``run`` has failed is in safety. Returns its offset, and how often it was tried."""
+        if self.books[run.ownership].exact:
+            self.reached["a message of exactly_once was given up"] += 1
+            self._exact_run_ended(run, failed=True, given_up=True, now=now)
+            assert run.culprit is not None
+            return run.culprit, run.ownership.retries.tries_of(run.culprit)
         if run.is_part:
             return self.part_given_up(run, now)
         o, culprit = self._out(run), _culprit(run)
@@ -872,7 +967,21 @@ class Ledger(PartsLedger):
         del o.life.process.inside[o.tp]
         return o
 
+    def _exact_run_ended(self, run: Run, *, failed: bool, given_up: bool = False, now: float) -> None:
+        o = self.books[run.ownership]
+        self.exact_ended(o, run, failed=failed, given_up=given_up, now=now)
+        if run.is_part:
+            return
+        self._out(run)
+        if run.hook is Hook.ON_ASSIGNED:
+            self._opening_ended(o, run, failed, run.excused, now)
+        if run.hook:
+            self._hooks_ended(o, run, unsent=False, excused=run.excused, now=now)
+
     def run_ended(self, run: Run, *, failed: bool, now: float) -> None:
+        if self.books[run.ownership].exact:
+            self._exact_run_ended(run, failed=failed, now=now)
+            return
         if run.is_part:
             self.part_ended(run, failed=failed, now=now)
             return
@@ -992,7 +1101,7 @@ class Ledger(PartsLedger):
     def redirected(self, ownership: Ownership, target: Any, result: bool) -> None:
         o = self.books[ownership]
         require(result is o.ours, "a seek counts while the partition is ours", o)
-        if not result:
+        if not result or o.exact:
             return
         self.reached["user code has sought"] += 1
         if o.running and not o.running.hook:
@@ -1002,7 +1111,7 @@ class Ledger(PartsLedger):
             self._redirect(o, target)
 
     def found(self, o: Book, target: object, offset: int) -> None:
-        if o.sought == target and not o.ended and not o.lost:
+        if not o.exact and o.sought == target and not o.ended and not o.lost:
             self._redirect(o, offset)
             self.reached["a place that only the cluster knew was found"] += 1
 
@@ -1017,6 +1126,9 @@ class Ledger(PartsLedger):
     # -- offsets
 
     def marked(self, o: Book, offset: int, result: bool, now: float) -> None:
+        if o.exact:
+            self.exact_marked(o, offset, result)
+            return
         if o.options.parts and offset > o.retry_position:
             self.reached["a hook marked what is not done"] += result and not o.failed_send
             offset = o.retry_position
@@ -1037,6 +1149,9 @@ class Ledger(PartsLedger):
 
     def has_synced(self, o: Book) -> None:
         """A call has said to user code that its last mark is on the broker."""
+        if o.exact:
+            self.exact_synced(o)
+            return
         stored, seq = o.last_mark[getcurrent()]
         require(stored and seq not in o.void, "a sync mark never returns True for a void mark", o, seq)
         require(o.applied_seq >= seq, "a sync commit is on the broker when the call returns", o)
@@ -1088,7 +1203,11 @@ class Ledger(PartsLedger):
 
     def applied(self, batch: Sequence[Sent], generation: int) -> None:
         """The broker has accepted ``batch``."""
-        for o, offset, seq in batch:
+        for sent in batch:
+            o, offset, seq = sent
+            if o.exact:
+                self.exact_committed(sent, (), generation)
+                continue
             require(generation == o.generation, "nothing is committed for an earlier ownership", o, generation)
             require(offset in o.stored_ever, "what is committed was stored by the owner", o, offset)
             if o.log is not self.logs[o.tp]:  # nobody knew of the new topic: the commit says of which one it is
@@ -1120,6 +1239,8 @@ class Ledger(PartsLedger):
         """The group's books of what ``life`` owns against ours."""
         group: Group = life.member.group
         open_books = life.books.open
+        if life.member._resting:
+            self.check_rests(life, now)
         for o in [o for o in open_books.values() if not self._compare_one(o, now)]:
             del open_books[o.tp]
             self._end(o)
@@ -1136,31 +1257,34 @@ class Ledger(PartsLedger):
         p, marks, intake = o.ownership, o.ownership.marks, o.ownership.intake
         if p.state is not o.seen or o.lost:
             self._observe(o, p.state, now)
-        if marks.stored != o.stored:
-            violated("stored is what was marked last", o, marks.stored, o.stored)
-        if p.retries.attempt != o.attempt:
-            violated("attempts are counted", o, p.retries.attempt, o.attempt)
-        if intake.next_offset != o.done:
-            violated("where the next batch begins is known", o, intake.next_offset, o.done)
-        if intake.size != o.queued:
-            violated("the queue holds what was fetched", o, intake.size, o.queued)
-        if p.run is not o.running:
-            violated("who runs is known", o)
-        if p.user_state.get("token") is not o.token:
-            violated("the state is kept over batches, and emptied by a failure", o)
-        if p.user_state.get("opened") is not o.opened:
-            violated("what on_assigned has left in the state outlives failures", o)
-        if len(p.opening) != len(o.opening):
-            violated("on_assigned is called until it has returned", o)
-        if not o.lost:
-            if marks.pending is o.acked:
-                violated("pending until the broker has it", o, marks.stored, marks.committed)
-            if marks.committable is not o.committable:
-                violated("a mark waits for what was sent before it", o, o.backed)
-            if o.acked_seq > o.applied_seq:
-                violated("acknowledged is on the broker", o)
-        if o.stored is not None and o.stored > o.highest and o.stored > (o.start or 0):
-            violated("stored <= delivered", o, o.stored, o.highest)
+        if o.exact:
+            self.exact_compare(o, now)
+        else:
+            if marks.stored != o.stored:
+                violated("stored is what was marked last", o, marks.stored, o.stored)
+            if p.retries.attempt != o.attempt:
+                violated("attempts are counted", o, p.retries.attempt, o.attempt)
+            if intake.next_offset != o.done:
+                violated("where the next batch begins is known", o, intake.next_offset, o.done)
+            if intake.size != o.queued:
+                violated("the queue holds what was fetched", o, intake.size, o.queued)
+            if p.run is not o.running:
+                violated("who runs is known", o)
+            if p.user_state.get("token") is not o.token:
+                violated("the state is kept over batches, and emptied by a failure", o)
+            if p.user_state.get("opened") is not o.opened:
+                violated("what on_assigned has left in the state outlives failures", o)
+            if len(p.opening) != len(o.opening):
+                violated("on_assigned is called until it has returned", o)
+            if not o.lost:
+                if marks.pending is o.acked:
+                    violated("pending until the broker has it", o, marks.stored, marks.committed)
+                if marks.committable is not o.committable:
+                    violated("a mark waits for what was sent before it", o, o.backed)
+                if o.acked_seq > o.applied_seq:
+                    violated("acknowledged is on the broker", o)
+            if o.stored is not None and o.stored > o.highest and o.stored > (o.start or 0):
+                violated("stored <= delivered", o, o.stored, o.highest)
         if o.seen < State.DRAINING:
             return True
         if o.seen >= State.REVOKED:
@@ -1173,7 +1297,11 @@ class Ledger(PartsLedger):
     def _observe(self, o: Book, state: State, now: float) -> None:
         """``o`` has moved on to ``state``: was it allowed to?"""
         before, o.seen = o.seen, state
-        if state >= State.RELEASING and o.begun_parts and not o.parts and o.running is not None and not o.running.hook:
+        if o.exact:
+            self.exact_out(o)
+        elif (
+            state >= State.RELEASING and o.begun_parts and not o.parts and o.running is not None and not o.running.hook
+        ):
             self.reached["parts that nobody had begun were dropped"] += 1
             self.batch_of_parts_ends(o, 0, now)
         require(state >= before, "states go forwards", o, before, state)
@@ -1183,8 +1311,8 @@ class Ledger(PartsLedger):
         require(o.asked, "an ownership ends for a reason", o, state)
         if before < State.RELEASING <= state:
             require(o.code_ended or now >= o.deadline, "user code has until the bound of the drain", o, now, o.deadline)
-            o.released_at = now
-            o.commit_deadline = max(o.deadline, now + FINAL_COMMIT_S)
+            o.released_at = o.released_at or now  # the lock may be released later
+            o.commit_deadline = max(o.deadline, o.released_at + FINAL_COMMIT_S)
             if not o.code_ended:
                 self.reached[f"the drain bound was over while a handler ran ({o.asked})"] += o.running is not None
                 if o.final_hook and o.final_hook not in o.hooks_run:
@@ -1214,6 +1342,8 @@ class Ledger(PartsLedger):
 
     def ended(self, o: Book, run: Run, outcome: Outcome, failed: bool, now: float) -> None:
         """What the group says of how a batch ended, or a part of one that has failed."""
+        if o.exact:
+            return
         again = failed and o.ownership.state is State.ASSIGNED
         require((outcome.retry_offset is not None) is again, "a failed batch comes again", o, outcome)
         if again and o.sought is None:

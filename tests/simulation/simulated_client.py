@@ -135,7 +135,7 @@ class SimulatedClient:
         places: dict[TopicPartition, Place] = {}
         broker = self._broker
         for tp in tps:
-            if self.link_down or (not self._world.calm and self._rng.random() < 0.1):
+            if self.link_down or (not self._world.calm and self._rng.random() < 0.1) or self._world.producers.waits(tp):
                 continue
             log, committed = broker.logs[tp], broker.committed.get(tp)
             of_topic = [other for other in broker.logs if other[0] == tp[0]]
@@ -420,13 +420,19 @@ class SimulatedClient:
     def _refusal_of(self, sent: Sent) -> Refusal | None:
         """Of that partition alone."""
         topic = sent.book.tp[0]
-        if sent.book.ownership.note.topic_id != self._topic_ids[topic]:
-            return Refusal(errors.CommitError("of a topic that was made anew"), "gone")
+        if self.is_of_an_old_topic(sent):
+            return self.of_an_old_topic
         if self._world.now >= self._world.refused_until.get(topic, 0.0):
             return None
         lasting = self._world.refused_for_good.get(topic)
         self._reached["a topic refused its commits" + (" for good" if lasting else "")] += 1
         return Refusal(errors.CommitError("refused"), lasting)
+
+    of_an_old_topic = Refusal(errors.CommitError("of a topic that was made anew"), "gone")
+
+    def is_of_an_old_topic(self, sent: Sent) -> bool:
+        """As far as it knows."""
+        return sent.book.ownership.note.topic_id != self._topic_ids[sent.book.tp[0]]
 
     def _stamp(self, generation: int) -> int | None:
         """The generation that the request carries: in one step with the sending. None: it is not sent."""

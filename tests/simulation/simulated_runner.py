@@ -11,7 +11,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from handlers import EXPECTED, Bug, Handlers
+from exact_handlers import ExactHandlers
+from handlers import EXPECTED, Bug
 from ledger import EPSILON, Books, require, violated
 from simulated_client import SimulatedClient
 from simulated_loop import SimulatedStaff
@@ -67,7 +68,7 @@ class Life(Runner):
         self.commit_interval_s = settings.commit_interval_ms / 1000
         self.limits: BufferLimits = settings.limits
         self.books = Books(self)
-        self.handlers = Handlers(self)
+        self.handlers = ExactHandlers(self)
         self.bugs_met = False
         self.bugs = 0  # that the world has put into our code
         self.untold = 0  # parts that have failed, of which no event has told
@@ -96,6 +97,7 @@ class Life(Runner):
             left = {GROUP: list(leftovers)}
             super().__init__(config, config.bootstrap_servers, router, observed, left, lambda end: None)
         process.lives.append(self)
+        world.all_lives.append(self)
         self.start()
         self._main.start()
 
@@ -157,7 +159,7 @@ class Life(Runner):
                 lost[tp] -= 1
         elif isinstance(event, events.CallEnded) and not isinstance(event.error, EXPECTED):
             violated("user code fails of what it did", _trace(event.error))
-        elif isinstance(event, events.CallEnded) and world.policies[event.topic].order == "key":
+        elif isinstance(event, events.CallEnded) and world.policies[event.topic].tells_of_parts:
             self.untold -= event.hook is None and event.error is not None and event.given_up is None
 
     def _died(self, event: events.Crashed) -> None:
@@ -235,13 +237,13 @@ class SimulatedOutbox:
 
     def send(self, message: Addressed, told: Told | None = None) -> Future[tuple[int, int]]:
         self._begin_to_send(1)
-        return self._put(told)
+        return self._put(told, message)
 
     send_soon = send
 
     def send_many(self, messages: Sequence[Addressed], told: Told | None = None) -> Future[list[tuple[int, int]]]:
         self._begin_to_send(len(messages))
-        return together([self._put(told) for _ in messages])
+        return together([self._put(told, message) for message in messages])
 
     def _begin_to_send(self, count: int) -> None:
         self._world.point()
@@ -249,12 +251,13 @@ class SimulatedOutbox:
         if not self._world.calm and self._world.rng.random() < 0.02:
             raise TypeError("this cannot be a message")
 
-    def _put(self, told: Told | None) -> Future[tuple[int, int]]:
+    def _put(self, told: Told | None, message: Addressed) -> Future[tuple[int, int]]:
         world, rng, batch = self._world, self._world.rng, self._batch
         if batch is None or batch.answered or batch.told is not told or rng.random() < 0.5:
             batch = self._batch = SimulatedBatch(told)
             self._leave(batch)
         future: Future[tuple[int, int]] = Future()
+        future.add_done_callback(lambda done: done.exception() or world.ledger.left_at_once(world, message))
         batch.futures.append(future)
         world.point()
         return future

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 from collections import deque
 from collections.abc import Callable
+from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any
 
 from steps import FOREVER, Process, Scheduler, Signal, Thread
@@ -83,6 +84,8 @@ class SimulatedQueue:
         self._filled = Signal()
 
     def put(self, item: Any) -> None:
+        if isinstance(item, tuple) and iscoroutine(item[1]):
+            self._scheduler.rested.add(item[1])
         self._items.append(item)
         self._filled.wake_all(self._scheduler.now)
 

@@ -13,6 +13,7 @@ thread could be interrupted to another.
     handlers.py           user code
     watch.py, ledger.py   what happened under the lock, and what must be true then
     parts.py              the same for parts of batches
+    simulated_transactions.py, exact_handlers.py, exact.py   the same for ``exactly_once``
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ from __future__ import annotations
 import argparse
 import logging
 import random
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
 from ledger import Ledger, Violation, require
 from simulated_broker import Broker
 from simulated_client import SESSION_S
 from simulated_runner import AppProcess, Life
+from simulated_transactions import Producers
 from steps import Scheduler, Signal
 from watch import WatchedGroup, watched
 
@@ -46,6 +49,44 @@ REMEMBERED = 60
 
 # With coroutines, too.
 ASYNC_SITUATIONS = ("a coroutine was cancelled", "a coroutine swallowed a cancellation")
+
+# With exactly_once.
+EXACT_SITUATIONS = (
+    "a batch of exactly_once came again",
+    "a dead letter left with its mark",
+    "a dead letter of exactly_once left at once",
+    "a future knew where its message is",
+    "a hook has sent and marked",
+    "a member was lost because nobody knew what it had committed",
+    "a message of a transaction was refused",
+    "a message of exactly_once was given up",
+    "a message of exactly_once was given up by hand",
+    "a message was refused, and the marks after it were void",
+    "a part of a unit failed",
+    "a run ended before its commit, as that took too long",
+    "a run that waited for its commit was lost",
+    "a run waited for its commit",
+    "a stale transaction was refused by the broker",
+    "a start waited for a transaction",
+    "a sync mark was committed with what it released",
+    "a transaction failed",
+    "a transaction was committed",
+    "a transaction was committed when its generation was over",
+    "a transaction was committed when its ownership was over",
+    "a transaction was committed, and nobody knew",
+    "a transaction was left open",
+    "a transaction was undecided",
+    "a unit of several parts was committed",
+    "an offset was committed without a message",
+    "brokers aborted a transaction that nobody ended",
+    "partitions shared a transaction",
+    "parts of a unit ran side by side",
+    "the end of a transaction came too late",
+    "the end of a transaction came when nobody waited for it",
+    "what was refused was not of the run that runs",
+    "what was refused was of a run that is over",
+    "what was sent before a seek waited for the next mark",
+)
 
 # Every one of these has to be reached, else the simulation has gone blind.
 SITUATIONS = (
@@ -186,6 +227,9 @@ class Settings(NamedTuple):
     interrupts: float  # at which part of its points a thread is interrupted
     favourite: str  # threads with this in their name often go first
     bugs: float  # of batches: a bug of ours hits the worker
+    broken: tuple[int, int, int] = (10, 10, 10)  # of transactions: refused, failed, ended badly; 100 are fine
+    slow: float = 0.2  # requests of transactions take their time
+    exactly_once: float = 0.0  # of topics: what they send leaves with their commits
     by_key: bool = False  # topics that are not manual may be in the order of their keys
     asynchronous: bool = False  # all handlers are coroutines
     refusing: int = 12  # in how many of a hundred sends
@@ -226,6 +270,12 @@ class Policy(NamedTuple):
     budget: int | None
     dead_letter: str | Literal[False] | None
     order: Literal["partition", "key"] = "partition"
+    exactly_once: bool = False
+
+    @property
+    def tells_of_parts(self) -> bool:
+        """The ledger counts parts that have failed."""
+        return self.order == "key" and not self.exactly_once
 
 
 def draw_policies(rng: random.Random) -> dict[str, Policy]:
@@ -256,7 +306,8 @@ class World(Scheduler):
         self.seed = seed
         self.reached = reached
         self.rng = rng = random.Random(seed)
-        self.settings = Settings.drawn(rng)._replace(by_key=seed % 2 == 0)._replace(**fixed)  # type: ignore[arg-type]
+        settings = Settings.drawn(rng)._replace(by_key=seed % 2 == 0, exactly_once=0.6 if seed % 3 == 0 else 0.0)
+        self.settings = settings._replace(**fixed)  # type: ignore[arg-type]
         super().__init__(rng, self.settings.interrupts, self.settings.jumps, self._nobody_sleeps_too_long)
         self.favourite = self.settings.favourite
         self.policies = draw_policies(rng)
@@ -268,6 +319,16 @@ class World(Scheduler):
                 for topic, policy in self.policies.items()
                 if not policy.manual_offsets and (topic == "auto" or seed % 4)
             }
+        if self.settings.exactly_once:
+            dice = random.Random(f"exactly once {seed}")
+            self.policies = {
+                topic: policy._replace(exactly_once=dice.random() < self.settings.exactly_once)
+                for topic, policy in self.policies.items()
+            }
+            kinds = [(0, 0, 0), (10, 10, 10), (70, 5, 5), (5, 70, 5), (5, 5, 70), (40, 40, 40)]
+            drawn = {"broken": dice.choice(kinds), "slow": dice.choice([0.05, 0.2, 0.6])}
+            self.settings = self.settings._replace(**{**drawn, **fixed})
+        self.producers = Producers(self)
         self.calm = False
         self.group: Callable[..., Any] = WatchedGroup
         self.data_come = Signal()
@@ -288,6 +349,7 @@ class World(Scheduler):
         )
         self._said: deque[tuple[float, object, tuple[object, ...]]] = deque(maxlen=REMEMBERED)
         self._numbers = 0
+        self.all_lives: list[Life] = []
         self._processes = [AppProcess(self.next_number()) for _ in range(self.settings.processes)]
         for log in self.broker.logs.values():
             log.grow(rng.choice([0, 3, 20]))
@@ -304,7 +366,7 @@ class World(Scheduler):
     def run(self, events: int) -> None:
         """Raises Violation with the seed and the last events."""
         try:
-            with watched(), self.ending():
+            with watched(), self.ending(), self._nobody_rests():
                 self._unrest(events)
                 self._calm_down()
                 self._stop_all()
@@ -312,6 +374,19 @@ class World(Scheduler):
             raise Violation(f"{violation}\n{self._said_last()}") from violation
         except Exception as error:
             raise Violation(f"no thread dies: {error!r}\n{self._said_last()}") from error
+
+    @contextmanager
+    def _nobody_rests(self) -> Iterator[None]:
+        """At the end calls that rest are closed."""
+        try:
+            yield
+        finally:
+            self.over = True
+            for life in self.all_lives:
+                self.rested.update(coroutine for _, coroutine in life.member._resting.values())
+            for coroutine in list(self.rested):
+                with suppress(BaseException):
+                    coroutine.close()
 
     def _unrest(self, events: int) -> None:
         self.spawn(None, "coordinator", self._coordinator)
@@ -348,6 +423,7 @@ class World(Scheduler):
         self._until("every worker ends", lambda: not any("worker" in thread.name for thread in self.threads))
         for life in [life for process in self._processes for life in process.lives]:
             life.check_bugs()
+        self.ledger.check_promises({life for process in self._processes for life in process.lives})
         require(not (waiting := self.ledger.hooks_waiting()), "every hook that was due has run", *waiting)
         require(not (left := self._unprocessed()), "what was committed stays committed", *left)
 
@@ -386,6 +462,7 @@ class World(Scheduler):
         while True:
             self.pause(self.now + 0.5)
             self.reached["the broker evicted a silent member"] += self.broker.tick(self.now)
+            self.producers.expire(self.now)
 
     def _acts(self) -> None:
         """Some kinds of trouble are left out, so that others go on undisturbed."""
@@ -527,7 +604,7 @@ class Report(NamedTuple):
     def __str__(self) -> str:
         rate = self.events / max(self.seconds, 0.001)
         head = f"{self.events:,} events in {self.worlds} worlds, {self.seconds:.1f} s, {rate:,.0f} events/s"
-        return "\n".join([head, *(f"{self.reached[name]:>9,}  {name}" for name in SITUATIONS)])
+        return "\n".join([head, *(f"{self.reached[name]:>9,}  {name}" for name in SITUATIONS + EXACT_SITUATIONS)])
 
     @property
     def missed(self) -> list[str]:
@@ -536,14 +613,19 @@ class Report(NamedTuple):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings, of which each world has hundreds; the tests that come next in this process look for theirs."""
+    """No warnings, of which each world has hundreds; the tests that come next in this process look for theirs.
+
+    And none of calls that were about to rest when their world ended: they are closed when they are collected.
+    """
     log = logging.getLogger("karafka_lite")
-    level = log.level
+    level, hook = log.level, sys.unraisablehook
     log.setLevel(logging.ERROR)
+    sys.unraisablehook = lambda _: None
     try:
         yield
     finally:
         log.setLevel(level)
+        sys.unraisablehook = hook
 
 
 def simulate(first_seed: int, events: int, **fixed: object) -> Report:

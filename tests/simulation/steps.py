@@ -7,8 +7,9 @@ any other thread go on first. A thread that waits says until when, and which ``S
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
@@ -92,6 +93,7 @@ class Scheduler:
         self.long = 0.1  # how often an interruption takes time
         self.favourite = ""  # threads with this in their name often go first
         self.over = False
+        self.rested = set[Coroutine[Any, Any, object]]()  # that went on, or are about to
         self._interrupts = interrupts
         self._rng, self._random = rng, rng.random
         self._jumps = jumps

@@ -16,19 +16,23 @@ from typing import Any
 import pytest
 from ledger import Violation
 from simulated_client import SimulatedClient
+from simulated_transactions import Producers, SimulatedTransactions
 from simulation import simulate
 
 from karafka_lite.core import parts
+from karafka_lite.core.answers import Committed, Undecided
+from karafka_lite.core.exact import ExactOwnership
 from karafka_lite.core.group import Group
 from karafka_lite.core.intake import Intake
-from karafka_lite.core.marks import Marks
+from karafka_lite.core.marks import Marks, Refusal
 from karafka_lite.core.options import Hook
 from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.core.parts import KeyMarks, KeyOwnership
 from karafka_lite.core.retries import Retries
-from karafka_lite.core.sends import Send
+from karafka_lite.core.sends import Send, Sends
 from karafka_lite.core.starts import Note, Place, Start
 from karafka_lite.core.timers import Timers
+from karafka_lite.core.units import UnitOwnership
 from karafka_lite.errors import CommitError
 from karafka_lite.messages import next_offset_after
 from karafka_lite.runner import Member
@@ -40,7 +44,7 @@ FAULT_OF_A_MUTATION = re.compile(
 )
 
 # Workers are busy elsewhere while parts of batches wait for them, until the bound of a drain.
-PARTS_WAIT: dict[str, float | str] = {
+PARTS_WAIT: dict[str, Any] = {
     "by_key": True,
     "max_messages": 10,
     "poll_records": 20,
@@ -55,10 +59,10 @@ PARTS_WAIT: dict[str, float | str] = {
 
 Patch = pytest.MonkeyPatch
 Mutation = Callable[[Patch], None]
-MUTATIONS: dict[str, tuple[Mutation, dict[str, float | str]]] = {}
+MUTATIONS: dict[str, tuple[Mutation, dict[str, Any]]] = {}
 
 
-def wrong(what: str, **settings: float | str) -> Callable[[Mutation], Mutation]:
+def wrong(what: str, **settings: Any) -> Callable[[Mutation], Mutation]:
     """Name what a mutation makes wrong, and the settings of a world in which that matters soon."""
 
     def register(mutation: Mutation) -> Mutation:
@@ -802,6 +806,190 @@ def _(patch: Patch) -> None:
     )
 
 
+# -- exactly_once
+
+
+EXACT: dict[str, Any] = {"exactly_once": 1.0}
+REFUSED: dict[str, Any] = {**EXACT, "broken": (100, 10, 10)}
+UNDECIDED: dict[str, Any] = {**EXACT, "broken": (10, 10, 100)}
+# Commits take longer than a run waits for them.
+SLOW: dict[str, Any] = {"drain_timeout_ms": 1000, "slow": 0.6, "unrest": 5.0, "growth": 0.1}
+# Calls of a batch run side by side.
+BUSY: dict[str, Any] = {"by_key": True, "concurrency": 4, "max_messages": 10, "poll_records": 20, "growth": 0.1}
+
+
+@wrong("what was sent after a mark leaves with it", **EXACT)
+def _(patch: Patch) -> None:
+    patch.setattr(Sends, "released", lambda sends, version: [one for one in sends.held if one.mark.version <= version])
+
+
+@wrong("nothing comes again because of what was refused when its run was over", **REFUSED, **SLOW)
+def _(patch: Patch) -> None:
+    patch.setattr(Ownership, "_come_again", lambda ownership: None)
+
+
+@wrong("what was sent before a seek is dropped by a failure", **EXACT, failing=0.4, backward_marks=True)
+def _(patch: Patch) -> None:
+    patch.setattr(Sends, "keep", lambda sends: None)
+
+
+@wrong("what was committed leaves again with the next mark", **EXACT)
+def _(patch: Patch) -> None:
+    patch.setattr(Sends, "committed", lambda sends, version: None)
+
+
+@wrong("an automatic mark is made after the wait for the commit", **EXACT)
+def _(patch: Patch) -> None:
+    patch.setattr(ExactOwnership, "returned", lambda ownership, run, failed: None)
+
+
+@wrong("what is undecided is taken for failed", **UNDECIDED)
+def _(patch: Patch) -> None:
+    def transacted(method: Callable[..., Any], group: Group, commits: Any, ended: Any, now: float) -> Any:
+        if isinstance(ended, Undecided):
+            ended = Committed({}, {one.ownership.tp: Refusal(ended.error) for one in commits})
+        return method(group, commits, ended, now)
+
+    instead(patch, Group, "transacted", transacted)
+
+
+@wrong("a failure drops nothing", **EXACT, failing=0.4)
+def _(patch: Patch) -> None:
+    patch.setattr(Marks, "drop", lambda marks, of_run: None)
+
+
+@wrong("a failure drops only what its own run has sent", **EXACT, failing=0.4)
+def _(patch: Patch) -> None:
+    instead(patch, Marks, "drop", lambda method, marks, of_run: method(marks, of_run=True))
+
+
+@wrong("marks after a refused message stay", **REFUSED)
+def _(patch: Patch) -> None:
+    keeping(patch, Marks, "refused_with", "stored", "version", "retry_position")
+
+
+@wrong(
+    "what counts as given up because of a dead letter stays so when that is dropped",
+    **EXACT,
+    failing=0.4,
+    max_messages=10,
+    poll_records=20,
+    poison=0.0,
+    hanging=0.0,
+    unrest=5.0,
+    growth=0.1,
+)
+def _(patch: Patch) -> None:
+    patch.setattr(Marks, "_take_back", lambda marks, dropped: None)
+
+
+@wrong("the parts of a unit are marked one by one", **EXACT, by_key=True)
+def _(patch: Patch) -> None:
+    ledger = parts.PartMarks
+    patch.setattr(UnitOwnership, "_ledger", lambda unit, spans, offsets: ledger(unit.marks, spans, offsets))
+
+
+@wrong("a unit is marked although a part of it has failed", **EXACT, by_key=True)
+def _(patch: Patch) -> None:
+    def returned(method: Callable[..., Any], unit: UnitOwnership, run: Run, *, failed: bool) -> None:
+        method(unit, run, failed=failed and not run.is_part)
+
+    instead(patch, UnitOwnership, "returned", returned)
+
+
+@wrong(
+    "what a hook that has raised has sent leaves with the mark of another one",
+    **EXACT,
+    failing=0.2,
+    unrest=1.0,
+    growth=0.1,
+    hanging=0.0,
+    poison=0.0,
+)
+def _(patch: Patch) -> None:
+    patch.setattr(ExactOwnership, "function_ended", lambda ownership, failed: None)
+
+
+@wrong("what an ownership that is over has sent leaves", **EXACT)
+def _(patch: Patch) -> None:
+    patch.setattr(Sends, "end", lambda sends: None)
+
+
+@wrong("a transaction has the generation of its begin", **EXACT, unrest=0.3, drain_timeout_ms=1000)
+def _(patch: Patch) -> None:
+    instead(
+        patch,
+        SimulatedTransactions,
+        "commit",
+        lambda method, transactions, client, commits, _: (
+            transactions._pause(transactions._world.now + 6.0),
+            method(transactions, client, commits, client.generation()),
+        )[1],
+    )
+
+
+@wrong("offsets without messages are committed beside transactions", **EXACT, max_messages=1)
+def _(patch: Patch) -> None:
+    def commit(method: Callable[..., Any], transactions: Any, client: Any, commits: Any, generation: int) -> Any:
+        if any(commit.sends for commit in commits):
+            return method(transactions, client, commits, generation)
+        world, session = transactions._world, client.session
+        sent = transactions._life.books.on_the_way(commits)
+
+        def arrive() -> None:
+            world.pause(world.now + 6.0)
+            client._arrives(sent, session, generation)
+
+        world.spawn(None, "late commit", arrive)
+        world.pause(world.now + 5.0)
+        return Committed({}, {commit.ownership.tp: Refusal(CommitError("no answer")) for commit in commits})
+
+    instead(patch, SimulatedTransactions, "commit", commit)
+
+
+@wrong("a start does not wait for a transaction that is open", **EXACT)
+def _(patch: Patch) -> None:
+    patch.setattr(Producers, "waits", lambda producers, tp: False)
+
+
+@wrong("a run that rests is not woken when its time is over", **{**EXACT, **SLOW, "broken": (0, 1000, 0)})
+def _(patch: Patch) -> None:
+    instead(
+        patch, Member, "_keep", lambda method, member, run, deadline, coroutine: method(member, run, FOREVER, coroutine)
+    )
+
+
+@wrong("a run that rests goes on twice", **EXACT)
+def _(patch: Patch) -> None:
+    def wake(method: Callable[..., Any], member: Member) -> None:
+        resting = dict(member._resting)
+        method(member)
+        for run in resting.keys() - member._resting.keys():
+            member._workers[run.ownership.tp[0]].put(member, resting[run][1])  # type: ignore[union-attr]
+
+    instead(patch, Member, "_wake_resting", wake)
+
+
+@wrong("of the parts of a unit that rest only the last one goes on", **EXACT, **BUSY, interrupts=0.8)
+def _(patch: Patch) -> None:
+    def keep(method: Callable[..., Any], member: Member, run: Run, *given: Any) -> None:
+        for one in [one for one in member._resting if one.ownership is run.ownership]:
+            run.marks._whole.book.life.world.rested.add(member._resting.pop(one)[1])  # type: ignore[attr-defined]
+        method(member, run, *given)
+
+    instead(patch, Member, "_keep", keep)
+
+
+@wrong("a run that waits for its commit waits for the interval", **EXACT, commit_interval_ms=5000)
+def _(patch: Patch) -> None:
+    patch.setattr(Group, "claim", lambda group, ownership, now: group._settle(ownership, now))
+
+
+@wrong("futures are not told of the commit", **EXACT)
+def _(patch: Patch) -> None:
+    patch.setattr("karafka_lite.runner.pass_on", lambda held: None)
+
+
 # One worker of pytest runs them, one after the other: the other cores are for tests that watch the clock.
 @pytest.mark.xdist_group("mutations")
 @pytest.mark.parametrize("what", MUTATIONS)
@@ -809,6 +997,6 @@ def test_the_simulation_notices_when(what: str, monkeypatch: pytest.MonkeyPatch)
     mutation, settings = MUTATIONS[what]
     mutation(monkeypatch)
     with pytest.raises(Violation) as noticed:
-        simulate(**{"first_seed": 1, "events": EVENTS, "by_key": False, **settings})  # type: ignore[arg-type]
+        simulate(**{"first_seed": 1, "events": EVENTS, "by_key": False, "exactly_once": 0.0, **settings})  # type: ignore[arg-type]
     told = "".join(traceback.format_exception(noticed.value))
     assert not FAULT_OF_A_MUTATION.search(told), f"the mutation does not fit what it changes any more:\n{told}"

@@ -15,7 +15,7 @@ from functools import partial
 
 import pytest
 from ledger import Violation
-from simulation import ASYNC_SITUATIONS, EVENTS_PER_WORLD, World, simulate
+from simulation import ASYNC_SITUATIONS, EVENTS_PER_WORLD, EXACT_SITUATIONS, World, simulate
 
 ENOUGH = 500_000  # to come upon every situation
 EVENTS = int(os.environ.get("KARAFKA_LITE_SIM_EVENTS", ENOUGH))
@@ -38,6 +38,13 @@ def test_every_promise_holds_with_coroutines(monkeypatch: pytest.MonkeyPatch) ->
     gc.collect()
     missed = [name for name in ASYNC_SITUATIONS if not report.reached[name]]
     assert not missed, f"the simulation never came upon: {missed}"
+
+
+def test_what_is_visible_is_what_was_committed_in_any_order_of_events() -> None:
+    events = EVENTS * 2 // 5
+    report = simulate(SEED, events, exactly_once=0.9)
+    missed = [name for name in EXACT_SITUATIONS if not report.reached[name]]
+    assert events < ENOUGH * 2 // 5 or not missed, f"the simulation never came upon: {missed}"
 
 
 def test_a_seed_always_makes_the_same_world() -> None:

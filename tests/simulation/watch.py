@@ -15,15 +15,19 @@ import ledger as books
 from ledger import require
 from parts import PartBook
 from simulated_runner import make_client
+from simulated_transactions import SimulatedTransactions
 
-from karafka_lite.core.answers import Commit, Outcome, PollPlan
+from karafka_lite.core.answers import Commit, Ended, Outcome, PollPlan, Undecided
+from karafka_lite.core.exact import ExactOwnership
 from karafka_lite.core.group import Group
 from karafka_lite.core.marks import Marks, Refusal
 from karafka_lite.core.options import Options, SeekTarget
-from karafka_lite.core.ownership import Ownership, Run
+from karafka_lite.core.ownership import Ownership, Run, State
 from karafka_lite.core.parts import KeyMarks, KeyOwnership, PartMarks
-from karafka_lite.core.sends import Send
+from karafka_lite.core.sends import Held, Send
 from karafka_lite.core.starts import Place, Start, Stray
+from karafka_lite.core.units import UnitOwnership
+from karafka_lite.errors import ProduceError
 from karafka_lite.messages import TopicPartition
 
 if TYPE_CHECKING:
@@ -51,8 +55,9 @@ class WatchedMarks(Marks):
 
     def sending(self, count: int = 1) -> Send:
         send = super().sending(count)
-        for _ in range(count):
-            self.book.ledger.sent(self.book, send)
+        if not self.book.exact:
+            for _ in range(count):
+                self.book.ledger.sent(self.book, send)
         return send
 
     def try_again(self) -> None:
@@ -63,8 +68,9 @@ class WatchedMarks(Marks):
     def answered(self, send: Send, failure: BaseException | None, count: int = 1) -> None:
         book = self.book
         book.life.world.say(book.life, "refused" if failure else "acknowledged", count, book.ownership)
-        for _ in range(count):
-            book.ledger.answered(book, send, failure, book.life.world.now)
+        if not book.exact:
+            for _ in range(count):
+                book.ledger.answered(book, send, failure, book.life.world.now)
         super().answered(send, failure, count)
 
     def give_up_answers(self, failure: BaseException) -> None:
@@ -137,7 +143,9 @@ class WatchedOwnership(Ownership):
     def mark_alone(self, run: Run, offset: int) -> None:
         book = self.marks.book  # type: ignore[attr-defined]
         by_hand = not book.automatic
-        if by_hand and run.is_part:
+        if book.exact:
+            pass
+        elif by_hand and run.is_part:
             book.ledger.part_gave_up(run.marks.book, offset, book.life.world.now)  # type: ignore[attr-defined]
         elif by_hand:
             book.ledger.given_up_by_hand(book, offset, book.life.world.now)
@@ -152,7 +160,35 @@ class WatchedKeyOwnership(WatchedOwnership, KeyOwnership):
     __slots__ = ()
 
 
+class WatchedExactOwnership(WatchedOwnership, ExactOwnership):
+    """When user code has returned, and what was refused."""
+
+    __slots__ = ()
+
+    def returned(self, run: Run, *, failed: bool) -> None:
+        super().returned(run, failed=failed)
+        book = self.marks.book  # type: ignore[attr-defined]
+        book.life.world.say(book.life, "has returned from", run, "with sends", len(self.marks.released))
+        book.ledger.exact_returned(book, run, book.life.world.now)
+
+    def refused(self, held: Held, error: ProduceError, now: float) -> None:
+        reached, before = self.marks.book.ledger.reached, self.marks.last  # type: ignore[attr-defined]
+        if held in self.marks.sends.held:
+            reached["what was refused was not of the run that runs"] += not self.marks.sends.is_of_run(held)
+            reached["what was refused was of a run that is over"] += self.run is None
+        super().refused(held, error, now)
+        reached["a message was refused, and the marks after it were void"] += self.marks.last != before
+
+
+class WatchedUnitOwnership(WatchedExactOwnership, UnitOwnership):
+    """The same, with parts."""
+
+    __slots__ = ()
+
+
 def owner(tp: TopicPartition, options: Options, predecessor: Ownership | None) -> Ownership:
+    if options.exactly_once:
+        return (WatchedUnitOwnership if options.parts else WatchedExactOwnership)(tp, options, predecessor)
     return (WatchedKeyOwnership if options.parts else WatchedOwnership)(tp, options, predecessor)
 
 
@@ -179,6 +215,12 @@ class WatchedGroup(Group):
         book = ownership.marks.book = self.ledger.owned(self.life, ownership)  # type: ignore[attr-defined]
         book.automatic = self._placing
         return ownership
+
+    def _settle(self, ownership: Ownership, now: float) -> None:
+        super()._settle(ownership, now)
+        if ownership.state is State.RELEASING and ownership in self.ledger.books:
+            book = self.ledger[ownership]
+            book.released_at = book.released_at or now
 
     @contextmanager
     def _marking(self, ownership: Ownership) -> Iterator[None]:
@@ -279,6 +321,7 @@ class WatchedGroup(Group):
         self.ledger.run_ended(run, failed=failed, now=now)
         with self._marking(run.ownership):
             outcomes = super().end(run, failed=failed, now=now)
+        self.ledger.exact_out(self.ledger[run.ownership])
         if run.comes_again:
             for one, outcome in outcomes.items():
                 self.ledger.ended(self.ledger[run.ownership], one, outcome, failed or one is not run, now)
@@ -292,6 +335,7 @@ class WatchedGroup(Group):
         tries = self.ledger.given_up(run, now)
         with self._marking(run.ownership):
             outcomes = super().give_up(run, now=now)
+        self.ledger.exact_out(self.ledger[run.ownership])
         require(outcomes[run].given_up == tries, "the culprit is given up, and nobody else", run, outcomes)
         return outcomes
 
@@ -331,8 +375,18 @@ class WatchedGroup(Group):
         if refusals:
             self.say("is refused", *refusals)
         self.ledger.reached["a commit failed"] += bool(refusals)
-        self.ledger.acknowledged(self.books.answered(refusals, now), now)
+        commits = list(commits)
+        self.ledger.acknowledged(self.books.answered(commits, refusals, now), now)
         super().committed(commits, refusals, now)
+
+    def transacted(self, commits: Collection[Commit], ended: Ended, now: float) -> list[Ownership]:
+        self.say("transaction", type(ended).__name__, *(one.ownership for one in commits))
+        self.books.undecided = isinstance(ended, Undecided)
+        lost = super().transacted(commits, ended, now)
+        self.books.undecided = False
+        for one in self.books.ended(commits):  # it was refused, or is undecided
+            one.book.refused = False
+        return lost
 
     def advance(self, now: float) -> None:
         super().advance(now)
@@ -351,6 +405,7 @@ def watched() -> Iterator[None]:
     """Have the runner's groups make ownerships and marks that are watched, and its members simulated clients."""
     with (
         patch("karafka_lite.client.consumer.Client", make_client),
+        patch("karafka_lite.client.transactions.Transactions", SimulatedTransactions),
         patch("karafka_lite.core.group.owner", owner),
         patch("karafka_lite.core.parts.KeyMarks", WatchedKeyMarks),
         patch("karafka_lite.core.parts.PartMarks", WatchedPartMarks),
