@@ -181,10 +181,14 @@ class Sends:
     def void(self, refused: Held, error: ProduceError) -> list[Held]:
         """What was sent from ``refused`` on never leaves, and is returned; nothing, where it has been dropped.
 
-        With it goes what was sent before it after the same mark: the same messages come again.
+        With it goes what was sent before it after the same mark: the same messages come again. What has left at once
+        after marks that are void now holds up those that are made from now on.
         """
         if refused not in self.held:
             return []
+        for send in self._sends:
+            if send.mark.version > refused.mark.version:
+                send.mark = refused.mark
         refused.answer, place = error, (refused.mark.version, refused.era)
         return self._take_out([held for held in self.held if (held.mark.version, held.era) >= place], VOID)
 

@@ -168,6 +168,18 @@ def test_what_counts_as_given_up_because_of_a_letter_comes_again_when_the_letter
     assert [marks.is_done(offset) for offset in (3, 4, 9)] == [False, False, True]
 
 
+def test_what_has_left_at_once_after_a_mark_that_is_void_does_not_have_it_committed() -> None:
+    """A dead letter by hand that is refused, and another one behind an unmarked message, which has no answer yet."""
+    marks = begun()
+    letter = sent(marks, "letter")
+    marks.mark(1)
+    at_once = marks.sending()
+    marks.refused_with(letter, ProduceError("no"))
+    assert (marks.commit_point, marks.committable) == ((0, 0), False)
+    marks.answered(at_once, None)
+    assert (marks.stored, marks.committable) == (0, False)
+
+
 def test_at_the_end_of_the_ownership_nothing_is_left() -> None:
     marks = begun()
     sent(marks, "a")
