@@ -46,6 +46,11 @@ class ExactOwnership(Ownership):
         the commit took too long: then it comes again, too."""
         return super().end(run, failed=failed or (not run.is_part and self.marks.failure is not None), now=now)
 
+    def _come_again(self) -> None:
+        """What is not marked comes again, and so what was made of it never leaves."""
+        self.marks.drop(of_run=False)
+        super()._come_again()
+
     def gives_up(self, run: Run) -> bool:
         """As of any ownership; but not while something before it comes again, because it was refused: then it comes
         again itself, and its dead letter leaves with its mark."""

@@ -14,7 +14,7 @@ from karafka_lite.core.answers import Committed, Refused
 from karafka_lite.core.backoff import Backoff
 from karafka_lite.core.exact import ExactOwnership
 from karafka_lite.core.group import Group
-from karafka_lite.core.options import Options
+from karafka_lite.core.options import Hook, Options, RegisteredHook
 from karafka_lite.core.ownership import Run, State
 from karafka_lite.core.units import UnitOwnership
 from karafka_lite.errors import ProduceError
@@ -255,6 +255,32 @@ def test_a_message_that_is_refused_right_before_its_run_ends_comes_again() -> No
     assert (scene.exact.marks.stored, scene.commit()) == (None, False)
     (run,) = scene.again()
     assert offsets_of(run) == [0]
+
+
+def test_what_waits_unmarked_is_dropped_where_a_hook_could_not_send_and_its_messages_come_again() -> None:
+    """The hook has sent a dead letter by hand, which left at once, as there is something unmarked before it."""
+    every = RegisteredHook(Hook.EVERY, lambda ctx: None, 1000)
+    scene = Scene("ab", parts=0, manual_offsets=True, hooks=(every,))
+    (run,) = scene.begin_all()
+    scene.send(run)
+    scene.returns(run)
+    scene.ends(run)
+    scene.now += 2.0
+    scene.group.advance(scene.now)
+    (hook,) = scene.begin_all()
+    assert hook.hook is Hook.EVERY
+    hook.marks.answered(hook.marks.sending(), ProduceError("no"))
+    scene.returns(hook)
+    scene.ends(hook)
+    scene.now += 0.5
+    scene.group.advance(scene.now)
+    (run,) = scene.begin_all()
+    assert offsets_of(run) == [0, 1]
+    scene.send(run)
+    run.marks.mark(2)
+    scene.returns(run)
+    assert scene.commit()
+    assert (scene.visible, scene.exact.marks.committed) == ([0, 1], 2)
 
 
 def test_a_letter_by_hand_leaves_with_the_unit_and_is_dropped_with_it() -> None:
