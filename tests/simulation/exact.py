@@ -79,6 +79,7 @@ class ExactLedger:
         # Messages that were given up, and whose dead letters have left by themselves, or are none.
         self.in_other_ways: dict[Log, Counter[int]] = defaultdict(Counter)
         self.skipped: dict[Log, set[int]] = defaultdict(set)  # user code wanted to go on elsewhere, and failed
+        self.repeated: set[Log] = set()  # user code has gone back there, and so makes again what is visible
 
     # -- what user code makes
 
@@ -157,11 +158,13 @@ class ExactLedger:
         if o.log not in self.visible:
             require(before is None, "who commits first is the first", o, before)
             self.visible[o.log] = Visible(o.start)
-        log, seen = o.log, self.visible[o.log]
-        require(offset >= seen.committed, "what is committed never goes back", o, offset, seen.committed)
+        log, seen, repeated = o.log, self.visible[o.log], o.log in self.repeated
+        back = offset < seen.committed
+        require(repeated or not back, "what is committed never goes back", o, offset, seen.committed)
+        self.reached["user code went back, and what is committed did, too"] += back
         for at in [at for at in made if at is not None]:
-            require(at < offset, "nothing is visible before its message is committed", o, at, offset)
-            require(at not in seen.once, "nothing is visible twice", o, at, offset)
+            require(repeated or at < offset, "nothing is visible before its message is committed", o, at, offset)
+            require(repeated or at not in seen.once, "nothing is visible twice", o, at, offset)
             seen.once.add(at)
         for record in log.read(seen.committed, 1 << 30):
             if record.offset >= offset:

@@ -1,7 +1,7 @@
 """User code of partitions with ``exactly_once``: it makes one output of each message, and marks what it has made.
 
-Beyond that it does what any user code does (``handlers.py``). It goes nowhere that would make an output of a message
-again, or none at all: that would be its own wish.
+Beyond that it does what any user code does (``handlers.py``), and now and then it goes back. It goes nowhere that would
+leave a message out: that would be its own wish.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ class ExactHandlers(Handlers):
             self._do_little(ctx, o, message)
             if index == leaves_at:
                 return
+            if not calm and settings.backward_marks and not each and rng.random() < 0.1:
+                self._go_back(ctx, o, batch[0], message)
             if rng.random() < marking:
                 if not self._mark(o, ctx, message):
                     return
@@ -91,6 +93,14 @@ class ExactHandlers(Handlers):
             )
         elif manual and (calm or rng.random() < 0.5):
             self._mark(o, ctx, batch.last)
+
+    def _go_back(self, ctx: Context, o: ExactBook, first: Message, message: Message) -> None:
+        """What is made again then is there again."""
+        self._ledger.repeated.add(o.log)
+        if self._rng.random() < 0.5:
+            self._mark(o, ctx, first)
+        elif not ctx._run.is_part:
+            self._seek(ctx, o, message.offset)
 
     def _do_little(self, ctx: Context, o: Any, message: Message) -> None:
         rng = self._rng

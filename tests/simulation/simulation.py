@@ -84,7 +84,6 @@ EXACT_SITUATIONS = (
     "the end of a transaction came too late",
     "the end of a transaction came when nobody waited for it",
     "what was refused was not of the run that runs",
-    "what was refused was of a run that is over",
     "what was sent before a seek waited for the next mark",
 )
 

@@ -20,7 +20,8 @@ from simulated_transactions import Producers, SimulatedTransactions
 from simulation import simulate
 
 from karafka_lite.core import parts
-from karafka_lite.core.answers import Committed, Undecided
+from karafka_lite.core.answers import Committed, Refused, Undecided
+from karafka_lite.core.commits import Commits
 from karafka_lite.core.exact import ExactOwnership
 from karafka_lite.core.group import Group
 from karafka_lite.core.intake import Intake
@@ -828,6 +829,16 @@ def _(patch: Patch) -> None:
     patch.setattr(Ownership, "_come_again", lambda ownership: None)
 
 
+@wrong("all partitions of a transaction are to blame for a message that was refused", **REFUSED)
+def _(patch: Patch) -> None:
+    def transacted(group: Group, commits: Any, ended: Any, now: float) -> None:
+        if isinstance(ended, Refused):
+            for commit in commits:
+                commit.ownership.refused((commit.sends or [ended.held])[0], ended.error, now)
+
+    after(patch, Commits, "transacted", transacted)
+
+
 @wrong("what was sent before a seek is dropped by a failure", **EXACT, failing=0.4, backward_marks=True)
 def _(patch: Patch) -> None:
     patch.setattr(Sends, "keep", lambda sends: None)
@@ -947,7 +958,7 @@ def _(patch: Patch) -> None:
     instead(patch, SimulatedTransactions, "commit", commit)
 
 
-@wrong("a start does not wait for a transaction that is open", **EXACT)
+@wrong("a start does not wait for a transaction that is open", **UNDECIDED, unrest=1.0)
 def _(patch: Patch) -> None:
     patch.setattr(Producers, "waits", lambda producers, tp: False)
 

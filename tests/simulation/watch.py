@@ -17,7 +17,7 @@ from parts import PartBook
 from simulated_runner import make_client
 from simulated_transactions import SimulatedTransactions
 
-from karafka_lite.core.answers import Commit, Ended, Outcome, PollPlan, Undecided
+from karafka_lite.core.answers import Commit, Ended, Outcome, PollPlan, Refused, Undecided
 from karafka_lite.core.exact import ExactOwnership
 from karafka_lite.core.group import Group
 from karafka_lite.core.marks import Marks, Refusal
@@ -382,7 +382,11 @@ class WatchedGroup(Group):
     def transacted(self, commits: Collection[Commit], ended: Ended, now: float) -> list[Ownership]:
         self.say("transaction", type(ended).__name__, *(one.ownership for one in commits))
         self.books.undecided = isinstance(ended, Undecided)
+        blamed = ended.held if isinstance(ended, Refused) else None
+        others = {one.ownership: one.ownership.marks.last for one in commits if blamed and blamed not in one.sends}
         lost = super().transacted(commits, ended, now)
+        hurt = [str(other) for other, last in others.items() if other.marks.last != last]
+        require(not hurt, "who has sent nothing that was refused loses nothing", self.life, *hurt)
         self.books.undecided = False
         for one in self.books.ended(commits):  # it was refused, or is undecided
             one.book.refused = False
