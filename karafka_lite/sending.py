@@ -175,10 +175,9 @@ class Holding(Sending):
         """
         ownership = run.ownership
         with self._host.locked() as now:
-            held: Held | None = _over(ownership)
-            if not ownership.over:
-                held = _exact(run).hold_letter(run, letter, run.culprit or 0)
-                self._host.group.claim(ownership, now)
+            over = ownership.over
+            held = _over(ownership) if over else _exact(run).hold_letter(run, letter, run.culprit or 0)
+            self._host.group.claim(ownership, now)
         if held is None:
             return await super().last_letter(run, letter)
         await self._await_commit(run)

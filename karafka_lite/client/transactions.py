@@ -255,8 +255,7 @@ class Writer:
         self._producer._sender.wakeup()  # partitions and offsets are on their way while batches are filled
         places = self._put(ready)
         self.hand_over()
-        if places:
-            self._await(self._settled.wait, deadline)
+        self._await(lambda seconds: not places or self._settled.wait(seconds), deadline)
         if self._blamed is not None:
             raise self._failure(sends, self._blamed)
         self._await(lambda seconds: committed.wait(seconds * 1000), deadline)

@@ -62,10 +62,8 @@ class ExactOwnership(Ownership):
     def hold_letter(self, run: Run, letter: Addressed, offset: int) -> Held | None:
         """The message at ``offset`` is given up, and ``letter`` leaves with the mark that passes it. None: not all
         before it is marked, which may take long, so the dead letter has to leave at once."""
-        begin, last = (
-            self._begin_of(run, offset),
-            run.error is not None,
-        )  # then no user code will mark anything after it
+        begin = self._begin_of(run, offset)
+        last = run.error is not None  # then no user code will mark anything after it
         if (last or self.options.manual_offsets) and begin > self.marks.retry_position:
             return None
         self.marks.failure = None if last else self.marks.failure

@@ -186,9 +186,8 @@ class Sends:
         """
         if refused not in self.held:
             return []
-        for send in self._sends:
-            if send.mark.version > refused.mark.version:
-                send.mark = refused.mark
+        for send in [send for send in self._sends if send.mark.version > refused.mark.version]:
+            send.mark = refused.mark
         refused.answer, place = error, (refused.mark.version, refused.era)
         return self._take_out([held for held in self.held if (held.mark.version, held.era) >= place], VOID)
 
