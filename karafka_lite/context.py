@@ -338,7 +338,8 @@ class Context:
 
         In automatic mode nothing more is needed. In manual mode it is marked as soon as everything before it is. With
         ``exactly_once`` it leaves with the mark that passes ``message``; in manual mode with something unmarked before
-        it, at once and by itself, and after a crash perhaps twice.
+        it, at once and by itself, and after a crash perhaps twice. In a hook it is such a mark itself: what the hook
+        has sent before leaves with it, also if the hook fails later.
 
         It keeps key, value and headers, and gets the headers ``source-topic``, ``source-partition``, ``source-offset``,
         ``source-timestamp`` (milliseconds), ``source-group``, ``attempts`` (this try included) and ``error``

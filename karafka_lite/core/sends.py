@@ -174,9 +174,8 @@ class Sends:
         """What was sent after the mark of ``version`` never leaves; ``of_run``: only what the last run has sent, or its
         last function."""
         waiting = [held for held in self.held if held.mark.version >= version]
-        return self._take_out(
-            [h for h in waiting if (h.number >= self._goes if of_run else h.era == self._era)], DROPPED
-        )
+        waiting = [held for held in waiting if (held.number >= self._goes if of_run else held.era == self._era)]
+        return self._take_out(waiting, DROPPED)
 
     def void(self, refused: Held, error: ProduceError) -> list[Held]:
         """What was sent from ``refused`` on never leaves, and is returned; nothing, where it has been dropped.

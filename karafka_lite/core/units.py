@@ -33,10 +33,9 @@ class UnitMarks(PartMarks):
         """Of a message of the batch, whichever part has sent it."""
         return self._whole.failure
 
+    # It is that of the partition.
     @failure.setter
-    def failure(  # pyright: ignore[reportIncompatibleVariableOverride] - it is that of the partition
-        self, failure: BaseException | None
-    ) -> None:
+    def failure(self, failure: BaseException | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._whole.failure = failure
 
     def _tell(self) -> None:
