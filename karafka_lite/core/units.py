@@ -33,8 +33,8 @@ class UnitMarks(PartMarks):
         """Of a message of the batch, whichever part has sent it."""
         return self._whole.failure
 
-    # It is that of the partition.
     @failure.setter
+    # It is that of the partition.
     def failure(self, failure: BaseException | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._whole.failure = failure
 

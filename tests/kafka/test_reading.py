@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -25,12 +26,15 @@ def producer(kafka: Observer, **settings: Any) -> Any:
     )
 
 
+RECENTLY_MS = int(time.time() * 1000) - 200_000  # retention deletes what is a week old, at any moment
+
+
 def write(sender: Any, topic: str, name: str, count: int = 100) -> None:
     for i in range(count):
         value = None if i % 11 == 0 else b"" if i % 13 == 0 else f"{name} {i}".encode() * (1 + i % 60)
         key = None if i % 3 == 0 else b"k" * (i % 90)
         headers = [("h", b"x%d" % i), ("h\u00e9", None), ("h", b"")] if i % 4 == 0 else []
-        timestamp = 1_700_000_000_000 + i * 7919 % 100_000
+        timestamp = RECENTLY_MS + i * 7919 % 100_000
         sender.produce(topic, value, key, partition=0, headers=headers, timestamp=timestamp)
     assert sender.flush(PATIENCE_S) == 0
 
