@@ -26,7 +26,7 @@ from karafka_lite.functions import is_again, name_of
 from karafka_lite.lifespan import ProcessHook
 from karafka_lite.messages import Batch, Deserializer, Loads, MessageDeserializer, as_deserializer
 from karafka_lite.route import NO_RETRY, DeadLetter, Handler, HookFunction, Order, Route
-from karafka_lite.settings import group_id_mistakes, int_mistakes, refuse, safe_repr
+from karafka_lite.settings import bool_mistakes, group_id_mistakes, int_mistakes, refuse, safe_repr
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -251,6 +251,8 @@ class Router:
             *int_mistakes("max_messages", max_messages),
             *int_mistakes("batch_timeout_ms", batch_timeout_ms, least=0),
             *int_mistakes("backoff_ms", backoff_ms),
+            *bool_mistakes("manual_offsets", manual_offsets),
+            *bool_mistakes("exactly_once", exactly_once),
         )
         refuse(*int_mistakes("backoff_max_ms", backoff_max_ms, least=backoff_ms, why=" (backoff_ms)"))
         if decode is not None:

@@ -276,8 +276,8 @@ def _setting_mistakes(name: str, value: object) -> Iterator[str]:
         yield _unknown(name)
     elif kind is int or (kind == int | None and value is not None):
         yield from int_mistakes(name, value, least=0 if _ZERO_ALLOWED.fullmatch(name) else 1)
-    elif kind is bool and not isinstance(value, bool):  # "false", from an environment variable, is true in Python
-        yield f"{name} must be True or False, got {safe_repr(value)}"
+    elif kind is bool:
+        yield from bool_mistakes(name, value)
     elif (choices := _choices(kind)) and value not in choices and not (value is None and type(None) in get_args(kind)):
         # kafka-python silently takes an unknown security_protocol ("sasl_ssl") for PLAINTEXT.
         given = repr(value) if isinstance(value, str) else safe_repr(value)
@@ -299,6 +299,11 @@ def _unknown(name: str) -> str:
     if near[0] in UNSUPPORTED:
         return f"unknown setting {name!r}; {near[0]} is not supported: {UNSUPPORTED[near[0]]}"
     return f"unknown setting {name!r}; did you mean {' or '.join(near)}?"
+
+
+def bool_mistakes(name: str, value: object) -> Iterator[str]:
+    if not isinstance(value, bool):  # "false", from an environment variable, is true in Python
+        yield f"{name} must be True or False, got {safe_repr(value)}"
 
 
 def int_mistakes(name: str, value: object, least: int = 1, why: str = "") -> Iterator[str]:

@@ -257,7 +257,7 @@ class Many(LazyFuture[list[Receipt]]):
     """The future of messages at ``places``, in batches. It fails with the first failure, when all have an answer."""
 
     def __init__(self, places: Sequence[tuple[Batch, int]]) -> None:
-        self._places, self._looked = places, False  # the rest is made when somebody looks
+        self._places, self._resolved = places, False  # the rest is made when somebody looks
 
     def answer(self) -> list[Receipt] | ProduceError | None:
         if not all(batch.is_answered for batch in self._batches):
@@ -273,8 +273,8 @@ class Many(LazyFuture[list[Receipt]]):
     def look(self, *_: object) -> None:
         """There is an answer to some."""
         with looking:
-            answer = None if self._looked else self.answer()
-            self._looked |= answer is not None
+            answer = None if self._resolved else self.answer()
+            self._resolved |= answer is not None
         if answer is not None:
             resolve(self, answer)
 

@@ -33,6 +33,7 @@ from kafka import TopicPartition as KafkaTP
 from kafka.protocol.consumer import ListOffsetsRequest, OffsetFetchRequest
 from kafka.structs import ConsumerGroupMetadata
 
+from karafka_lite.client.trouble import error_text
 from karafka_lite.core.marks import Refusal
 from karafka_lite.core.options import SeekTarget, Timestamp
 from karafka_lite.core.starts import Note, Place, Stray
@@ -59,10 +60,6 @@ OF_THE_COORDINATOR = {
     kafka.errors.NotCoordinatorError.errno,
     kafka.errors.CoordinatorNotAvailableError.errno,
     kafka.errors.CoordinatorLoadInProgressError.errno,
-}
-HINTS = {
-    kafka.errors.UnstableOffsetCommitError.errno: ": a transaction with its next offset is open; the brokers end it "
-    "up to 20 s after its member has died; where they do not: kafka-transactions.sh find-hanging, abort"
 }
 NOTE = re.compile(r"karafka-lite:([\w-]{22})?:(\d{1,9})?")
 
@@ -327,16 +324,12 @@ class Offsets:
         for topic in response.topics:
             for one in topic.partitions:
                 offset, note = one.committed_offset, decode(one.metadata)
-                answer = _named(one.error_code) if one.error_code else (offset, note)
+                answer = error_text("OffsetFetch", one.error_code) if one.error_code else (offset, note)
                 found[topic.name, one.partition_index] = answer if one.error_code or offset >= 0 else None
         codes = {one.error_code for topic in response.topics for one in topic.partitions}
         if response.error_code or codes & OF_THE_COORDINATOR:  # all others are of one partition
             coordinator._handle_offset_fetch_response(response)  # raises, and looks for a new coordinator
         return found
-
-
-def _named(code: int) -> str:
-    return f"{kafka.errors.for_code(code).__name__}{HINTS.get(code, '')}"
 
 
 # -- what a fetch has found --------------------------------------------------------------------------------------------

@@ -304,8 +304,7 @@ class Writer:
                     partition = known[topic].by_known_key.get(key)
             if partition is None:
                 partition = self._partition_of(held, message, size)
-            time_ms = now_ms if timestamp_ms is None else timestamp_ms
-            ready.append((partition, (time_ms, key, value, headers), size))
+            ready.append((partition, (now_ms if timestamp_ms is None else timestamp_ms, key, value, headers), size))
         return ready
 
     def _partition_of(self, held: Held, message: Addressed, size: int) -> Partition:

@@ -23,6 +23,8 @@ DENIED = kafka.errors.TopicAuthorizationFailedError.errno
 NO_ERRORS = (0, kafka.errors.MemberIdRequiredError.errno)  # the second is how a join begins
 HINTS = {
     ("FindCoordinator", 15): "; is the brokers' offsets.topic.replication.factor more than there are brokers?",
+    ("OffsetFetch", kafka.errors.UnstableOffsetCommitError.errno): ": a transaction with its next offset is open; the "
+    "brokers end it up to 20 s after its member has died; where they do not: kafka-transactions.sh find-hanging, abort",
 }
 
 Key = tuple[str, Any, Any]  # kind of request; topic and partition where it is about one
@@ -86,7 +88,7 @@ class Trouble:
             (api, topic, partition), seen = max(errors.items(), key=lambda item: item[1].last)
             if seen.last > at:
                 at, of = seen.last, f" for {topic}-{partition}" if topic is not None else ""
-                text = f"{api}{of} is answered with {named(seen.code)}{HINTS.get((api, seen.code), '')}"
+                text = f"{api}{of} is answered with {error_text(api, seen.code)}"
         if at > now - RECENT_S:
             return text
         waits = [(since, api) for api, since in pending.items() if since < now - PENDING_S and api != "Fetch"]
@@ -127,6 +129,11 @@ class Trouble:
 def named(code: int) -> str:
     """An error code with its name."""
     return f"{kafka.errors.for_code(code).__name__} ({code})"
+
+
+def error_text(api: str, code: int) -> str:
+    """The error of an answer to this kind of request, with what may be done."""
+    return f"{named(code)}{HINTS.get((api, code), '')}"
 
 
 def _errors(answer: Any) -> Iterator[tuple[tuple[Any, Any], int]]:

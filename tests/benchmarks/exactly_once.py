@@ -81,8 +81,9 @@ def forward(
 
 def forward_by_quix(kafka: Observer, python: str, batch: int, messages: int, guarantee: str, partitions: int) -> float:
     """As ``forward``, committed after each ``batch`` messages."""
-    topic, out, messages = filled(kafka, messages, partitions), kafka.topic(partitions), messages // partitions
-    arguments = kafka.bootstrap_servers, kafka.group(), topic, out, str(messages * partitions), str(batch), guarantee
+    topic, out = filled(kafka, messages, partitions), kafka.topic(partitions)
+    count = messages // partitions * partitions
+    arguments = kafka.bootstrap_servers, kafka.group(), topic, out, str(count), str(batch), guarantee
     script = str(Path(__file__).with_name("quix_forward.py"))
     told = subprocess.run([python, script, *arguments], check=True, text=True, stdout=subprocess.PIPE)
     return float(told.stdout)

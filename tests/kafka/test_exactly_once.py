@@ -767,6 +767,19 @@ def test_a_member_that_was_frozen_past_its_session_as_its_transaction_began_comm
     wait_until(lambda: numbers(kafka, out) == [0, 1, 2])
 
 
+@contextmanager
+def open_transaction(kafka: Observer, app: App, topic: str, offset: int) -> Iterator[Any]:
+    """Of a producer of somebody else: with the next offset of partition 0, in the name of the app's group."""
+    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=kafka.name("id"))
+    try:
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send_offsets_to_transaction({KafkaTP(topic, 0): OffsetAndMetadata(offset, "", -1)}, group_of(app))
+        yield producer
+    finally:
+        producer.close()
+
+
 @pytest.mark.parametrize("exactly_once", [True, False])
 def test_a_start_waits_for_a_transaction_that_is_open_and_a_plain_one_would_not(
     kafka: Observer, exactly_once: bool
@@ -775,19 +788,12 @@ def test_a_start_waits_for_a_transaction_that_is_open_and_a_plain_one_would_not(
     kafka.produce(topic, range(4))
     app = make_app(kafka)
     app.topic(topic, exactly_once=exactly_once)(lambda batch, ctx: seen.extend(batch.payloads))
-    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=kafka.name("id"))
-    try:
-        producer.init_transactions()
-        producer.begin_transaction()
-        producer.send_offsets_to_transaction({KafkaTP(topic, 0): OffsetAndMetadata(3, "", -1)}, group_of(app))
-        with running(app):
-            wait_until(lambda: kafka.members(group_of(app)))
-            if exactly_once:
-                assert not seen
-                producer.commit_transaction()
-            wait_until(lambda: 3 in seen)
-    finally:
-        producer.close()
+    with open_transaction(kafka, app, topic, 3) as producer, running(app):
+        wait_until(lambda: kafka.members(group_of(app)))
+        if exactly_once:
+            assert not seen
+            producer.commit_transaction()
+        wait_until(lambda: 3 in seen)
     assert seen == ([3] if exactly_once else [0, 1, 2, 3])
 
 
@@ -806,20 +812,13 @@ def test_a_partition_whose_transaction_is_open_holds_up_no_other_one(
         ctx.produce_many(out, batch.payloads)
         seen.extend((ctx.partition, payload) for payload in batch.payloads)
 
-    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=kafka.name("id"))
-    try:
-        producer.init_transactions()
-        producer.begin_transaction()
-        producer.send_offsets_to_transaction({KafkaTP(topic, 0): OffsetAndMetadata(2, "", -1)}, group_of(app))
-        with running(app):
-            wait_until(lambda: kafka.committed(group_of(app), topic, 1) == 3, message="the other one is committed")
-            assert all(partition == 1 for partition, _ in seen)
-            wait_until(lambda: "kafka-transactions.sh find-hanging" in caplog.text, message="it is said")
-            assert f"the starting offsets of {topic}-0 " in caplog.text
-            producer.commit_transaction()
-            wait_until(lambda: kafka.committed(group_of(app), topic, 0) == 3)
-    finally:
-        producer.close()
+    with open_transaction(kafka, app, topic, 2) as producer, running(app):
+        wait_until(lambda: kafka.committed(group_of(app), topic, 1) == 3, message="the other one is committed")
+        assert all(partition == 1 for partition, _ in seen)
+        wait_until(lambda: "kafka-transactions.sh find-hanging" in caplog.text, message="it is said")
+        assert f"the starting offsets of {topic}-0 " in caplog.text
+        producer.commit_transaction()
+        wait_until(lambda: kafka.committed(group_of(app), topic, 0) == 3)
     assert sorted(seen) == [(0, 2), (1, 0), (1, 1), (1, 2)]
 
 
@@ -832,17 +831,10 @@ def test_with_latest_all_of_a_topic_wait_where_what_is_committed_for_one_is_not_
     kafka.produce(topic, range(3), 0)
     app = make_app(kafka, auto_offset_reset="latest")
     app.topic(topic, exactly_once=True)(lambda batch, ctx: seen.extend(batch.payloads))
-    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=kafka.name("id"))
-    try:
-        producer.init_transactions()
-        producer.begin_transaction()
-        producer.send_offsets_to_transaction({KafkaTP(topic, 0): OffsetAndMetadata(2, "", -1)}, group_of(app))
-        with running(app):
-            wait_until(lambda: f"the starting offsets of {topic}-0, {topic}-1 " in caplog.text)
-            producer.commit_transaction()
-            wait_until(lambda: 2 in seen)
-    finally:
-        producer.close()
+    with open_transaction(kafka, app, topic, 2) as producer, running(app):
+        wait_until(lambda: f"the starting offsets of {topic}-0, {topic}-1 " in caplog.text)
+        producer.commit_transaction()
+        wait_until(lambda: 2 in seen)
     assert seen == [2]
 
 

@@ -245,7 +245,7 @@ def test_many_that_nobody_looks_at_cost_nothing() -> None:
     batch = batch_of(2)
     many = Many([(batch, 0), (batch, 1)])
     answer(batch, 10)
-    assert vars(many).keys() == {"_places", "_looked"}
+    assert vars(many).keys() == {"_places", "_resolved"}
     assert many.result(0) == [(3, 10), (3, 11)]
 
 

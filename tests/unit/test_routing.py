@@ -312,6 +312,14 @@ def test_all_mistakes_of_one_decorator_are_reported_at_once(router: Router) -> N
         assert word in text
 
 
+@pytest.mark.parametrize("name", ["manual_offsets", "exactly_once"])
+def test_a_text_is_neither_true_nor_false(router: Router, name: str) -> None:
+    """ "no", from an environment variable, is true in Python."""
+    options: dict[str, Any] = {name: "no"}
+    text = refusal(lambda: router.topic("orders", **options))
+    assert text.splitlines()[0] == f"{name} must be True or False, got a str"
+
+
 # -- the order
 
 
